@@ -1,0 +1,131 @@
+"""Intrinsics, poses, depth from disparity: small differentiable functions under the losses and the data sets.
+
+Conventions, everywhere in the package: pixel centres lie on integers 0..W-1, `K` is in pixels of the image at hand,
+`T` maps points of the target camera to the source camera, depth is z along the optical axis in the unit of `T`.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "backproject",
+    "disparity_to_depth",
+    "flip_geometry",
+    "invert_pose",
+    "pose_matrix",
+    "project",
+    "projection_matrix",
+    "rotation_from_axis_angle",
+    "scale_intrinsics",
+]
+
+
+def disparity_to_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: float = 100.0) -> Tensor:
+    """Depth from a sigmoid map: `1 / (1/max_depth + (1/min_depth - 1/max_depth) * disparity)`, same shape.
+
+    `disparity` in [0, 1]; 0 gives `max_depth`, 1 gives `min_depth` (Monodepth2, arXiv 1806.01260, section 3).
+    """
+    if not 0 < min_depth < max_depth:
+        raise ValueError(
+            f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}"
+        )
+    far = 1.0 / max_depth
+    return 1.0 / (far + (1.0 / min_depth - far) * disparity)
+
+
+def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:
+    """(..., 3) axis times angle in radians to (..., 3, 3) rotation matrices (Rodrigues), smooth at zero."""
+    angle_sq = axis_angle.square().sum(-1)[..., None, None]
+    # Taylor below 1e-4 rad^2: there sin(a)/a and (1-cos(a))/a^2 lose their digits, and sqrt has no gradient at 0.
+    small = angle_sq < 1e-4
+    safe = torch.where(small, torch.ones_like(angle_sq), angle_sq)
+    angle = safe.sqrt()
+    first = torch.where(small, 1 - angle_sq / 6 + angle_sq.square() / 120, angle.sin() / angle)
+    second = torch.where(small, 0.5 - angle_sq / 24 + angle_sq.square() / 720, (1 - angle.cos()) / safe)
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    eye = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    return eye + first * skew + second * (skew @ skew)
+
+
+def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -> Tensor:
+    """(..., 3) axis-angle and (..., 3) translation to (..., 4, 4): `Trans(t) Rot(r)`, or its inverse.
+
+    The inverse is `Rot(r)^T Trans(-t)`: Monodepth2 predicts every motion in temporal order and inverts it for
+    the source before the target.
+    """
+    rotation = rotation_from_axis_angle(axis_angle)
+    column = translation.unsqueeze(-1)
+    if invert:
+        rotation = rotation.transpose(-1, -2)
+        column = -(rotation @ column)
+    top = torch.cat([rotation, column], -1)
+    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    return torch.cat([top, bottom], -2)
+
+
+def invert_pose(T: Tensor) -> Tensor:
+    """Inverse of rigid (..., 4, 4) transforms, by transposition."""
+    rotation = T[..., :3, :3].transpose(-1, -2)
+    top = torch.cat([rotation, -(rotation @ T[..., :3, 3:])], -1)
+    return torch.cat([top, T[..., 3:, :]], -2)
+
+
+def scale_intrinsics(K: Tensor, scale_x: float, scale_y: float) -> Tensor:
+    """`K` (..., 3, 3) of an image resized by `scale_x`, `scale_y`; pixel centres stay on integers.
+
+    A pixel covers [i - 0.5, i + 0.5], so the edge, not the centre of pixel 0, stays in place:
+    `cx' = (cx + 0.5) * scale_x - 0.5`.
+    """
+    fx, fy = K[..., 0, 0] * scale_x, K[..., 1, 1] * scale_y
+    cx, cy = (K[..., 0, 2] + 0.5) * scale_x - 0.5, (K[..., 1, 2] + 0.5) * scale_y - 0.5
+    skew, zero, one = K[..., 0, 1] * scale_x, torch.zeros_like(fx), torch.ones_like(fx)
+    return torch.stack([fx, skew, cx, zero, fy, cy, zero, zero, one], -1).unflatten(-1, (3, 3))
+
+
+def flip_geometry(K: Tensor, T: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """`K` (..., 3, 3) and `T` (..., 4, 4) after all images were mirrored left to right.
+
+    The principal point moves to `width - 1 - cx` and the motion is mirrored, `F T F` with `F = diag(-1, 1, 1, 1)`.
+    """
+    K = K.clone()
+    K[..., 0, 2] = width - 1 - K[..., 0, 2]
+    K[..., 0, 1] = -K[..., 0, 1]
+    mirror = T.new_tensor([-1.0, 1.0, 1.0, 1.0])
+    return K, T * mirror[:, None] * mirror
+
+
+def backproject(depth: Tensor, K: Tensor) -> Tensor:
+    """Depth (B,1,H,W) and K (B,3,3) to camera points (B,3,H,W), in the unit of depth."""
+    height, width = depth.shape[-2:]
+    v, u = torch.meshgrid(
+        torch.arange(height, dtype=depth.dtype, device=depth.device),
+        torch.arange(width, dtype=depth.dtype, device=depth.device),
+        indexing="ij",
+    )
+    rays = torch.linalg.inv(K.to(depth.dtype)) @ torch.stack([u, v, torch.ones_like(u)]).flatten(1)
+    return depth * rays.unflatten(-1, (height, width))
+
+
+def project(points: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """Camera points (B,3,...) and K (B,3,3) to pixel coordinates (B,2,...) and depth z (B,1,...)."""
+    uvw = (K.to(points.dtype) @ points.flatten(2)).view_as(points)
+    z = points[:, 2:]
+    return uvw[:, :2] / z, z
+
+
+def projection_matrix(K: Tensor, T: Tensor, source_K: Tensor | None = None) -> Tensor:
+    """`[K_source R K^-1 | K_source t]`, (..., 3, 4), in float64: pixel times depth in, source pixel times z out.
+
+    K (B,3,3); T (B,4,4) or (B,S,4,4); source_K like K or (B,S,3,3), `K` where None. Differentiable in all three.
+    The matrix is tiny, so double costs nothing and keeps `K^-1` exact to the last bit of the images' float32.
+    """
+    K, T = K.double(), T.double()
+    source_K = K if source_K is None else source_K.double()
+    inverse = torch.linalg.inv_ex(K).inverse  # inv_ex: a singular K gives inf, hence a non-finite loss, no sync
+    if T.dim() == 4:
+        inverse = inverse.unsqueeze(1)
+        if source_K.dim() == 3:
+            source_K = source_K.unsqueeze(1)
+    return torch.cat([source_K @ T[..., :3, :3] @ inverse, source_K @ T[..., :3, 3:]], -1)
