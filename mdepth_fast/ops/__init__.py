@@ -1,0 +1,8 @@
+"""The fused ops: typed functions with autograd, one file each. See docs/design.md for a call's way through the floors."""
+
+from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
+from mdepth_fast.ops.inverse_warp import inverse_warp
+from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
+from mdepth_fast.ops.photometric_loss import photometric_loss
+
+__all__ = ["MinReprojection", "edge_aware_smoothness", "inverse_warp", "min_reprojection", "photometric_loss"]

@@ -1,0 +1,210 @@
+// pybind11 module mdepth_fast._C. Addresses arrive as integers and are trusted here: mdepth_fast/_native.py is the only
+// caller and has checked dtype, device, layout and size of every tensor behind them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "mdepth/launch.h"
+
+namespace py = pybind11;
+using namespace mdepth;
+
+namespace {
+
+using Address = uintptr_t;
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+Isa best_isa() {
+#if defined(MDEPTH_HAS_AVX512) && defined(__GNUC__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw"))
+    return Isa::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+#endif
+  return Isa::kBaseline;
+}
+
+Isa active_isa = best_isa();
+
+std::string isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline"; }
+
+// For tests and comparisons; a set that the CPU lacks is refused.
+void set_isa(const std::string& name) {
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512})
+    if (isa_name(isa) == name && isa <= best_isa()) {
+      active_isa = isa;
+      return;
+    }
+  throw std::invalid_argument("instruction set '" + name + "' is not available on this CPU");
+}
+
+#if defined(MDEPTH_HAS_AVX512)
+#define MDEPTH_PICK(op) \
+  (active_isa == Isa::kAvx512 ? avx512::op : active_isa == Isa::kAvx2 ? avx2::op : baseline::op)
+#else
+#define MDEPTH_PICK(op) (baseline::op)
+#endif
+
+template <class Params>
+void launch(int (*kernel)(const Params&), const Params& params) {
+  int error;
+  {
+    py::gil_scoped_release release;
+    error = kernel(params);
+  }
+  if (error) throw std::bad_alloc();
+}
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void inverse_warp(int dtype, int padding, int threads, std::vector<int64_t> size, std::vector<int64_t> source_size,
+                  Address source, Address depth, Address projection, Address warped, Address valid) {
+  InverseWarpParams p{};
+  p.dtype = Dtype(dtype);
+  p.padding = Padding(padding);
+  p.threads = threads;
+  p.batch = source_size.at(0);
+  p.channels = source_size.at(1);
+  p.source_height = source_size.at(2);
+  p.source_width = source_size.at(3);
+  p.height = size.at(0);
+  p.width = size.at(1);
+  p.source = at<void>(source);
+  p.depth = at<void>(depth);
+  p.projection = at<double>(projection);
+  p.warped = at<void>(warped);
+  p.valid = at<bool>(valid);
+  launch(MDEPTH_PICK(inverse_warp), p);
+}
+
+void inverse_warp_backward(int dtype, int padding, int threads, std::vector<int64_t> size,
+                           std::vector<int64_t> source_size, Address source, Address depth, Address projection,
+                           Address grad, Address grad_source, Address grad_depth, Address grad_projection) {
+  InverseWarpParams p{};
+  p.dtype = Dtype(dtype);
+  p.padding = Padding(padding);
+  p.threads = threads;
+  p.batch = source_size.at(0);
+  p.channels = source_size.at(1);
+  p.source_height = source_size.at(2);
+  p.source_width = source_size.at(3);
+  p.height = size.at(0);
+  p.width = size.at(1);
+  p.source = at<void>(source);
+  p.depth = at<void>(depth);
+  p.projection = at<double>(projection);
+  p.grad = at<void>(grad);
+  p.grad_source = at<void>(grad_source);
+  p.grad_depth = at<void>(grad_depth);
+  p.grad_projection = at<double>(grad_projection);
+  launch(MDEPTH_PICK(inverse_warp_backward), p);
+}
+
+PhotometricLossParams photometric_params(int dtype, int threads, const std::vector<int64_t>& size, double ssim_weight,
+                                         Address prediction, Address target) {
+  PhotometricLossParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.ssim_weight = ssim_weight;
+  p.prediction = at<void>(prediction);
+  p.target = at<void>(target);
+  return p;
+}
+
+void photometric_loss(int dtype, int threads, std::vector<int64_t> size, double ssim_weight, Address prediction,
+                      Address target, Address loss) {
+  PhotometricLossParams p = photometric_params(dtype, threads, size, ssim_weight, prediction, target);
+  p.loss = at<void>(loss);
+  launch(MDEPTH_PICK(photometric_loss), p);
+}
+
+void photometric_loss_backward(int dtype, int threads, std::vector<int64_t> size, double ssim_weight,
+                               Address prediction, Address target, Address grad, Address grad_prediction,
+                               Address grad_target) {
+  PhotometricLossParams p = photometric_params(dtype, threads, size, ssim_weight, prediction, target);
+  p.grad = at<void>(grad);
+  p.grad_prediction = at<void>(grad_prediction);
+  p.grad_target = at<void>(grad_target);
+  launch(MDEPTH_PICK(photometric_loss_backward), p);
+}
+
+void min_reprojection(int dtype, int padding, int threads, std::vector<int64_t> size, double ssim_weight,
+                      bool auto_mask, Address target, Address source, std::vector<Address> depth, Address projection,
+                      Address identity_noise, Address loss, Address selection, Address grad_depth,
+                      Address grad_projection) {
+  if (depth.size() > size_t(kMaxScales)) throw std::invalid_argument("too many scales");
+  MinReprojectionParams p{};
+  p.dtype = Dtype(dtype);
+  p.padding = Padding(padding);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.sources = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.scales = int64_t(depth.size());
+  p.ssim_weight = ssim_weight;
+  p.auto_mask = auto_mask;
+  p.target = at<void>(target);
+  p.source = at<void>(source);
+  for (size_t k = 0; k < depth.size(); ++k) p.depth[k] = at<void>(depth[k]);
+  p.projection = at<double>(projection);
+  p.identity_noise = at<void>(identity_noise);
+  p.loss = at<double>(loss);
+  p.selection = at<int8_t>(selection);
+  p.grad_depth = at<void>(grad_depth);
+  p.grad_projection = at<double>(grad_projection);
+  launch(MDEPTH_PICK(min_reprojection), p);
+}
+
+void edge_aware_smoothness(int dtype, int threads, std::vector<int64_t> size, Address disparity, Address image,
+                           Address loss, Address grad_disparity) {
+  EdgeAwareSmoothnessParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.disparity = at<void>(disparity);
+  p.image = at<void>(image);
+  p.loss = at<double>(loss);
+  p.grad_disparity = at<void>(grad_disparity);
+  launch(MDEPTH_PICK(edge_aware_smoothness), p);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of mdepth_fast; use mdepth_fast.ops";
+  m.attr("version") = MDEPTH_VERSION;
+  m.attr("compiler") = __VERSION__;
+#if defined(MDEPTH_HAS_OPENMP)
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.attr("max_scales") = kMaxScales;
+  m.attr("enums") = py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
+                             py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros));
+  m.def("isa", [] { return isa_name(active_isa); });
+  m.def("set_isa", &set_isa);
+  m.def("inverse_warp", &inverse_warp);
+  m.def("inverse_warp_backward", &inverse_warp_backward);
+  m.def("photometric_loss", &photometric_loss);
+  m.def("photometric_loss_backward", &photometric_loss_backward);
+  m.def("min_reprojection", &min_reprojection);
+  m.def("edge_aware_smoothness", &edge_aware_smoothness);
+}

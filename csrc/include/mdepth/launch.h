@@ -1,0 +1,20 @@
+// Prototypes of every kernel's host entry. The CPU ones exist once per instruction set, in a namespace of its name.
+// Each returns 0, or 1 when memory for its row buffers could not be had.
+#pragma once
+#include "mdepth/params.h"
+
+#define MDEPTH_CPU_PROTOTYPES(isa)                            \
+  namespace mdepth {                                          \
+  namespace isa {                                             \
+  int inverse_warp(const InverseWarpParams&);                 \
+  int inverse_warp_backward(const InverseWarpParams&);        \
+  int photometric_loss(const PhotometricLossParams&);         \
+  int photometric_loss_backward(const PhotometricLossParams&); \
+  int min_reprojection(const MinReprojectionParams&);         \
+  int edge_aware_smoothness(const EdgeAwareSmoothnessParams&); \
+  }                                                           \
+  }
+
+MDEPTH_CPU_PROTOTYPES(baseline)
+MDEPTH_CPU_PROTOTYPES(avx2)
+MDEPTH_CPU_PROTOTYPES(avx512)

@@ -1,0 +1,75 @@
+// Plain structs that cross the language and compiler boundary: no torch, no CUDA, no allocation.
+// Pointers are to contiguous memory of the dtype named in the struct; sizes are in elements.
+#pragma once
+#include <cstdint>
+
+namespace mdepth {
+
+enum class Dtype : int { kFloat32 = 0, kFloat64 = 1 };
+enum class Padding : int { kBorder = 0, kZeros = 1 };
+
+// A projection is a row-major 3x4 double matrix [K_source R K^-1 | K_source t].
+constexpr int kProjection = 12;
+constexpr double kMinZ = 1e-6;  // a point nearer than this, or behind the camera, is invalid
+constexpr double kSsimC1 = 1e-4;
+constexpr double kSsimC2 = 9e-4;
+constexpr int kMaxScales = 16;
+
+struct InverseWarpParams {
+  Dtype dtype;
+  Padding padding;
+  int threads;
+  int64_t batch, channels, height, width, source_height, source_width;
+  const void* source;        // (B, C, source H, source W)
+  const void* depth;         // (B, 1, H, W)
+  const double* projection;  // (B, 3, 4)
+  void* warped;              // out (B, C, H, W); forward only
+  bool* valid;               // out (B, 1, H, W); forward only
+  const void* grad;          // (B, C, H, W); backward only, as is all below; null: not wanted
+  void* grad_source;         // zeroed by the caller
+  void* grad_depth;
+  double* grad_projection;  // (B, 3, 4)
+};
+
+struct PhotometricLossParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, height, width;
+  double ssim_weight;
+  const void* prediction;  // (B, C, H, W)
+  const void* target;      // (B, C, H, W)
+  void* loss;              // out (B, 1, H, W); forward only
+  const void* grad;        // (B, 1, H, W); backward only, as is all below; null: not wanted
+  void* grad_prediction;
+  void* grad_target;
+};
+
+struct MinReprojectionParams {
+  Dtype dtype;
+  Padding padding;
+  int threads;
+  int64_t batch, sources, scales, height, width;
+  double ssim_weight;
+  bool auto_mask;
+  const void* target;             // (B, 3, H, W)
+  const void* source;             // (B, S, 3, H, W)
+  const void* depth[kMaxScales];  // each (B, 1, H, W)
+  const double* projection;       // (B, S, 3, 4)
+  const void* identity_noise;     // (B, S, H, W) or null
+  double* loss;                   // out (scales,)
+  int8_t* selection;              // out (scales, B, 1, H, W)
+  void* grad_depth;               // out (scales, B, 1, H, W), of each scale's loss; null: not wanted
+  double* grad_projection;        // out (scales, B, S, 3, 4); null exactly where grad_depth is
+};
+
+struct EdgeAwareSmoothnessParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, height, width;
+  const void* disparity;  // (B, 1, H, W)
+  const void* image;      // (B, C, H, W)
+  double* loss;           // out: one number
+  void* grad_disparity;   // out (B, 1, H, W); null: not wanted
+};
+
+}  // namespace mdepth

@@ -1,0 +1,118 @@
+"""Which backend runs an op: choice, order, and a reason for every "no".
+
+An op module registers one implementation per backend with `implementation`. The choice is made inside the opaque
+custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice of `reference`, plain
+PyTorch above the op, is seen by the compiler.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mdepth_fast import _native
+
+__all__ = ["BACKENDS", "implementation", "reasons", "select", "use_backend", "uses_reference"]
+
+BACKENDS = ("cpu", "cuda", "triton", "nvrtc", "reference")
+_ORDER = {"cuda": ("cuda", "triton", "nvrtc"), "cpu": ("cpu",)}
+
+_implementations: dict[tuple[str, str], Callable[..., Any]] = {}
+_warned: set[str] = set()
+
+
+class _Choice(threading.local):
+    """The backend asked for by `use_backend`; starts from MDEPTH_BACKEND, which is read once, at import."""
+
+    def __init__(self) -> None:
+        self.name = os.environ.get("MDEPTH_BACKEND", "")
+
+
+_choice = _Choice()
+
+
+def _known(name: str, where: str) -> str:
+    if name and name not in BACKENDS:
+        raise ValueError(f"{where}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_known(_choice.name, "MDEPTH_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every op of this thread on backend `name` ("cpu", "cuda", "triton", "nvrtc", "reference"); None: automatic.
+
+    Raises ValueError for an unknown name; an op that cannot run there raises RuntimeError with every reason.
+    """
+    before, _choice.name = _choice.name, _known(name or "", "use_backend")
+    try:
+        yield
+    finally:
+        _choice.name = before
+
+
+def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: registers a function as `backend`'s implementation of `op`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _implementations[op, backend] = function
+        return function
+
+    return register
+
+
+def why_not(op: str, backend: str, device: torch.device) -> str | None:
+    """None if `backend` can run `op` on `device`, else the reason."""
+    if backend == "cpu" and device.type != "cpu":
+        return f"runs on the CPU, the tensors are on {device}"
+    if backend == "cpu" and _native.unavailable():
+        return _native.unavailable()
+    if backend in ("cuda", "nvrtc") and device.type != "cuda":
+        return f"needs CUDA tensors, the tensors are on {device}"
+    if (op, backend) not in _implementations:
+        return f"{op} has no {backend} kernel in this version"
+    return None
+
+
+def reasons(op: str, device: torch.device) -> dict[str, str | None]:
+    """For every backend None (it can run `op` on `device`) or the reason why not. `reference` always can."""
+    return {name: None if name == "reference" else why_not(op, name, device) for name in BACKENDS}
+
+
+def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
+    """Whether a call goes to the plain PyTorch reference; warns once where that is a surprise."""
+    name = _known(backend or "", "backend") or _choice.name
+    if name:
+        return name == "reference"
+    if any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ())):
+        return False
+    if device.type in _ORDER and not torch.compiler.is_compiling():
+        message = f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device)
+        if message not in _warned:
+            _warned.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return True
+
+
+def select(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
+    """The implementation of `op` for tensors on `device`. `backend` "" means the thread's choice, else automatic.
+
+    Raises RuntimeError with every backend's reason when the one asked for, or every one, cannot run.
+    """
+    name = backend or _choice.name
+    candidates = (name,) if name and name != "reference" else _ORDER.get(device.type, ())
+    for candidate in candidates:
+        if why_not(op, candidate, device) is None:
+            return _implementations[op, candidate]
+    asked = f"backend {name!r}" if name else "a backend"
+    raise RuntimeError(f"{op}: {asked} was asked for and cannot run: {_listing(op, device)}")
+
+
+def _listing(op: str, device: torch.device) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons(op, device).items() if reason)

@@ -1,0 +1,48 @@
+"""Argument checks of the public ops: one clear error that names the argument, what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor(value: object, name: str, shape: Sequence[int | None], symbols: str) -> Tensor:
+    """`value` as a floating-point tensor of `shape`, None standing for any size; `symbols` is the shape in words."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor {symbols}, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    if value.dim() != len(shape) or any(want is not None and want != got for want, got in zip(shape, value.shape)):
+        expected = tuple("any" if want is None else want for want in shape)
+        raise ValueError(
+            f"{name}: expected shape {symbols} = ({', '.join(map(str, expected))}), got {tuple(value.shape)}"
+        )
+    return value
+
+
+def same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device}, where {first_name} is, got {other.device}")
+
+
+def window_fits(height: int, width: int, name: str) -> None:
+    if height < 2 or width < 2:
+        raise ValueError(f"{name}: expected H and W of at least 2 (3x3 windows reflect), got {height}x{width}")
+
+
+def fraction(value: float, name: str) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+
+
+def padding_mode(value: str) -> None:
+    if value not in ("border", "zeros"):
+        raise ValueError(f'padding: expected "border" or "zeros", got {value!r}')
+
+
+def working_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is, else float32: half and bfloat16 are computed in float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

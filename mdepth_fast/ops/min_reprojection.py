@@ -1,0 +1,272 @@
+"""Per-pixel minimum reprojection with auto-masking: the photometric objective of self-supervised depth, fused."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from mdepth_fast import _dispatch, _native
+from mdepth_fast.geometry import projection_matrix
+from mdepth_fast.ops import _checks
+from mdepth_fast.ops.inverse_warp import sample_reference
+from mdepth_fast.ops.photometric_loss import reference as photometric_reference
+
+
+class MinReprojection(NamedTuple):
+    """Result of `min_reprojection`: for one depth map (loss, selection), for a sequence one entry per map."""
+
+    loss: Tensor
+    selection: Any  # Tensor, or list[Tensor] for a sequence of depth maps
+
+
+@overload
+def min_reprojection(
+    target: Tensor, sources: Tensor, depth: Tensor, K: Tensor, T: Tensor, **options: Any
+) -> MinReprojection: ...
+@overload
+def min_reprojection(
+    target: Tensor, sources: Tensor, depth: Sequence[Tensor], K: Tensor, T: Tensor, **options: Any
+) -> MinReprojection: ...
+def min_reprojection(
+    target: Tensor,
+    sources: Tensor,
+    depth: Tensor | Sequence[Tensor],
+    K: Tensor,
+    T: Tensor,
+    *,
+    source_K: Tensor | None = None,
+    ssim_weight: float = 0.85,
+    auto_mask: bool = True,
+    identity_noise: Tensor | None = None,
+    padding: str = "border",
+    backend: str | None = None,
+) -> MinReprojection:
+    """Mean over pixels of the least photometric error among the warped sources and, if masking, the unwarped ones.
+
+    Godard et al., arXiv 1806.01260, eq. 4-5. At every pixel `photometric_loss` compares the target with each source
+    warped by depth and pose (`inverse_warp`) and, with `auto_mask`, with each source as it is (the identity term); the
+    least of them counts. A pixel that an identity term wins is static and sends no gradient, but stays in the mean.
+    Ties go to the identity term, then to the lower source index. A point behind the camera (z <= 1e-6) never wins; a
+    pixel for which nothing is left counts 0.
+
+    The fused backends compute the gradients in the forward pass and keep nothing else for backward.
+
+    Args:
+        target: (B, 3, H, W), range [0, 1], H and W at least 2; gets no gradient.
+        sources: (B, S, 3, H, W), S at least 1; get no gradient.
+        depth: (B, 1, H, W), or a sequence of them: the scales, at full resolution, which share the identity term.
+        K: (B, 3, 3) in pixels. T: (B, S, 4, 4), target camera to source camera.
+        source_K: (B, S, 3, 3), `K` where None.
+        ssim_weight: share of SSIM in the photometric error, 0 to 1.
+        auto_mask: whether the identity term takes part.
+        identity_noise: (B, S, H, W), added to the identity errors (Monodepth2 adds 1e-5 N(0, 1) to break ties).
+        padding: "border" or "zeros", as in `inverse_warp`.
+        backend: "cpu", "reference", ...; None chooses.
+
+    Returns:
+        loss: a scalar, or (n,) for a sequence, in the inputs' dtype (half and bfloat16 are computed in float32), with
+        gradients to depth, K, source_K and T. selection: int8 (B, 1, H, W), or a list of them: -1 where an identity
+        term won (or nothing could), else the index of the source.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+    """
+    _checks.tensor(target, "target", (None, 3, None, None), "(B, 3, H, W)")
+    batch, _, height, width = target.shape
+    _checks.tensor(sources, "sources", (batch, None, 3, height, width), "(B, S, 3, H, W)")
+    count = sources.shape[1]
+    if count == 0:
+        raise ValueError(f"sources: expected at least 1 source (S), got shape {tuple(sources.shape)}")
+    depths = [depth] if isinstance(depth, Tensor) else depth
+    if not isinstance(depths, Sequence) or len(depths) == 0:
+        raise TypeError(f"depth: expected a tensor or a non-empty sequence of tensors, got {type(depth).__name__}")
+    for index, one in enumerate(depths):
+        name = "depth" if isinstance(depth, Tensor) else f"depth[{index}]"
+        _checks.tensor(one, name, (batch, 1, height, width), "(B, 1, H, W)")
+        _checks.same_device(target, "target", **{name: one})
+    _checks.tensor(K, "K", (batch, 3, 3), "(B, 3, 3)")
+    _checks.tensor(T, "T", (batch, count, 4, 4), "(B, S, 4, 4)")
+    if source_K is not None:
+        _checks.tensor(source_K, "source_K", (batch, count, 3, 3), "(B, S, 3, 3)")
+    if identity_noise is not None:
+        _checks.tensor(identity_noise, "identity_noise", (batch, count, height, width), "(B, S, H, W)")
+    _checks.same_device(
+        target, "target", sources=sources, K=K, T=T, source_K=source_K, identity_noise=identity_noise
+    )
+    _checks.window_fits(height, width, "target")
+    _checks.fraction(ssim_weight, "ssim_weight")
+    _checks.padding_mode(padding)
+
+    dtype = _checks.working_dtype(target, sources, *depths)
+    target, sources = target.detach().to(dtype), sources.detach().to(dtype)
+    depths = [one.to(dtype) for one in depths]
+    noise = None if identity_noise is None else identity_noise.detach().to(dtype)
+    projection = projection_matrix(K, T, source_K)
+    options = ssim_weight, auto_mask, padding
+    if _dispatch.uses_reference("min_reprojection", backend, target.device):
+        loss, selection = reference(target, sources, depths, projection, noise, *options)
+    else:
+        need_grad = torch.is_grad_enabled() and (projection.requires_grad or any(d.requires_grad for d in depths))
+        loss, selection, _, _ = torch.ops.mdepth.min_reprojection(
+            target, sources, depths, projection, noise, *options, need_grad, backend or ""
+        )
+    if isinstance(depth, Tensor):
+        return MinReprojection(loss[0], selection[0])
+    return MinReprojection(loss, list(selection.unbind(0)))
+
+
+def reference(
+    target: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    projection: Tensor,
+    identity_noise: Tensor | None = None,
+    ssim_weight: float = 0.85,
+    auto_mask: bool = True,
+    padding: str = "border",
+) -> tuple[Tensor, Tensor]:
+    """The same in plain PyTorch, as it is usually written: the oracle of every backend.
+
+    `projection` (B, S, 3, 4) is `geometry.projection_matrix(K, T, source_K)`. Returns loss (n,) and selection
+    (n, B, 1, H, W).
+    """
+    count = sources.shape[1]
+    identity = []
+    if auto_mask:
+        identity = [photometric_reference(sources[:, s], target, ssim_weight) for s in range(count)]
+        if identity_noise is not None:
+            identity = [error + identity_noise[:, s : s + 1] for s, error in enumerate(identity)]
+    losses, selections = [], []
+    for depth in depths:
+        candidates = list(identity)
+        for s in range(count):
+            warped, seen, _ = sample_reference(sources[:, s], depth, projection[:, s], padding)
+            error = photometric_reference(warped, target, ssim_weight)
+            candidates.append(torch.where(seen | error.isnan(), error, torch.full_like(error, torch.inf)))
+        least, index = torch.cat(candidates, 1).min(1, keepdim=True)
+        nothing = least == torch.inf
+        losses.append(torch.where(nothing, torch.zeros_like(least), least).mean())
+        selections.append((index - len(identity)).clamp_min(-1).masked_fill(nothing, -1).to(torch.int8))
+    return torch.stack(losses), torch.stack(selections)
+
+
+@torch.library.custom_op("mdepth::min_reprojection", mutates_args=())
+def _op(
+    target: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    projection: Tensor,
+    identity_noise: Tensor | None,
+    ssim_weight: float,
+    auto_mask: bool,
+    padding: str,
+    need_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run = _dispatch.select("min_reprojection", backend, target.device)
+    return run(
+        target.contiguous(),
+        sources.contiguous(),
+        [depth.contiguous() for depth in depths],
+        projection.contiguous(),
+        None if identity_noise is None else identity_noise.contiguous(),
+        ssim_weight,
+        auto_mask,
+        padding,
+        need_grad,
+    )
+
+
+@_op.register_fake
+def _(
+    target: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    projection: Tensor,
+    identity_noise: Tensor | None,
+    ssim_weight: float,
+    auto_mask: bool,
+    padding: str,
+    need_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(target, depths, projection, need_grad)
+
+
+def _outputs(
+    target: Tensor, depths: Sequence[Tensor], projection: Tensor, need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for loss (n,), selection (n, B, 1, H, W), and the gradients of each loss by its depth map (n, B, 1, H, W)
+    and by the projection (n, B, S, 3, 4), empty where nobody needs them."""
+    maps = (len(depths), *depths[0].shape)
+    return (
+        target.new_empty((len(depths),)),
+        target.new_empty(maps, dtype=torch.int8),
+        target.new_empty(maps if need_grad else (0,)),
+        projection.new_empty((len(depths), *projection.shape) if need_grad else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    grad_depth, grad_projection = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 10
+    depths = [g * one for g, one in zip(grad.unbind(0), grad_depth.unbind(0))]
+    by_projection = (grad.to(grad_projection.dtype).view(-1, 1, 1, 1, 1) * grad_projection).sum(0)
+    return None, None, depths, by_projection, None, None, None, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@_dispatch.implementation("min_reprojection", "cpu")
+def _cpu(
+    target: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    projection: Tensor,
+    identity_noise: Tensor | None,
+    ssim_weight: float,
+    auto_mask: bool,
+    padding: str,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = _, selection, grad_depth, grad_projection = _outputs(target, depths, projection, need_grad)
+    batch, count, _, height, width = sources.shape
+    if batch == 0:  # the mean over nothing, as PyTorch has it
+        outputs[0].fill_(torch.nan)
+        return outputs
+    dtype = target.dtype
+    loss = torch.empty(len(depths), dtype=torch.float64)
+    maps = (len(depths), batch, 1, height, width)
+    limit = _native.module().max_scales
+    if len(depths) > limit:
+        raise ValueError(f"depth: expected at most {limit} maps, got {len(depths)}")
+    _native.call(
+        "min_reprojection",
+        dtype,
+        (batch, count, height, width),
+        ssim_weight,
+        auto_mask,
+        _native.pointer(target, "target", (batch, 3, height, width), dtype),
+        _native.pointer(sources, "sources", (batch, count, 3, height, width), dtype),
+        [_native.pointer(depth, "depth", maps[1:], dtype) for depth in depths],
+        _native.pointer(projection, "projection", (batch, count, 3, 4), torch.float64),
+        _native.pointer(identity_noise, "identity_noise", (batch, count, height, width), dtype),
+        _native.pointer(loss, "loss", maps[:1], torch.float64),
+        _native.pointer(selection, "selection", maps, torch.int8),
+        _native.pointer(grad_depth if need_grad else None, "grad_depth", maps, dtype),
+        _native.pointer(
+            grad_projection if need_grad else None, "grad_projection", (len(depths), batch, count, 3, 4), torch.float64
+        ),
+        padding=padding,
+    )
+    outputs[0].copy_(loss)
+    return outputs
