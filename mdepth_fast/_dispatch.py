@@ -13,10 +13,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.library
 
 from mdepth_fast import _native
 
-__all__ = ["BACKENDS", "implementation", "reasons", "select", "use_backend", "uses_reference"]
+__all__ = [
+    "BACKENDS",
+    "full_precision",
+    "implementation",
+    "reasons",
+    "register_autocast",
+    "select",
+    "use_backend",
+    "uses_reference",
+]
 
 BACKENDS = ("cpu", "cuda", "triton", "nvrtc", "reference")
 _ORDER = {"cuda": ("cuda", "triton", "nvrtc"), "cpu": ("cpu",)}
@@ -65,6 +75,17 @@ def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Call
         return function
 
     return register
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Context in which the reference computes what the kernels compute: without autocast."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def register_autocast(op: torch.library.CustomOpDef) -> None:
+    """Losses are computed in float32 under autocast, whoever calls the registered op."""
+    for device_type in ("cpu", "cuda"):
+        op.register_autocast(device_type, torch.float32)
 
 
 def why_not(op: str, backend: str, device: torch.device) -> str | None:

@@ -123,7 +123,9 @@ def projection_matrix(K: Tensor, T: Tensor, source_K: Tensor | None = None) -> T
     """
     K, T = K.double(), T.double()
     source_K = K if source_K is None else source_K.double()
-    inverse = torch.linalg.inv_ex(K).inverse  # inv_ex: a singular K gives inf, hence a non-finite loss, no sync
+    # inv_ex: a singular K gives inf, hence a non-finite loss, and no synchronisation. An infinite K would invert to
+    # zeros and pass for a camera, so it is turned into NaN.
+    inverse = torch.linalg.inv_ex(K).inverse + (K.detach() * 0).sum((-2, -1), keepdim=True)
     if T.dim() == 4:
         inverse = inverse.unsqueeze(1)
         if source_K.dim() == 3:

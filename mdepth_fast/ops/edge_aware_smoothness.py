@@ -34,7 +34,8 @@ def edge_aware_smoothness(disparity: Tensor, image: Tensor, *, backend: str | No
     dtype = _checks.working_dtype(disparity, image)
     disparity, image = disparity.to(dtype), image.detach().to(dtype)
     if _dispatch.uses_reference("edge_aware_smoothness", backend, disparity.device):
-        return reference(disparity, image)
+        with _dispatch.full_precision(disparity.device):
+            return reference(disparity, image)
     need_grad = torch.is_grad_enabled() and disparity.requires_grad
     return torch.ops.mdepth.edge_aware_smoothness(disparity, image, need_grad, backend or "")[0]
 
@@ -77,6 +78,7 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+_dispatch.register_autocast(_op)
 
 
 @_dispatch.implementation("edge_aware_smoothness", "cpu")

@@ -57,7 +57,8 @@ def inverse_warp(
     source, depth = source.to(dtype), depth.to(dtype)
     projection = projection_matrix(K, T, source_K)
     if _dispatch.uses_reference("inverse_warp", backend, source.device):
-        return reference(source, depth, projection, padding)
+        with _dispatch.full_precision(source.device):
+            return reference(source, depth, projection, padding)
     return torch.ops.mdepth.inverse_warp(source, depth, projection, padding, backend or "")
 
 
@@ -87,11 +88,11 @@ def sample_reference(
     uv, z = uvz[:, :2], uvz[:, 2:]
     seen = z > MIN_Z
     uv = uv / torch.where(seen, z, torch.ones_like(z))
-    size = uv.new_tensor([max(source_width - 1, 1), max(source_height - 1, 1)]).view(1, 2, 1)
-    valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= size).all(1, keepdim=True)
+    last = uv.new_tensor([source_width - 1, source_height - 1]).view(1, 2, 1)
+    valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
     # grid_sample takes NaN and infinite coordinates to finite colours; they must not pass for a measurement.
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)
-    grid = torch.where(seen, uv / size * 2 - 1, torch.zeros_like(uv)).transpose(1, 2).view(batch, height, width, 2)
+    grid = torch.where(seen, uv / last.clamp_min(1) * 2 - 1, torch.zeros_like(uv)).transpose(1, 2).view(batch, height, width, 2)
     warped = F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True)
     seen, valid = (mask.view(batch, 1, height, width) for mask in (seen, valid))
     return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid
@@ -164,6 +165,7 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+_dispatch.register_autocast(_op)
 
 
 def _sizes(source: Tensor, depth: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -105,7 +105,8 @@ def min_reprojection(
     projection = projection_matrix(K, T, source_K)
     options = ssim_weight, auto_mask, padding
     if _dispatch.uses_reference("min_reprojection", backend, target.device):
-        loss, selection = reference(target, sources, depths, projection, noise, *options)
+        with _dispatch.full_precision(target.device):
+            loss, selection = reference(target, sources, depths, projection, noise, *options)
     else:
         need_grad = torch.is_grad_enabled() and (projection.requires_grad or any(d.requires_grad for d in depths))
         loss, selection, _, _ = torch.ops.mdepth.min_reprojection(
@@ -212,18 +213,20 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:])
+    ctx.scales = len(inputs[2])
 
 
 def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
     grad_depth, grad_projection = ctx.saved_tensors
-    if grad is None:
-        return (None,) * 10
-    depths = [g * one for g, one in zip(grad.unbind(0), grad_depth.unbind(0))]
-    by_projection = (grad.to(grad_projection.dtype).view(-1, 1, 1, 1, 1) * grad_projection).sum(0)
-    return None, None, depths, by_projection, None, None, None, None, None, None
+    by_depth, by_projection = [None] * ctx.scales, None
+    if grad is not None:
+        by_depth = [g * one for g, one in zip(grad.unbind(0), grad_depth.unbind(0))]
+        by_projection = (grad.to(grad_projection.dtype).view(-1, 1, 1, 1, 1) * grad_projection).sum(0)
+    return None, None, by_depth, by_projection, None, None, None, None, None, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+_dispatch.register_autocast(_op)
 
 
 @_dispatch.implementation("min_reprojection", "cpu")

@@ -39,7 +39,8 @@ def photometric_loss(
     dtype = _checks.working_dtype(prediction, target)
     prediction, target = prediction.to(dtype), target.to(dtype)
     if _dispatch.uses_reference("photometric_loss", backend, prediction.device):
-        return reference(prediction, target, ssim_weight)
+        with _dispatch.full_precision(prediction.device):
+            return reference(prediction, target, ssim_weight)
     return torch.ops.mdepth.photometric_loss(prediction, target, ssim_weight, backend or "")
 
 
@@ -121,6 +122,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+_dispatch.register_autocast(_op)
 
 
 @_dispatch.implementation("photometric_loss", "cpu")

@@ -61,7 +61,9 @@ MDEPTH_HD SsimDistance<T> ssim_distance(const Window<T>& x, const Window<T>& y, 
   const T d2 = variance + my.variance + T(kSsimC2);
   const T inverse = T(1) / (d1 * d2);
   const T ssim = n1 * n2 * inverse;
-  const T raw = T(0.5) * (T(1) - ssim);
+  // 1 - SSIM without subtracting two numbers near 1: d1 - n1 = (difference of the means)^2.
+  const T gap = mean - my.mean;
+  const T raw = T(0.5) * (d1 * (variance + my.variance - T(2) * covariance) + n2 * gap * gap) * inverse;
   SsimDistance<T> r;
   r.distance = raw < T(0) ? T(0) : (raw > T(1) ? T(1) : raw);
   // d distance = -1/2 d ssim inside the clamp; 1/9 from the means.

@@ -1,0 +1,63 @@
+"""What this installation can do, and why not where it cannot."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from mdepth_fast import _dispatch, _native
+
+OPS = ("inverse_warp", "photometric_loss", "min_reprojection", "edge_aware_smoothness")
+
+
+def info() -> dict[str, Any]:
+    """Versions, the native module, the devices, and per op and backend None or the reason why it cannot run."""
+    from mdepth_fast import __version__, ops  # noqa: F401  (importing ops registers the backends)
+
+    native: dict[str, Any] = {"reason": _native.unavailable()}
+    if native["reason"] is None:
+        module = _native.module()
+        native.update(
+            compiler=module.compiler, openmp=module.openmp, instruction_set=_native.instruction_set()
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "mdepth_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in ("triton", "cupy-cuda12x", "cupy-cuda13x", "lightning")},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "native": native,
+        "backends": {op: _dispatch.reasons(op, device) for op in OPS},
+    }
+
+
+def info_text() -> str:
+    """`info()` as lines to read."""
+    facts = info()
+    native = facts["native"]
+    lines = [
+        f"mdepth_fast  {facts['mdepth_fast']}",
+        f"python       {facts['python']}",
+        f"torch        {facts['torch']}",
+        *(f"{name:<12} {version or 'not installed'}" for name, version in facts["packages"].items()),
+        f"device       {facts['device']}",
+        "native       "
+        + (
+            native["reason"]
+            or f"{native['instruction_set']}, OpenMP {'yes' if native['openmp'] else 'no'}, compiler {native['compiler']}"
+        ),
+        "backends",
+    ]
+    for op, backends in facts["backends"].items():
+        lines.append(f"  {op}")
+        lines += [f"    {name:<10} {reason or 'available'}" for name, reason in backends.items()]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

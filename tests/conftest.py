@@ -1,0 +1,69 @@
+"""Rules of every test session: which backends ran, and that nothing is skipped without a reason that is known."""
+
+import collections
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mdepth_fast import _dispatch, _native
+
+# A skip is counted and printed; with any other reason it fails the session.
+KNOWN_SKIPS = ("real frames:", "gpu:")
+
+_executed: collections.Counter = collections.Counter()
+_unknown_skips: list[str] = []
+
+
+def pytest_configure(config):
+    reason = _native.unavailable()
+    if reason:
+        raise pytest.UsageError(f"the tests need the compiled module: {reason}")
+    select = _dispatch.select
+
+    def counted(op, backend, device):
+        function = select(op, backend, device)
+        _executed[next(name for (_, name), f in _dispatch._implementations.items() if f is function)] += 1
+        return function
+
+    _dispatch.select = counted
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(KNOWN_SKIPS):
+            _unknown_skips.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    ran = ", ".join(f"{name} {count}" for name, count in sorted(_executed.items())) or "none"
+    terminalreporter.write_line(f"kernel calls per backend: {ran}")
+    for problem in _problems():
+        terminalreporter.write_line(problem, red=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == 0 and _problems():
+        session.exitstatus = 1
+
+
+def _problems():
+    required = [name for name in os.environ.get("MDEPTH_REQUIRE_BACKENDS", "").split(",") if name]
+    missing = [f"required backend {name!r} ran no kernel" for name in required if not _executed[name]]
+    return missing + [f"skipped for a reason that is not known: {skip}" for skip in _unknown_skips]

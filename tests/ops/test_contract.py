@@ -1,0 +1,329 @@
+"""What holds for every op alike: agreement of the backends, layouts, dtypes, compilers, threads, forks, empty batches."""
+
+import dataclasses
+import inspect
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch._dynamo.testing
+from cases import CASES, gradients
+from scenes import SIZES, awkward_layouts, relative_error
+
+import mdepth_fast
+from mdepth_fast import _dispatch, _native
+
+per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@per_op
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_cpu_equals_reference_in_double(case, size):
+    inputs = case.inputs(height=size[0], width=size[1], dtype=torch.float64)
+    want, want_grads = gradients(case, "reference", inputs)
+    got, got_grads = gradients(case, "cpu", inputs)
+    assert relative_error(got, want) < 1e-12
+    for name, a, b in zip(case.differentiable, got_grads, want_grads):
+        assert relative_error([a], [b]) < 1e-9, name
+
+
+@per_op
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_error_is_no_larger_than_eagers(case, seed):
+    inputs = case.inputs(height=48, width=70, seed=seed)
+    exact, exact_grads = gradients(case, "reference", {name: value.double() for name, value in inputs.items()})
+    eager, eager_grads = gradients(case, "reference", inputs)
+    got, got_grads = gradients(case, "cpu", inputs)
+    # One ulp of slack: a scalar loss may be hit by chance.
+    assert relative_error(got, exact) <= relative_error(eager, exact) + 1.2e-7
+    assert relative_error(got_grads, exact_grads) <= relative_error(eager_grads, exact_grads) + 1.2e-7
+
+
+@per_op
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(case, isa):
+    native, before = _native.module(), _native.instruction_set()
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(isa) > order.index(before):
+        with pytest.raises(ValueError, match="not available"):
+            native.set_isa(isa)
+        return
+    inputs = case.inputs(height=9, width=37, dtype=torch.float64)
+    want, want_grads = gradients(case, "reference", inputs)
+    native.set_isa(isa)
+    try:
+        assert _native.instruction_set() == isa
+        got, got_grads = gradients(case, "cpu", inputs)
+    finally:
+        native.set_isa(before)
+    assert relative_error(got, want) < 1e-12
+    assert relative_error(got_grads, want_grads) < 1e-9
+
+
+@per_op
+def test_gradcheck(case):
+    inputs = case.inputs(batch=1, height=4, width=5, dtype=torch.float64, seed=3)
+    leaves = {name: value.clone().requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+
+    def function(*tensors):
+        return tuple(case.call("cpu", **dict(zip(leaves, tensors))))
+
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), eps=1e-7, atol=1e-5, rtol=1e-5)
+
+
+@per_op
+def test_opcheck(case):
+    """Each registered op, with the arguments that the public function hands it."""
+    calls = []
+    original = {}
+    for name in (case.name, case.name + "_backward"):
+        if hasattr(torch.ops.mdepth, name):
+            original[name] = getattr(torch.ops.mdepth, name)
+    inputs = case.inputs(batch=1, height=5, width=6)
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "mdepth":
+                calls.append((function, args, kwargs or {}))
+            return function(*args, **(kwargs or {}))
+
+    leaves = {name: value.clone().requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+    with Recorder():
+        sum(o.sum() for o in case.call("cpu", **leaves)).backward()
+    assert {function.__name__.split(".")[0] for function, _, _ in calls} == set(original)
+    for function, args, kwargs in calls:
+        forward = "backward" not in function.__name__
+        args = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t, forward=forward: t.detach().clone().requires_grad_(forward), args
+        )
+        torch.library.opcheck(function, args, kwargs)
+
+
+@per_op
+def test_compiles_to_one_graph_and_backends_switch_without_a_recompile(case):
+    inputs = case.inputs()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda backend, **t: case.call(backend, **t), fullgraph=True, backend=counter)
+    want, want_grads = gradients(case, "cpu", inputs)
+
+    one = dataclasses.replace(case, call=compiled)
+    got, got_grads = gradients(one, None, inputs)
+    assert relative_error(got, want) < 1e-6 and relative_error(got_grads, want_grads) < 1e-6
+    with mdepth_fast.use_backend("cpu"):
+        gradients(one, None, inputs)
+    assert counter.frame_count == 1
+
+
+@per_op
+def test_layouts(case):
+    inputs = case.inputs(height=6, width=9)
+    want, want_grads = gradients(case, "cpu", inputs)
+    for name, value in inputs.items():
+        for layout, view in awkward_layouts(value).items():
+            assert torch.equal(view, value) and not (view.is_contiguous() and layout == "strided")
+            got, got_grads = gradients(case, "cpu", {**inputs, name: view})
+            assert torch.equal(got[0], want[0]), (name, layout)
+            assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads)), (name, layout)
+
+
+@per_op
+def test_strided_views_go_in_without_a_copy_by_the_caller(case):
+    """`gradients` clones its leaves; here views of NaN-filled memory reach the op itself."""
+    inputs = case.inputs(height=6, width=9)
+    want = case.call("cpu", **inputs)
+    for name, value in inputs.items():
+        for layout, view in awkward_layouts(value).items():
+            assert torch.equal(case.call("cpu", **{**inputs, name: view})[0], want[0]), (name, layout)
+
+
+@per_op
+def test_expanded_inputs_and_expanded_gradient(case):
+    inputs = case.inputs(batch=1, height=5, width=6)
+    wide = {name: value.expand(3, *value.shape[1:]) for name, value in inputs.items()}
+    full = {name: value.repeat(3, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    for one, two in zip(_sum_gradients(case, wide), _sum_gradients(case, full)):
+        assert torch.equal(one, two)
+
+
+def _sum_gradients(case, inputs):
+    """Gradients of the bare sum of the outputs: autograd hands the op a gradient of stride 0."""
+    leaves = {name: value.requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+    total = sum(o.sum() for o in case.call("cpu", **leaves))
+    return torch.autograd.grad(total, [leaves[name] for name in case.differentiable])
+
+
+@per_op
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    inputs = {name: value.to(dtype) for name, value in case.inputs().items()}
+    want = case.call("cpu", **{name: value.float() for name, value in inputs.items()})
+    got = case.call("cpu", **inputs)
+    assert got[0].dtype == torch.float32
+    assert torch.equal(got[0], want[0])
+    _, grads = gradients(case, "cpu", inputs)
+    assert all(g.dtype == dtype and torch.isfinite(g).all() for g in grads)
+
+
+@per_op
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_autocast_changes_nothing(case, backend):
+    inputs = case.inputs()
+    want, want_grads = gradients(case, backend, inputs)
+
+    def call(backend, **tensors):
+        with torch.autocast("cpu", torch.bfloat16):
+            return case.call(backend, **tensors)
+
+    got, got_grads = gradients(dataclasses.replace(case, call=call), backend, inputs)
+    assert torch.equal(got[0], want[0])
+    assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads))
+
+
+@per_op
+def test_same_bits_for_any_number_of_threads(case):
+    inputs = case.inputs(batch=3, height=70, width=300)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5, 2):
+            torch.set_num_threads(count)
+            outputs, grads = gradients(case, "cpu", inputs)
+            results.append([*outputs, *grads])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@per_op
+def test_outputs_are_written_everywhere(case, monkeypatch):
+    """Memory that the op allocates starts as NaN; what is left unwritten shows."""
+    inputs = case.inputs(height=33, width=65)
+    want, want_grads = gradients(case, "cpu", inputs)
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        result = empty(*args, **kwargs)
+        return result.fill_(torch.nan if result.is_floating_point() else 99 if result.dtype == torch.int8 else 1)
+
+    module = inspect.getmodule(getattr(mdepth_fast.ops, case.name))
+    monkeypatch.setattr(module.torch, "empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poisoned(*a, **{"dtype": self.dtype, **k}))
+    got, got_grads = gradients(case, "cpu", inputs)
+    assert torch.equal(got[0], want[0])
+    assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads))
+
+
+@per_op
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_empty_batch(case, backend):
+    outputs, grads = gradients(case, backend, case.inputs(batch=0))
+    if outputs[0].dim() > 1:
+        assert outputs[0].shape[0] == 0
+    else:
+        assert outputs[0].isnan().all()  # the mean over nothing
+    assert all(g.shape[0] == 0 for g in grads)
+
+
+@per_op
+def test_large_batch_of_tiny_images_and_one_large_image(case):
+    for size in ({"batch": 300, "height": 2, "width": 3}, {"batch": 1, "height": 3, "width": 3001}):
+        inputs = case.inputs(dtype=torch.float64, **size)
+        want, want_grads = gradients(case, "reference", inputs)
+        got, got_grads = gradients(case, "cpu", inputs)
+        assert relative_error(got, want) < 1e-11 and relative_error(got_grads, want_grads) < 1e-8
+
+
+def _in_fork(case, inputs, queue):
+    torch.set_num_threads(1)  # as a DataLoader worker does
+    queue.put([t.detach().numpy() for t in case.call("cpu", **inputs)])
+
+
+@per_op
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork of a process with threads: the very case
+def test_in_a_forked_worker(case):
+    """Forward only: autograd itself refuses to run in a fork."""
+    inputs = case.inputs(height=40, width=60)
+    want, _ = gradients(case, "cpu", inputs)  # the parent has used OpenMP
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=_in_fork, args=(case, inputs, queue), daemon=True)
+    worker.start()
+    try:
+        results = queue.get(timeout=60)
+    finally:
+        worker.kill()
+    assert all(torch.equal(torch.from_numpy(a), b) for a, b in zip(results, want))
+
+
+@per_op
+def test_unknown_and_unavailable_backends(case):
+    inputs = case.inputs()
+    with pytest.raises(ValueError, match=r"backend: expected one of cpu, .*'cuba'"):
+        case.call("cuba", **inputs)
+    with pytest.raises(RuntimeError, match=rf"{case.name}: backend 'cuda' was asked for.*cuda: needs CUDA tensors"):
+        case.call("cuda", **inputs)
+    with mdepth_fast.use_backend("nvrtc"), pytest.raises(RuntimeError, match="nvrtc: needs CUDA tensors"):
+        case.call(None, **inputs)
+
+
+@per_op
+def test_use_backend_reaches_the_reference(case, monkeypatch):
+    inputs = case.inputs()
+    monkeypatch.setattr(_dispatch, "select", lambda *_: pytest.fail("a kernel ran"))
+    with mdepth_fast.use_backend("reference"):
+        case.call(None, **inputs)
+
+
+def test_environment_variable_chooses(tmp_path):
+    script = "import torch, mdepth_fast._dispatch as d; print(d.uses_reference('x', None, torch.device('cpu')))"
+    for value, want in (("reference", "True"), ("cpu", "False")):
+        out = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "MDEPTH_BACKEND": value},
+            capture_output=True,
+            text=True,
+        )
+        assert out.stdout.strip() == want, out.stderr
+    out = subprocess.run(
+        [sys.executable, "-c", "import mdepth_fast"],
+        env={**os.environ, "MDEPTH_BACKEND": "gpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode != 0 and "MDEPTH_BACKEND: expected one of" in out.stderr
+
+
+def test_automatic_fall_to_reference_is_announced_once(monkeypatch):
+    monkeypatch.setattr(_native, "_reason", "not built")
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="photometric_loss runs as plain PyTorch on cpu: cpu: not built"):
+        assert _dispatch.uses_reference("photometric_loss", None, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="not built"):
+        _dispatch.select("photometric_loss", "cpu", torch.device("cpu"))
+
+
+def test_native_boundary_rejects_what_the_kernels_cannot_take():
+    good = torch.zeros(2, 3)
+    assert _native.pointer(good, "x", (2, 3), torch.float32) == good.data_ptr()
+    assert _native.pointer(None, "x", (2, 3), torch.float32) == 0
+    for bad in (good.double(), good.T, torch.zeros(3, 3)):
+        with pytest.raises(RuntimeError, match=r"^x: expected"):
+            _native.pointer(bad, "x", (2, 3), torch.float32)
+    with pytest.raises(RuntimeError, match="contiguous"):
+        _native.pointer(torch.zeros(2, 6)[:, ::2], "x", (2, 3), torch.float32)
+
+
+def test_info_names_every_backend_and_reason():
+    facts = mdepth_fast.info()
+    assert facts["native"]["reason"] is None
+    for op in (case.name for case in CASES):
+        backends = facts["backends"][op]
+        assert set(backends) == set(_dispatch.BACKENDS)
+        if not torch.cuda.is_available():
+            assert backends["cpu"] is None and "CUDA" in backends["cuda"]
+        assert op in mdepth_fast.info_text()

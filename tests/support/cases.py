@@ -1,0 +1,84 @@
+"""Every public op as a function of its tensors, so that one test can ask the same of all of them."""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from scenes import scene
+
+from mdepth_fast import ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """`call(backend, *inputs)` returns the differentiable outputs; `inputs(...)` builds arguments by name."""
+
+    name: str
+    inputs: Callable[..., dict[str, torch.Tensor]]
+    differentiable: tuple[str, ...]
+    call: Callable[..., list[torch.Tensor]]
+
+
+def _warp_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    _, sources, depths, K, T, source_K = scene(batch, height, width, 1, 1, dtype, seed)
+    return {"source": sources[:, 0], "depth": depths[0], "K": K, "T": T[:, 0], "source_K": source_K[:, 0]}
+
+
+def _warp(backend, source, depth, K, T, source_K):
+    return [ops.inverse_warp(source, depth, K, T, source_K=source_K, backend=backend)[0]]
+
+
+def _photometric_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    target, sources, *_ = scene(batch, height, width, 1, 1, dtype, seed)
+    return {"prediction": sources[:, 0], "target": target}
+
+
+def _photometric(backend, prediction, target):
+    return [ops.photometric_loss(prediction, target, backend=backend)]
+
+
+def _reprojection_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    target, sources, depths, K, T, source_K = scene(batch, height, width, 2, 2, dtype, seed)
+    return {
+        "target": target,
+        "sources": sources,
+        "depth": depths[0],
+        "depth_1": depths[1],
+        "K": K,
+        "T": T,
+        "source_K": source_K,
+    }
+
+
+def _reprojection(backend, target, sources, depth, depth_1, K, T, source_K):
+    return [ops.min_reprojection(target, sources, [depth, depth_1], K, T, source_K=source_K, backend=backend).loss]
+
+
+def _smoothness_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    target, _, depths, *_ = scene(batch, height, width, 1, 1, dtype, seed)
+    return {"disparity": 1 / depths[0], "image": target}
+
+
+def _smoothness(backend, disparity, image):
+    return [ops.edge_aware_smoothness(disparity, image, backend=backend)]
+
+
+CASES = [
+    Case("inverse_warp", _warp_inputs, ("source", "depth", "K", "T", "source_K"), _warp),
+    Case("photometric_loss", _photometric_inputs, ("prediction", "target"), _photometric),
+    Case("min_reprojection", _reprojection_inputs, ("depth", "depth_1", "K", "T", "source_K"), _reprojection),
+    Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
+]
+
+
+def gradients(case, backend, inputs, weight_seed=1):
+    """Outputs and the gradients of every differentiable input, for a fixed random weighting of the outputs."""
+    leaves = {
+        name: value.detach().clone(memory_format=torch.preserve_format).requires_grad_(name in case.differentiable)
+        for name, value in inputs.items()
+    }
+    outputs = case.call(backend, **leaves)
+    generator = torch.Generator().manual_seed(weight_seed)
+    weights = [torch.rand(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    total = sum((w * o).sum() for w, o in zip(weights, outputs))
+    return outputs, list(torch.autograd.grad(total, [leaves[name] for name in case.differentiable]))

@@ -1,0 +1,94 @@
+"""Independent float64 loops in NumPy, written from the formulas: slow, and sharing nothing with the package."""
+
+import numpy as np
+
+
+def reflect(i, n):
+    return -i if i < 0 else (2 * n - 2 - i if i >= n else i)
+
+
+def bilinear(image, u, v, padding):
+    """image (C,H,W) at one point."""
+    channels, height, width = image.shape
+    if padding == "border":
+        u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
+    x, y = int(np.floor(u)), int(np.floor(v))
+    out = np.zeros(channels)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = (1 - abs(u - (x + dx))) * (1 - abs(v - (y + dy)))
+            if weight and 0 <= x + dx < width and 0 <= y + dy < height:
+                out += weight * image[:, y + dy, x + dx]
+    return out
+
+
+def inverse_warp(source, depth, K, T, source_K, padding="border"):
+    """source (C,Hs,Ws), depth (H,W): warped (C,H,W), in front (H,W), valid (H,W)."""
+    height, width = depth.shape
+    _, source_height, source_width = source.shape
+    warped = np.zeros((source.shape[0], height, width))
+    front, valid = np.zeros((height, width), bool), np.zeros((height, width), bool)
+    for y in range(height):
+        for x in range(width):
+            point = T[:3, :3] @ (np.linalg.inv(K) @ np.array([x, y, 1.0]) * depth[y, x]) + T[:3, 3]
+            uvz = source_K @ point
+            if not uvz[2] > 1e-6:
+                continue
+            u, v = uvz[:2] / uvz[2]
+            front[y, x] = True
+            valid[y, x] = 0 <= u <= source_width - 1 and 0 <= v <= source_height - 1
+            warped[:, y, x] = bilinear(source, u, v, padding)
+    return warped, front, valid
+
+
+def photometric_loss(a, b, ssim_weight=0.85):
+    """Two images (C,H,W): (H,W)."""
+    channels, height, width = a.shape
+    out = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            rows = [reflect(y + d, height) for d in (-1, 0, 1)]
+            columns = [reflect(x + d, width) for d in (-1, 0, 1)]
+            distance = 0.0
+            for c in range(channels):
+                p, q = a[c][np.ix_(rows, columns)], b[c][np.ix_(rows, columns)]
+                covariance = ((p - p.mean()) * (q - q.mean())).mean()
+                ssim = ((2 * p.mean() * q.mean() + 1e-4) * (2 * covariance + 9e-4)) / (
+                    (p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (p.var() + q.var() + 9e-4)
+                )
+                distance += min(max((1 - ssim) / 2, 0.0), 1.0) / channels
+            out[y, x] = ssim_weight * distance + (1 - ssim_weight) * np.abs(a[:, y, x] - b[:, y, x]).mean()
+    return out
+
+
+def min_reprojection(target, sources, depth, K, T, source_K, ssim_weight=0.85, auto_mask=True, padding="border"):
+    """One image: target (3,H,W), sources (S,3,H,W), depth (H,W); the sum over pixels and the selection (H,W)."""
+    height, width = depth.shape
+    best = np.full((height, width), np.inf)
+    selection = np.full((height, width), -1)
+    if auto_mask:
+        for source in sources:
+            best = np.minimum(best, photometric_loss(source, target, ssim_weight))
+    for s, source in enumerate(sources):
+        warped, front, _ = inverse_warp(source, depth, K, T[s], source_K[s], padding)
+        error = np.where(front, photometric_loss(warped, target, ssim_weight), np.inf)
+        wins = error < best
+        best[wins], selection[wins] = error[wins], s
+    return np.where(np.isinf(best), 0.0, best).sum(), selection
+
+
+def edge_aware_smoothness(disparity, image):
+    """A batch: disparity (B,H,W), image (B,C,H,W)."""
+    batch, height, width = disparity.shape
+    along_x, along_y = [], []
+    for b in range(batch):
+        d = disparity[b] / (disparity[b].mean() + 1e-7)
+        for y in range(height):
+            for x in range(width):
+                if x + 1 < width:
+                    weight = np.exp(-np.abs(image[b, :, y, x] - image[b, :, y, x + 1]).mean())
+                    along_x.append(abs(d[y, x] - d[y, x + 1]) * weight)
+                if y + 1 < height:
+                    weight = np.exp(-np.abs(image[b, :, y, x] - image[b, :, y + 1, x]).mean())
+                    along_y.append(abs(d[y, x] - d[y + 1, x]) * weight)
+    return np.mean(along_x) + np.mean(along_y)
