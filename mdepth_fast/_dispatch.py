@@ -1,10 +1,13 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
-An op module registers one implementation per backend with `implementation`. The choice is made inside the opaque
+Implementations are registered with `implementation`: those of the compiled module beside the op in
+`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice is made inside the opaque
 custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice of `reference`, plain
 PyTorch above the op, is seen by the compiler.
 """
 
+import importlib
+import importlib.util
 import os
 import threading
 import warnings
@@ -36,10 +39,18 @@ _warned: set[str] = set()
 
 
 class _Choice(threading.local):
-    """The backend asked for by `use_backend`; starts from MDEPTH_BACKEND, which is read once, at import."""
+    """The backend asked for by `use_backend`; starts from MDEPTH_BACKEND, which is read once, at import.
+
+    `reference` is kept apart from `name` because it is all that a compiler sees: a change among the other backends
+    then breaks no guard.
+    """
 
     def __init__(self) -> None:
-        self.name = os.environ.get("MDEPTH_BACKEND", "")
+        self.set(os.environ.get("MDEPTH_BACKEND", ""))
+
+    def set(self, name: str) -> None:
+        self.name = name
+        self.reference = name == "reference"
 
 
 _choice = _Choice()
@@ -60,11 +71,12 @@ def use_backend(name: str | None) -> Iterator[None]:
 
     Raises ValueError for an unknown name; an op that cannot run there raises RuntimeError with every reason.
     """
-    before, _choice.name = _choice.name, _known(name or "", "use_backend")
+    before = _choice.name
+    _choice.set(_known(name or "", "use_backend"))
     try:
         yield
     finally:
-        _choice.name = before
+        _choice.set(before)
 
 
 def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -96,8 +108,22 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
         return _native.unavailable()
     if backend in ("cuda", "nvrtc") and device.type != "cuda":
         return f"needs CUDA tensors, the tensors are on {device}"
+    if backend == "triton" and (reason := _load_triton(op, device)):
+        return reason
     if (op, backend) not in _implementations:
         return f"{op} has no {backend} kernel in this version"
+    return None
+
+
+def _load_triton(op: str, device: torch.device) -> str | None:
+    """Imports the Triton kernels of `op`; None or the reason why they cannot run on `device`."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs CUDA tensors (or TRITON_INTERPRET=1), the tensors are on {device}"
+    name = "mdepth_fast.kernels." + op.removesuffix("_backward")
+    if importlib.util.find_spec(name) is not None:
+        importlib.import_module(name)
     return None
 
 
@@ -108,10 +134,11 @@ def reasons(op: str, device: torch.device) -> dict[str, str | None]:
 
 def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
     """Whether a call goes to the plain PyTorch reference; warns once where that is a surprise."""
-    name = _known(backend or "", "backend") or _choice.name
-    if name:
-        return name == "reference"
-    if any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ())):
+    if _known(backend or "", "backend"):
+        return backend == "reference"
+    if _choice.reference:
+        return True
+    if any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ())) or _choice.name:
         return False
     if device.type in _ORDER and not torch.compiler.is_compiling():
         message = f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device)

@@ -18,9 +18,7 @@ def info() -> dict[str, Any]:
     native: dict[str, Any] = {"reason": _native.unavailable()}
     if native["reason"] is None:
         module = _native.module()
-        native.update(
-            compiler=module.compiler, openmp=module.openmp, instruction_set=_native.instruction_set()
-        )
+        native.update(compiler=module.compiler, openmp=module.openmp, instruction_set=_native.instruction_set())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "mdepth_fast": __version__,
@@ -43,17 +41,18 @@ def info_text() -> str:
         f"torch        {facts['torch']}",
         *(f"{name:<12} {version or 'not installed'}" for name, version in facts["packages"].items()),
         f"device       {facts['device']}",
-        "native       "
-        + (
-            native["reason"]
-            or f"{native['instruction_set']}, OpenMP {'yes' if native['openmp'] else 'no'}, compiler {native['compiler']}"
-        ),
+        f"native       {native['reason'] or _native_line(native)}",
         "backends",
     ]
     for op, backends in facts["backends"].items():
         lines.append(f"  {op}")
         lines += [f"    {name:<10} {reason or 'available'}" for name, reason in backends.items()]
     return "\n".join(lines)
+
+
+def _native_line(native: dict[str, Any]) -> str:
+    openmp = "OpenMP" if native["openmp"] else "no OpenMP: one thread"
+    return f"{native['instruction_set']}, {openmp}, compiler {native['compiler']}"
 
 
 def _version(package: str) -> str | None:

@@ -63,7 +63,7 @@ def pointer(tensor: Tensor | None, name: str, shape: tuple[int, ...], dtype: tor
 
 
 def call(op: str, dtype: torch.dtype, *arguments: Any, padding: str | None = None) -> None:
-    """Runs `_C.<op>` with torch's own number of threads: in a forked worker that is 1, and OpenMP must not start more."""
+    """Runs `_C.<op>` on torch's own number of threads: 1 in a forked worker, where OpenMP would hang with more."""
     native = module()
     codes = native.enums
     head = [codes[_DTYPES[dtype]]] + ([] if padding is None else [codes[padding]]) + [torch.get_num_threads()]

@@ -157,9 +157,7 @@ class MonodepthLoss(nn.Module):
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
         if isinstance(disparities, Tensor) or not isinstance(disparities, Sequence) or len(disparities) == 0:
-            raise TypeError(
-                f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}"
-            )
+            raise TypeError(f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}")
         if pyramid is not None and len(pyramid) != len(disparities):
             raise ValueError(f"pyramid: expected {len(disparities)} images, as many as disparities, got {len(pyramid)}")
         for s, one in enumerate(disparities):

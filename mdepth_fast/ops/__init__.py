@@ -1,4 +1,4 @@
-"""The fused ops: typed functions with autograd, one file each. See docs/design.md for a call's way through the floors."""
+"""The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
 
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp

@@ -28,7 +28,8 @@ def same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None
             raise ValueError(f"{name}: expected device {first.device}, where {first_name} is, got {other.device}")
 
 
-def window_fits(height: int, width: int, name: str) -> None:
+def window_fits(image: Tensor, name: str) -> None:
+    height, width = image.shape[-2:]
     if height < 2 or width < 2:
         raise ValueError(f"{name}: expected H and W of at least 2 (3x3 windows reflect), got {height}x{width}")
 

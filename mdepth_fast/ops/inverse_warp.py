@@ -71,9 +71,7 @@ def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = 
     return warped, valid
 
 
-def sample_reference(
-    source: Tensor, depth: Tensor, projection: Tensor, padding: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor, Tensor]:
     """Warped image, where z > 1e-6, and where the point also falls inside the source."""
     batch, _, height, width = depth.shape
     source_height, source_width = source.shape[2:]
@@ -92,7 +90,11 @@ def sample_reference(
     valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
     # grid_sample takes NaN and infinite coordinates to finite colours; they must not pass for a measurement.
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)
-    grid = torch.where(seen, uv / last.clamp_min(1) * 2 - 1, torch.zeros_like(uv)).transpose(1, 2).view(batch, height, width, 2)
+    grid = (
+        torch.where(seen, uv / last.clamp_min(1) * 2 - 1, torch.zeros_like(uv))
+        .transpose(1, 2)
+        .view(batch, height, width, 2)
+    )
     warped = F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True)
     seen, valid = (mask.view(batch, 1, height, width) for mask in (seen, valid))
     return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid
@@ -145,7 +147,7 @@ def _(
 def _gradients(
     source: Tensor, depth: Tensor, projection: Tensor, need_source: bool, need_depth: bool, need_projection: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients; an empty tensor where nobody needs one. The source's is summed into, so it starts at 0."""
+    """Room for the gradients, empty where nobody needs one. The source's is summed into, so it starts at 0."""
     return (
         torch.zeros(source.shape if need_source else (0,), dtype=source.dtype, device=source.device),
         torch.empty(depth.shape if need_depth else (0,), dtype=depth.dtype, device=depth.device),

@@ -1,7 +1,7 @@
 """Per-pixel minimum reprojection with auto-masking: the photometric objective of self-supervised depth, fused."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +17,9 @@ class MinReprojection(NamedTuple):
     """Result of `min_reprojection`: for one depth map (loss, selection), for a sequence one entry per map."""
 
     loss: Tensor
-    selection: Any  # Tensor, or list[Tensor] for a sequence of depth maps
+    selection: Tensor | list[Tensor]
 
 
-@overload
-def min_reprojection(
-    target: Tensor, sources: Tensor, depth: Tensor, K: Tensor, T: Tensor, **options: Any
-) -> MinReprojection: ...
-@overload
-def min_reprojection(
-    target: Tensor, sources: Tensor, depth: Sequence[Tensor], K: Tensor, T: Tensor, **options: Any
-) -> MinReprojection: ...
 def min_reprojection(
     target: Tensor,
     sources: Tensor,
@@ -91,10 +83,8 @@ def min_reprojection(
         _checks.tensor(source_K, "source_K", (batch, count, 3, 3), "(B, S, 3, 3)")
     if identity_noise is not None:
         _checks.tensor(identity_noise, "identity_noise", (batch, count, height, width), "(B, S, H, W)")
-    _checks.same_device(
-        target, "target", sources=sources, K=K, T=T, source_K=source_K, identity_noise=identity_noise
-    )
-    _checks.window_fits(height, width, "target")
+    _checks.same_device(target, "target", sources=sources, K=K, T=T, source_K=source_K, identity_noise=identity_noise)
+    _checks.window_fits(target, "target")
     _checks.fraction(ssim_weight, "ssim_weight")
     _checks.padding_mode(padding)
 

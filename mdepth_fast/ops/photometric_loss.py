@@ -32,7 +32,7 @@ def photometric_loss(
     _checks.tensor(prediction, "prediction", (None, None, None, None), "(B, C, H, W)")
     _checks.tensor(target, "target", tuple(prediction.shape), "(B, C, H, W)")
     _checks.same_device(prediction, "prediction", target=target)
-    _checks.window_fits(*prediction.shape[-2:], "prediction")
+    _checks.window_fits(prediction, "prediction")
     if prediction.shape[1] == 0:
         raise ValueError(f"prediction: expected at least 1 channel, got shape {tuple(prediction.shape)}")
     _checks.fraction(ssim_weight, "ssim_weight")

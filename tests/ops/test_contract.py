@@ -1,4 +1,4 @@
-"""What holds for every op alike: agreement of the backends, layouts, dtypes, compilers, threads, forks, empty batches."""
+"""What holds for every op alike: agreement of backends, layouts, dtypes, compilers, threads, forks, empty batches."""
 
 import dataclasses
 import inspect

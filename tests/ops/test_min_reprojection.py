@@ -19,9 +19,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_against_loops(backend, options, size):
     batch, height, width, count = size
     target, sources, depths, K, T, source_K = scene(batch, height, width, count, 2, torch.float64, motion=0.2)
-    loss, selection = min_reprojection(
-        target, sources, depths, K, T, source_K=source_K, backend=backend, **options
-    )
+    loss, selection = min_reprojection(target, sources, depths, K, T, source_K=source_K, backend=backend, **options)
     for scale, depth in enumerate(depths):
         total = 0.0
         for b in range(batch):
@@ -118,7 +116,9 @@ def test_non_finite_input_gives_a_non_finite_loss(backend, auto_mask, value, whe
     target, sources, depths, K, T, source_K = scene(1, 9, 33, 2)
     tensors = dict(target=target, sources=sources, depth=depths[0], K=K, T=T, source_K=source_K)
     broken = tensors[where].clone()
-    broken[(0,) * (broken.dim() - 2) + (1, 2) if where in ("target", "sources", "depth") else (0,) * broken.dim()] = value
+    broken[(0,) * (broken.dim() - 2) + (1, 2) if where in ("target", "sources", "depth") else (0,) * broken.dim()] = (
+        value
+    )
     tensors[where] = broken
     if where == "sources" and not auto_mask:  # a pixel that no warp reads is no part of the loss: read it
         tensors["T"] = torch.eye(4).repeat(1, 2, 1, 1)
@@ -173,7 +173,7 @@ def test_no_gradient_is_computed_when_nobody_asks():
 
 
 def test_errors():
-    target, sources, depths, K, T, source_K = scene(2, 6, 7, 2)
+    target, sources, depths, K, T, _ = scene(2, 6, 7, 2)
     good = dict(target=target, sources=sources, depth=depths[0], K=K, T=T)
     for change, error, message in [
         ({"target": target[:, :1]}, ValueError, r"^target: expected shape \(B, 3, H, W\).*got \(2, 1, 6, 7\)"),

@@ -1,7 +1,7 @@
 """Every public op as a function of its tensors, so that one test can ask the same of all of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from scenes import scene
