@@ -1,0 +1,157 @@
+"""Folders of video frames with given intrinsics, and poses and depth where somebody has them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from mdepth_fast.data.samples import (
+    DataError,
+    Sample,
+    SourceName,
+    check_size,
+    check_sources,
+    list_images,
+    make_sample,
+    read_depth,
+    read_image,
+    read_matrices,
+)
+
+__all__ = ["FrameFolder"]
+
+PathLike = str | Path
+
+
+class FrameFolder(Dataset[Sample]):
+    """Frames in natural order of their names (frame2 before frame10), one folder per clip.
+
+    folders: one folder or several; sources never cross from one clip to another. Every frame that has all its
+    sources (frame offsets) is a target.
+    K: a text file of 3x3 numbers, a 3x3 array, or (fx, fy, cx, cy), in pixels of the frames as stored; with
+    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image).
+    poses: a text file per clip, line i camera-to-world of frame i, 12 (3x4) or 16 (4x4) numbers row by row. Then T is
+    known and the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames,
+    value / `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`.
+    """
+
+    def __init__(
+        self,
+        folders: PathLike | Sequence[PathLike],
+        K: PathLike | Sequence[Any] | NDArray[Any],
+        height: int = 192,
+        width: int = 640,
+        *,
+        sources: tuple[SourceName, ...] = (-1, 1),
+        normalized: bool = False,
+        poses: PathLike | Sequence[PathLike] | None = None,
+        depth: PathLike | Sequence[PathLike] | None = None,
+        depth_units_per_metre: float = 1000.0,
+        evaluation: bool = False,
+    ) -> None:
+        self._size = check_size(height, width)
+        offsets = check_sources(sources, ())
+        self._offsets = [offset for offset in offsets if isinstance(offset, int)]
+        self.sources: tuple[SourceName, ...] = tuple("known" for _ in offsets) if poses is not None else offsets
+        self._K, self._normalized = _read_intrinsics(K), normalized
+        self._evaluation, self._units = evaluation, depth_units_per_metre
+        if not depth_units_per_metre > 0:
+            raise ValueError(f"depth_units_per_metre: expected a positive number, got {depth_units_per_metre}")
+        if evaluation and depth is None:
+            raise ValueError("depth: expected the folder of the ground truth, as evaluation=True, got None")
+
+        clips = _per_clip(folders)
+        self._frames: list[list[Path]] = []
+        self._poses: list[NDArray[np.float64]] = []
+        self._depth: list[Path] = _per_clip(depth, len(clips), "depth")
+        self._targets: list[tuple[int, int]] = []
+        pose_files = _per_clip(poses, len(clips), "poses")
+        for clip, folder in enumerate(clips):
+            frames = list_images(folder)
+            if not frames:
+                raise DataError(f"{folder}: expected image files, got none")
+            self._frames.append(frames)
+            if pose_files:
+                self._poses.append(_read_poses(pose_files[clip], len(frames)))
+            inside = range(len(frames))
+            self._targets += [(clip, i) for i in inside if all(i + offset in inside for offset in self._offsets)]
+        if not self._targets:
+            raise ValueError(f"sources: no frame of {', '.join(map(str, clips))} has all of {offsets}")
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> Sample:
+        clip, position = self._targets[index]
+        frames = self._frames[clip]
+        target = read_image(frames[position])
+        positions = [position + offset for offset in self._offsets]
+        images = [read_image(frames[i]) for i in positions]
+        for i, image in zip(positions, images):
+            if image.shape != target.shape:
+                raise DataError(f"{frames[i]}: expected the size of {frames[position].name}, got {image.shape[:2]}")
+        height, width = target.shape[:2]
+        K = self._K.copy()
+        if self._normalized:
+            K[0] *= width
+            K[1] *= height
+            K[:2, 2] -= 0.5  # the middle of an image of w pixels is at (w - 1) / 2: pixel centres lie on integers
+        if self._poses:
+            poses = self._poses[clip]
+            T = [np.linalg.inv(poses[i]) @ poses[position] for i in positions]
+        else:
+            T = [np.eye(4)] * len(positions)
+        depth = None
+        if self._evaluation:
+            depth = read_depth(self._depth[clip] / f"{frames[position].stem}.png", self._units)
+        name = f"{frames[position].parent.name}/{frames[position].name}"
+        return make_sample(name, target, images, K, [K] * len(images), T, self._size, depth=depth)
+
+
+def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = None, name: str = "") -> list[Path]:
+    if paths is None:
+        return []
+    listed = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    if clips is None and not listed:
+        raise ValueError("folders: expected at least one, got none")
+    if clips is not None and len(listed) != clips:
+        raise ValueError(f"{name}: expected one for each of the {clips} folders, got {len(listed)}")
+    return listed
+
+
+def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(K, (str, Path)):
+        matrix = read_matrices(K, (3,))
+        if matrix.shape != (3, 3):
+            raise DataError(f"{K}: expected 3 lines of 3 numbers, got {len(matrix)} lines")
+        where = str(K)
+    else:
+        matrix = np.array(K, dtype=np.float64)
+        where = "K"
+        if matrix.shape == (4,):
+            fx, fy, cx, cy = matrix
+            matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        if matrix.shape != (3, 3):
+            raise ValueError(f"K: expected (fx, fy, cx, cy) or a 3x3 matrix, got shape {matrix.shape}")
+    plausible = np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0
+    if not plausible or matrix[1, 0] != 0 or not np.array_equal(matrix[2], [0, 0, 1]):
+        error = DataError if isinstance(K, (str, Path)) else ValueError
+        raise error(f"{where}: expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {matrix.tolist()}")
+    return matrix
+
+
+def _read_poses(path: Path, frames: int) -> NDArray[np.float64]:
+    rows = read_matrices(path, (12, 16))
+    if len(rows) != frames:
+        raise DataError(f"{path}: expected a pose for each of the {frames} frames, got {len(rows)}")
+    poses = np.tile(np.eye(4), (frames, 1, 1))
+    poses[:, :3] = rows.reshape(frames, -1, 4)[:, :3]
+    rotations = poses[:, :3, :3]
+    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    wrong = np.flatnonzero((off > 1e-2) | (np.linalg.det(rotations) <= 0))
+    if len(wrong):
+        raise DataError(f"{path}: pose {wrong[0] + 1} is not a rotation with a translation")
+    return poses

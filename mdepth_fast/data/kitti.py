@@ -1,0 +1,380 @@
+"""KITTI raw recordings: frames, calibration, LiDAR and annotated ground truth (Geiger et al., IJRR 2013)."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from mdepth_fast.data.samples import (
+    DataError,
+    Sample,
+    SourceName,
+    check_size,
+    check_sources,
+    list_images,
+    make_sample,
+    read_depth,
+    read_image,
+)
+
+__all__ = ["KittiCalibration", "KittiRaw", "list_frames", "project_lidar", "read_lidar"]
+
+_CAMERA = {"l": "image_02", "r": "image_03"}
+_OTHER = {"l": "r", "r": "l"}
+_GROUND_TRUTH = ("lidar", "lidar_x", "annotated")
+# The intrinsics that Monodepth2 uses for every drive, as fractions of width and height.
+_NOMINAL_K = np.array([[0.58, 0, 0.5], [0, 1.92, 0.5], [0, 0, 1]])
+
+
+@dataclass(frozen=True)
+class KittiCalibration:
+    """Calibration of one date; sides are "l" (image_02) and "r" (image_03), rectified.
+
+    P: side to 3x4 projection of rectified camera 0; R_rect: (3,3); velo_to_cam: (4,4) LiDAR to unrectified camera 0;
+    size: side to (height, width).
+    """
+
+    P: dict[str, NDArray[np.float64]]
+    R_rect: NDArray[np.float64]
+    velo_to_cam: NDArray[np.float64]
+    size: dict[str, tuple[int, int]]
+
+    @staticmethod
+    def read(folder: Path | str) -> "KittiCalibration":
+        """Read `calib_cam_to_cam.txt` and `calib_velo_to_cam.txt` of a date's folder."""
+        cameras, velodyne = (_read_calibration(Path(folder) / f"calib_{name}_to_cam.txt") for name in ("cam", "velo"))
+        velo_to_cam = np.eye(4)
+        velo_to_cam[:3, :3] = velodyne.numbers("R", 9).reshape(3, 3)
+        velo_to_cam[:3, 3] = velodyne.numbers("T", 3)
+        P, size = {}, {}
+        for side, number in (("l", "02"), ("r", "03")):
+            P[side] = cameras.numbers(f"P_rect_{number}", 12).reshape(3, 4)
+            width, height = cameras.numbers(f"S_rect_{number}", 2)
+            size[side] = int(height), int(width)
+        return KittiCalibration(P, cameras.numbers("R_rect_00", 9).reshape(3, 3), velo_to_cam, size)
+
+    def K(self, side: str) -> NDArray[np.float64]:
+        """Intrinsics (3,3) of the rectified images, in pixels of `size`."""
+        return self.P[side][:, :3]
+
+    def stereo(self, side: str) -> NDArray[np.float64]:
+        """Transform (4,4) from the camera of `side` to the other one, metres."""
+        # P = K [I | t]: K^-1 times its last column places camera 0's points in the rectified camera.
+        here, there = (np.linalg.solve(self.K(s), self.P[s][:, 3]) for s in (side, _OTHER[side]))
+        T = np.eye(4)
+        T[:3, 3] = there - here
+        return T
+
+    def lidar_to_image(self, side: str) -> NDArray[np.float64]:
+        """`P_rect R_rect_00 [R|T]`, (3,4): LiDAR point to pixel times depth."""
+        R_rect = np.eye(4)
+        R_rect[:3, :3] = self.R_rect
+        return self.P[side] @ R_rect @ self.velo_to_cam
+
+
+@dataclass(frozen=True)
+class _CalibrationFile:
+    path: Path
+    values: dict[str, tuple[int, str]]  # key to (line number, text)
+
+    def numbers(self, key: str, count: int) -> NDArray[np.float64]:
+        if key not in self.values:
+            raise DataError(f"{self.path}: expected a line '{key}: ...', got none")
+        line, text = self.values[key]
+        try:
+            numbers = np.array([float(word) for word in text.split()])
+        except ValueError:
+            raise DataError(f"{self.path}, line {line}: expected numbers after '{key}:', got {text!r}") from None
+        if len(numbers) != count or not np.isfinite(numbers).all():
+            raise DataError(f"{self.path}, line {line}: expected {count} numbers after '{key}:', got {text!r}")
+        return numbers
+
+
+def _read_calibration(path: Path) -> _CalibrationFile:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as calibration ({error})") from error
+    values = {}
+    for number, line in enumerate(lines, 1):
+        key, colon, text = line.partition(":")
+        if line.strip() and not colon:
+            raise DataError(f"{path}, line {number}: expected 'key: numbers', got {line.strip()!r}")
+        values[key.strip()] = (number, text.strip())
+    return _CalibrationFile(path, values)
+
+
+def read_lidar(path: Path | str) -> NDArray[np.float32]:
+    """Velodyne scan as (n, 4) float32: x forward, y left, z up, in metres, and reflectance."""
+    try:
+        values = np.fromfile(path, dtype="<f4")
+        size = Path(path).stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as a LiDAR scan ({error.strerror})") from error
+    if size == 0 or size % 16:
+        raise DataError(f"{path}: expected points of 16 bytes, got {size} bytes: truncated")
+    return values.reshape(-1, 4)
+
+
+def project_lidar(
+    points: NDArray[Any],
+    projection: NDArray[np.float64],
+    size: tuple[int, int],
+    *,
+    depth_from: str = "z",
+    one_based: bool = False,
+) -> NDArray[np.float32]:
+    """LiDAR points (n, >=3) to a depth map (h, w), metres, 0 = none; the nearest point wins a pixel.
+
+    projection: (3,4), see `KittiCalibration.lidar_to_image`. depth_from: "z", depth along the camera's axis, or "x",
+    the LiDAR's forward coordinate, which the historic Eigen ground truth stores. one_based: round(u) - 1 instead of
+    round(u), the historic pixel convention.
+    """
+    if depth_from not in ("x", "z"):
+        raise ValueError(f'depth_from: expected "x" or "z", got {depth_from!r}')
+    height, width = size
+    xyz = points[points[:, 0] >= 0, :3].astype(np.float64)
+    uvw = xyz @ projection[:, :3].T + projection[:, 3]
+    front = uvw[:, 2] > 0
+    xyz, uvw = xyz[front], uvw[front]
+    pixels = np.round(uvw[:, :2] / uvw[:, 2:]) - int(one_based)
+    depth = uvw[:, 2] if depth_from == "z" else xyz[:, 0]
+    inside = (pixels >= 0).all(1) & (pixels[:, 0] < width) & (pixels[:, 1] < height) & (depth > 0)
+    u, v = pixels[inside].astype(np.int64).T
+    nearest = np.full(height * width, np.inf)
+    np.minimum.at(nearest, v * width + u, depth[inside])
+    return np.where(np.isinf(nearest), 0, nearest).astype(np.float32).reshape(height, width)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    drive: str  # "2011_09_26/2011_09_26_drive_0001_sync"
+    index: int
+    side: str
+    target: Path
+    sources: list[Path]
+    truth: Path | None
+
+
+class _Tree:
+    """Which frames a tree holds, each folder listed once: a split has tens of thousands of lines."""
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, dict[int, Path]] = {}
+
+    def find(self, folder: Path, index: int, suffix: str = ".png") -> Path:
+        """The file of that frame index; where there is none, the name that is missing."""
+        if folder not in self._listings:
+            files: dict[int, Path] = {}
+            if folder.is_dir():
+                for path in sorted(folder.iterdir(), reverse=True):  # png wins over jpg
+                    if path.stem.isdecimal():
+                        files[int(path.stem)] = path
+            self._listings[folder] = files
+        found = self._listings[folder].get(index)
+        return found if found is not None else folder / f"{index:010d}{suffix}"
+
+    def has(self, path: Path) -> bool:
+        return path in self._listings[path.parent].values()
+
+
+class KittiRaw(Dataset[Sample]):
+    """Frames of KITTI raw that a split lists.
+
+    root: the folder of the dates (`2011_09_26/...`), images PNG or JPEG. split: a file of the published form, a line
+    "folder index side" for each target (side l or r), or the lines themselves; `list_frames` makes some.
+    sources: frame offsets (same camera) and "stereo" (same moment, the other camera, T from the calibration).
+    Use `sources=()` to evaluate.
+
+    K is the drive's own, from the calibration; `nominal_K` takes Monodepth2's for all drives (0.58 w, 1.92 h, centre).
+    `stereo_baseline` replaces the calibrated transform, in metres, by a shift of that many units along x: Monodepth2
+    trains with 0.1, its depths are then in units of 5.4 m.
+    With `evaluation=True` samples have "depth" by `ground_truth`: "lidar" (camera z), "lidar_x" (the historic Eigen
+    ground truth: LiDAR's forward coordinate, pixels rounded minus one), or "annotated", the PNGs of the depth
+    benchmark under `annotated_root` (with `train/` and `val/`).
+
+    A line whose target, sources or ground truth are not on the disk is a `DataError` naming split, line and path;
+    `skip_missing` leaves it out, counts it in `missing` and warns once.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | Path | Iterable[str],
+        height: int = 192,
+        width: int = 640,
+        *,
+        sources: tuple[SourceName, ...] = (-1, 1),
+        nominal_K: bool = False,
+        stereo_baseline: float | None = None,
+        evaluation: bool = False,
+        ground_truth: str = "lidar",
+        annotated_root: str | Path | None = None,
+        skip_missing: bool = False,
+    ) -> None:
+        self._size = check_size(height, width)
+        self.sources: tuple[SourceName, ...] = check_sources(sources, ("stereo",))
+        if ground_truth not in _GROUND_TRUTH:
+            raise ValueError(f"ground_truth: expected one of {_GROUND_TRUTH}, got {ground_truth!r}")
+        if stereo_baseline is not None and not stereo_baseline > 0:
+            raise ValueError(f"stereo_baseline: expected a positive number, got {stereo_baseline}")
+        if evaluation and (ground_truth == "annotated") != (annotated_root is not None):
+            raise ValueError(
+                f'annotated_root: goes with ground_truth="annotated", got {annotated_root!r} with {ground_truth!r}'
+            )
+        self._root = Path(root)
+        self._nominal_K, self._baseline = nominal_K, stereo_baseline
+        self._truth = ground_truth if evaluation else None
+        self._annotated_root = Path(annotated_root) if annotated_root is not None else None
+
+        self.missing = 0
+        self._frames: list[_Frame] = []
+        tree = _Tree()
+        where, lines = _read_split(split)
+        first_missing = ""
+        for number, line in lines:
+            frame, missing = self._locate(_parse_line(line, f"{where}, line {number}"), tree)
+            if missing is None:
+                self._frames.append(frame)
+            elif skip_missing:
+                self.missing += 1
+                first_missing = first_missing or f"{where}, line {number}: {missing}"
+            else:
+                raise DataError(f"{where}, line {number}: {line.strip()!r} needs {missing}, which does not exist")
+        if self.missing:
+            warnings.warn(f"left out {self.missing} lines of missing files, first {first_missing}", stacklevel=2)
+        if not self._frames:
+            raise DataError(f"{where}: no line with all its files under {self._root}")
+        dates = sorted({frame.drive.split("/")[0] for frame in self._frames})
+        self.calibration = {date: KittiCalibration.read(self._root / date) for date in dates}
+
+    def _locate(self, line: tuple[str, int, str], tree: _Tree) -> tuple[_Frame, Path | None]:
+        """The files of a line, and the first of them that is missing."""
+        drive, index, side = line
+        folder = self._root / drive
+
+        def image(side: str, index: int) -> Path:
+            return tree.find(folder / _CAMERA[side] / "data", index)
+
+        target = image(side, index)
+        sources = [
+            image(_OTHER[side], index) if isinstance(source, str) else image(side, index + source)
+            for source in self.sources
+        ]
+        wanted = [target, *sources]
+        truth = None
+        if self._annotated_root is not None and self._truth:
+            within = Path(drive.split("/")[-1]) / "proj_depth" / "groundtruth" / _CAMERA[side]
+            candidates = [tree.find(self._annotated_root / part / within, index) for part in ("train", "val")]
+            truth = next(filter(tree.has, candidates), candidates[0])
+        elif self._truth:
+            truth = tree.find(folder / "velodyne_points" / "data", index, ".bin")
+        if truth is not None:
+            wanted.append(truth)
+        missing = next((path for path in wanted if not tree.has(path)), None)
+        return _Frame(drive, index, side, target, sources, truth), missing
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self._frames[index]
+        calibration = self.calibration[frame.drive.split("/")[0]]
+        side, size = frame.side, calibration.size[frame.side]
+        K: list[NDArray[np.float64]] = []
+        T: list[NDArray[np.float64]] = []
+        for source in self.sources:
+            other = source == "stereo"
+            K.append(calibration.K(_OTHER[side] if other else side))
+            T.append(self._stereo(calibration, side) if other else np.eye(4))
+        target = read_image(frame.target)
+        # The intrinsics hold for a resized copy, not for a cropped one.
+        if abs(target.shape[0] * size[1] / (target.shape[1] * size[0]) - 1) > 0.02:
+            raise DataError(
+                f"{frame.target}: expected the calibrated size {size} or a resized copy, got {target.shape[:2]}"
+            )
+        sample = make_sample(
+            f"{frame.drive} {frame.index} {side}",
+            target,
+            [read_image(path) for path in frame.sources],
+            calibration.K(side),
+            K,
+            T,
+            self._size,
+            K_size=size,
+            depth=self._read_truth(frame, calibration),
+        )
+        if self._nominal_K:
+            nominal = sample["K"].new_tensor(_NOMINAL_K)
+            nominal[0] *= self._size[1]
+            nominal[1] *= self._size[0]
+            sample["K"] = nominal
+            sample["source_K"] = nominal.repeat(len(self.sources), 1, 1)
+        return sample
+
+    def _stereo(self, calibration: KittiCalibration, side: str) -> NDArray[np.float64]:
+        if self._baseline is None:
+            return calibration.stereo(side)
+        T = np.eye(4)
+        T[0, 3] = -self._baseline if side == "l" else self._baseline
+        return T
+
+    def _read_truth(self, frame: _Frame, calibration: KittiCalibration) -> NDArray[np.float32] | None:
+        if frame.truth is None:
+            return None
+        if self._truth == "annotated":
+            return read_depth(frame.truth)
+        historic = self._truth == "lidar_x"
+        return project_lidar(
+            read_lidar(frame.truth),
+            calibration.lidar_to_image(frame.side),
+            calibration.size[frame.side],
+            depth_from="x" if historic else "z",
+            one_based=historic,
+        )
+
+
+def _read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, str]]]:
+    if isinstance(split, (str, Path)):
+        where = str(split)
+        try:
+            lines: Sequence[str] = Path(split).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{split}: cannot be read as a split file ({error})") from error
+    else:
+        where, lines = "split", list(split)
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise DataError(f"{where}: expected lines 'folder index side', got none")
+    return where, numbered
+
+
+def _parse_line(line: str, where: str) -> tuple[str, int, str]:
+    words = line.split()
+    if len(words) != 3 or not words[1].isdecimal() or words[2] not in _CAMERA or "/" not in words[0]:
+        raise DataError(f"{where}: expected 'date/drive index l|r', got {line.strip()!r}")
+    return words[0], int(words[1]), words[2]
+
+
+def list_frames(
+    root: str | Path, *, offsets: tuple[int, ...] = (-1, 1), sides: tuple[str, ...] = ("l", "r"), stereo: bool = False
+) -> list[str]:
+    """Split lines "folder index side" of all frames under `root` that have their neighbours (and, with `stereo`, the
+    other camera's view)."""
+    lines = []
+    for drive in sorted(path for path in Path(root).glob("*/*_sync") if path.is_dir()):
+        present = {}
+        for side, camera in _CAMERA.items():
+            folder = drive / camera / "data"
+            images = list_images(folder) if folder.is_dir() else []
+            present[side] = {int(path.stem) for path in images if path.stem.isdecimal()}
+        for side in sides:
+            for index in sorted(present[side] & present[_OTHER[side]] if stereo else present[side]):
+                if all(index + offset in present[side] for offset in offsets):
+                    lines.append(f"{drive.parent.name}/{drive.name} {index} {side}")
+    return lines

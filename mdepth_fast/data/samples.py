@@ -1,0 +1,247 @@
+"""What a data set yields, how its files are read, and what happens to the files that cannot be."""
+
+import math
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mdepth_fast.geometry import scale_intrinsics
+
+__all__ = [
+    "DataError",
+    "Sample",
+    "SkipBroken",
+    "SourceName",
+    "list_images",
+    "make_sample",
+    "read_depth",
+    "read_image",
+    "read_matrices",
+    "resize_image",
+]
+
+SourceName = int | str
+"""A frame offset whose motion has to be predicted, or "stereo" / "known": the motion is in `Sample["T"]`."""
+
+
+class _Required(TypedDict):
+    target: Tensor
+    sources: Tensor
+    K: Tensor
+    source_K: Tensor
+    T: Tensor
+    name: str
+
+
+class Sample(_Required, total=False):
+    """One target frame with its sources, CPU tensors at the network's size H, W.
+
+    target uint8 (3,H,W); sources uint8 (S,3,H,W); K float32 (3,3) and source_K float32 (S,3,3) in pixels of H, W;
+    T float32 (S,4,4), target camera to source camera, identity where unknown; name says which frame it is.
+    With `evaluation=True` also depth float32 (1,h,w), ground truth in metres, 0 = none, and image uint8 (3,h,w), the
+    target as it was before resizing. skipped (int) is put in by `SkipBroken`.
+    """
+
+    depth: Tensor
+    image: Tensor
+    skipped: int
+
+
+class DataError(ValueError):
+    """A file of the data set is missing, truncated or malformed. The message names the file, and the line if any."""
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:  # pragma: no cover
+        raise ImportError("reading images needs Pillow: pip install 'mdepth-fast[train]'") from error
+    return Image
+
+
+def _read_pixels(path: Path | str, mode: str | None) -> NDArray[Any]:
+    image_module = _pillow()
+    try:
+        with image_module.open(path) as image:
+            return np.array(image if mode is None else image.convert(mode))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image") from None
+    # Pillow reports damage as OSError, SyntaxError (PNG chunks), ValueError or DecompressionBombError.
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_image(path: Path | str) -> NDArray[np.uint8]:
+    """RGB image file as (h, w, 3) uint8. A missing, truncated or foreign file is a `DataError` naming it."""
+    return _read_pixels(path, "RGB")
+
+
+def read_depth(path: Path | str, units_per_metre: float = 256.0) -> NDArray[np.float32]:
+    """Depth PNG as (h, w) float32 metres, 0 = none: stored value / `units_per_metre` (KITTI 256, millimetres 1000)."""
+    pixels = _read_pixels(path, None)
+    if pixels.ndim != 2 or pixels.dtype == np.uint8:
+        raise DataError(
+            f"{path}: expected a 16-bit single-channel depth image, got {pixels.dtype} of shape {pixels.shape}"
+        )
+    return pixels.astype(np.float32) / np.float32(units_per_metre)
+
+
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 to (height, width, 3), Lanczos with antialiasing; the same array where the size is right."""
+    if image.shape[:2] == (height, width):
+        return image
+    pillow = _pillow()
+    return np.array(pillow.fromarray(image).resize((width, height), pillow.Resampling.LANCZOS))
+
+
+def read_matrices(path: Path | str, columns: tuple[int, ...]) -> NDArray[np.float64]:
+    """Text file of numbers (blank or comma separated, `#` comments) as (lines, c); c, one of `columns`, per line."""
+    rows: list[list[float]] = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            row = [math.nan]
+        if not all(map(math.isfinite, row)):
+            raise DataError(f"{path}, line {number}: expected finite numbers, got {line.strip()!r}")
+        if len(row) not in columns or (rows and len(row) != len(rows[0])):
+            expected = " or ".join(map(str, columns)) if not rows else str(len(rows[0]))
+            raise DataError(f"{path}, line {number}: expected {expected} numbers, got {len(row)}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: expected lines of {' or '.join(map(str, columns))} numbers, got an empty file")
+    return np.array(rows)
+
+
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def make_sample(
+    name: str,
+    target: NDArray[np.uint8],
+    sources: list[NDArray[np.uint8]],
+    K: NDArray[Any],
+    source_K: list[NDArray[Any]],
+    T: list[NDArray[Any]],
+    size: tuple[int, int],
+    *,
+    K_size: tuple[int, int] | None = None,
+    depth: NDArray[np.float32] | None = None,
+) -> Sample:
+    """Resize images (h, w, 3) and their intrinsics (3, 3) to `size` (height, width) and pack them.
+
+    `K_size` is the (height, width) that the intrinsics were given for, the target's where None. `depth` (h, w) turns
+    it into an evaluation sample: it is kept at its size, and so is the target, as "image".
+    """
+    height, width = size
+    of_height, of_width = K_size or (int(target.shape[0]), int(target.shape[1]))
+
+    def scaled(matrices: list[NDArray[Any]]) -> Tensor:
+        stack = torch.from_numpy(np.array(matrices, dtype=np.float64).reshape(-1, 3, 3))
+        return scale_intrinsics(stack, width / of_width, height / of_height).float()
+
+    frames = [_tensor(resize_image(frame, height, width)) for frame in sources]
+    sample: Sample = {
+        "target": _tensor(resize_image(target, height, width)),
+        "sources": torch.stack(frames) if frames else torch.empty(0, 3, height, width, dtype=torch.uint8),
+        "K": scaled([K])[0],
+        "source_K": scaled(source_K),
+        "T": torch.from_numpy(np.array(T, dtype=np.float32).reshape(-1, 4, 4)),
+        "name": name,
+    }
+    if depth is not None:
+        sample["depth"] = torch.from_numpy(np.ascontiguousarray(depth, dtype=np.float32))[None]
+        sample["image"] = _tensor(target)
+    return sample
+
+
+def check_size(height: int, width: int) -> tuple[int, int]:
+    for name, value in (("height", height), ("width", width)):
+        if not isinstance(value, int) or value < 2:
+            raise ValueError(f"{name}: expected an integer of at least 2, got {value!r}")
+    return height, width
+
+
+def check_sources(sources: object, names: tuple[str, ...]) -> tuple[SourceName, ...]:
+    """Frame offsets (integers but 0) and some of `names`, each once."""
+    if isinstance(sources, str) or not isinstance(sources, (tuple, list)):
+        raise TypeError(f"sources: expected a tuple such as (-1, 1), got {sources!r}")
+    for source in sources:
+        offset = isinstance(source, int) and not isinstance(source, bool) and source != 0
+        if not offset and source not in names:
+            known = "".join(f' or "{name}"' for name in names)
+            raise ValueError(f"sources: expected frame offsets other than 0{known}, got {source!r}")
+    if len(set(sources)) < len(sources):
+        raise ValueError(f"sources: expected each source once, got {tuple(sources)!r}")
+    return tuple(sources)
+
+
+class SkipBroken(Dataset[Sample]):
+    """Serves the next sample that can be read in place of one that cannot, and counts.
+
+    Every sample carries "skipped": how many were passed over for it, 0 when it is itself; the sum over a batch is
+    the batch's count. `broken` holds the indices found so far by this process and all its loader workers together
+    (the flags lie in shared memory). Each broken file is named in one warning. Only `DataError` is skipped: an error
+    of the program stays one. Raises `DataError` when no sample can be read.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.sources: tuple[SourceName, ...] = dataset.sources
+        self._flags = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
+
+    @property
+    def broken(self) -> list[int]:
+        return self._flags.nonzero().flatten().tolist()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        length = len(self)
+        if not 0 <= index < length:
+            raise IndexError(f"index: expected 0..{length - 1}, got {index}")
+        for skipped in range(length):
+            position = (index + skipped) % length
+            try:
+                sample: Sample = self.dataset[position]
+            except DataError as error:
+                if not self._flags[position]:
+                    self._flags[position] = 1
+                    warnings.warn(f"skipped a broken sample: {error}", stacklevel=2)
+                continue
+            return {**sample, "skipped": skipped}
+        raise DataError(f"none of the {length} samples can be read, see the warnings before this error")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder in natural order: frame2 before frame10."""
+    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if Path(entry.name).suffix.lower() in suffixes]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list the folder ({error.strerror})") from error
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key under which runs of digits compare as numbers."""
+    # Even positions of the split are text (perhaps empty), odd ones digits: like always meets like.
+    return [(int(run) if position % 2 else 0, run) for position, run in enumerate(re.split(r"([0-9]+)", name))]

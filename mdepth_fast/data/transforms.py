@@ -1,0 +1,171 @@
+"""From a batch of bytes to what a training step needs: flip, colour jitter and the image pyramid, on the device."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdepth_fast.geometry import flip_geometry
+
+__all__ = ["Augment", "adjust_color", "image_pyramid"]
+
+
+def image_pyramid(images: Tensor, levels: int = 4) -> list[Tensor]:
+    """(B,C,H,W) to `levels` images, each half of the one before by area averaging; odd sizes round down."""
+    pyramid = [images]
+    for _ in range(levels - 1):
+        height, width = pyramid[-1].shape[-2:]
+        if min(height, width) < 2:
+            raise ValueError(f"levels: {levels} need a larger image, got {tuple(images.shape)}")
+        pyramid.append(F.adaptive_avg_pool2d(pyramid[-1], (height // 2, width // 2)))
+    return pyramid
+
+
+def _grey(rgb: Tensor) -> Tensor:
+    red, green, blue = rgb.split(1, -3)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _brightness(rgb: Tensor, factor: Tensor) -> Tensor:
+    return (rgb * factor).clamp_(0, 1)
+
+
+def _contrast(rgb: Tensor, factor: Tensor) -> Tensor:
+    mean = _grey(rgb.mean((-2, -1), keepdim=True))
+    return (rgb * factor).add_((1 - factor) * mean).clamp_(0, 1)
+
+
+def _saturation(rgb: Tensor, factor: Tensor) -> Tensor:
+    return (rgb * factor).add_((1 - factor) * _grey(rgb)).clamp_(0, 1)
+
+
+def _hue(rgb: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of HSV by `shift`, a share of the full circle; value and saturation stay."""
+    red, green, blue = rgb.split(1, -3)
+    high = torch.maximum(red, green).maximum(blue)
+    low = torch.minimum(red, green).minimum(blue)
+    chroma = high - low
+    # Where the image is grey, any hue will do: low + 0 * weight.
+    sixths = torch.where(
+        high == red,
+        green - blue,
+        torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)),
+    )
+    sixths = sixths.div_(chroma.clamp_min(1e-12)).add_(6 * shift).remainder_(6)
+    # HSV to RGB without cases: each channel's share of the chroma is a trapezoid of the hue.
+    out = torch.empty_like(rgb)
+    for channel, centre in enumerate((3, 2, 4)):
+        weight = (sixths - centre).abs_()
+        weight = weight.sub_(1) if channel == 0 else weight.neg_().add_(2)
+        torch.addcmul(low, chroma, weight.clamp_(0, 1), out=out.narrow(-3, channel, 1))
+    return out
+
+
+_ADJUST = (_brightness, _contrast, _saturation, _hue)
+
+
+@torch.no_grad()
+def adjust_color(images: Tensor, factors: Tensor, order: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
+    """(B,...,3,H,W) in [0, 1] under per-sample factors (B,4): brightness, contrast, saturation (1 = as is), hue (0).
+
+    All frames of a sample get the same factors. `order` says which adjustment comes first (index into the four).
+    """
+    shape = (-1,) + (1,) * (images.dim() - 1)
+    for index in order:
+        images = _ADJUST[index](images, factors[:, index].view(shape))
+    return images
+
+
+class Augment(nn.Module):
+    """Batch of `Sample` on any device to the float tensors of a training step (Monodepth2, section 4 of 1806.01260).
+
+    In: target uint8 (B,3,H,W), sources uint8 (B,S,3,H,W), K, source_K, T as in `Sample`; other keys pass through
+    (a "depth" or "image" is flipped with its sample).
+    Out: target, sources float [0, 1], K, source_K, T after the flip; target_aug, sources_aug, the colour-jittered
+    inputs of the networks; pyramid, the list of `levels` clean targets, each half the size of the one before.
+
+    A sample is mirrored with probability `flip` and jittered with probability `jitter`: one draw of brightness,
+    contrast, saturation (factors 1 +- the argument) and hue (share of the circle) for all its frames; the order of
+    the four is drawn once per batch. Random numbers come from `generator` (a CPU generator) or torch's global one,
+    never from the device, so CPU and GPU augment alike. After `eval()` there is conversion only.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        jitter: float = 0.5,
+        *,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.1,
+        levels: int = 4,
+    ) -> None:
+        super().__init__()
+        for name, probability in (("flip", flip), ("jitter", jitter)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {probability}")
+        limits = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
+        ranges = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+        for name, value in ranges.items():
+            if not 0 <= value <= limits[name]:
+                raise ValueError(f"{name}: expected a value in [0, {limits[name]}], got {value}")
+        if levels < 1:
+            raise ValueError(f"levels: expected at least 1, got {levels}")
+        self.flip, self.jitter, self.levels = flip, jitter, levels
+        self.ranges = tuple(ranges.values())
+
+    def extra_repr(self) -> str:
+        return f"flip={self.flip}, jitter={self.jitter}, ranges={self.ranges}, levels={self.levels}"
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+        out = dict(batch)
+        for key, dims in (("target", 4), ("sources", 5)):
+            images = out[key]
+            if images.dtype != torch.uint8 or images.dim() != dims or images.shape[-3] != 3:
+                shape = "(B,3,H,W)" if dims == 4 else "(B,S,3,H,W)"
+                raise TypeError(f"{key}: expected uint8 {shape}, got {images.dtype} {tuple(images.shape)}")
+        device, size = out["target"].device, len(out["target"])
+        # All draws are made whether used or not: the stream does not depend on the outcome or on the options.
+        chance = torch.rand(2, size, generator=generator)
+        amounts = torch.rand(size, 4, generator=generator) * 2 - 1
+        order = tuple(torch.randperm(4, generator=generator).tolist())
+        flipped = (chance[0] < self.flip) & self.training
+        jittered = (chance[1] < self.jitter) & self.training
+
+        if flipped.any():
+            self._flip(out, flipped.to(device))
+        for key in ("target", "sources"):
+            out[key] = out[key].float().div_(255)
+
+        rows = jittered.nonzero().flatten().to(device)
+        factors = amounts * amounts.new_tensor(self.ranges) + amounts.new_tensor([1.0, 1.0, 1.0, 0.0])
+        factors = factors.to(device)[rows]
+        for key in ("target", "sources"):
+            clean = out[key]
+            if len(rows):
+                out[f"{key}_aug"] = clean.index_copy(0, rows, adjust_color(clean[rows], factors, order))
+            else:
+                out[f"{key}_aug"] = clean
+        out["pyramid"] = image_pyramid(out["target"], self.levels)
+        return out
+
+    @staticmethod
+    def _flip(out: dict[str, Any], mask: Tensor) -> None:
+        width = out["target"].shape[-1]
+
+        def choose(mirrored: Tensor, straight: Tensor) -> Tensor:
+            return torch.where(mask.view((-1,) + (1,) * (straight.dim() - 1)), mirrored, straight)
+
+        for key in ("target", "sources", "depth", "image"):
+            if key in out:
+                out[key] = choose(out[key].flip(-1), out[key])
+        K, T = flip_geometry(out["K"], out["T"], width)
+        source_K, _ = flip_geometry(out["source_K"], out["T"], width)
+        out["K"], out["source_K"], out["T"] = (
+            choose(K, out["K"]),
+            choose(source_K, out["source_K"]),
+            choose(T, out["T"]),
+        )
