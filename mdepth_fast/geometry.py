@@ -26,9 +26,7 @@ def disparity_to_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: flo
     `disparity` in [0, 1]; 0 gives `max_depth`, 1 gives `min_depth` (Monodepth2, arXiv 1806.01260, section 3).
     """
     if not 0 < min_depth < max_depth:
-        raise ValueError(
-            f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}"
-        )
+        raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
     far = 1.0 / max_depth
     return 1.0 / (far + (1.0 / min_depth - far) * disparity)
 

@@ -1,0 +1,88 @@
+"""The command `mdepth-fast`.
+
+Each subcommand is a module of this package, imported when it is called, with `add_arguments(parser)` and
+`run(arguments)`. Importing it must need no more than torch and numpy: what else it needs is imported in `run`.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "train": "train a preset or a configuration of your own",
+    "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
+    "predict": "write depth maps of images, or of the frames of a video",
+    "bench": "time the kernels against plain PyTorch on this machine",
+    "info": "show versions and backends, with a reason for each that is missing",
+}
+_EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage", "matplotlib", "yaml"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+
+    An error is one line on stderr; `--debug`, before or after the subcommand, shows the traceback instead.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        if not words or words[0] not in _COMMANDS:
+            _overview().parse_args(words)
+            return 2  # not reached: an unknown command has ended in argparse's own message
+        command = importlib.import_module(f"mdepth_fast.cli.{words[0]}")
+        # A command with overrides gets every option that it does not know as `overrides`, and prints its own help.
+        overrides = getattr(command, "TAKES_OVERRIDES", False)
+        parser = argparse.ArgumentParser(prog=f"mdepth-fast {words[0]}", allow_abbrev=False, add_help=not overrides)
+        command.add_arguments(parser)
+        parsed, rest = parser.parse_known_args(words[1:])
+        if rest and not overrides:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.overrides = rest
+        command.run(parsed)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("mdepth-fast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`mdepth-fast info | head -1`): no error, and nothing left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"mdepth-fast: error: {_describe(error)}", file=sys.stderr)
+        return 1
+
+
+def _overview() -> argparse.ArgumentParser:
+    from mdepth_fast import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="mdepth-fast", description="Monocular depth estimation in PyTorch on fused kernels.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mdepth-fast {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
+        return f'{error.name} is not installed: pip install "mdepth-fast[train]"'
+    text = " ".join(str(error).split())
+    # The package's own errors speak for themselves; others need their kind (`KeyError: 'x'`).
+    return (
+        text
+        if text and isinstance(error, ValueError | TypeError | OSError | ImportError)
+        else (f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    )

@@ -1,0 +1,23 @@
+"""Depth and pose nets, by name and by class."""
+
+from .base import DepthModel, DepthPrediction, Model, PoseModel
+from .checkpoints import load_checkpoint, load_encoder_weights
+from .monodepth2 import Monodepth2, PoseCNN, PoseNet
+from .registry import create_model, list_models, register_model
+from .resnet import ResNetEncoder
+
+__all__ = [
+    "DepthModel",
+    "DepthPrediction",
+    "Model",
+    "Monodepth2",
+    "PoseCNN",
+    "PoseModel",
+    "PoseNet",
+    "ResNetEncoder",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "load_encoder_weights",
+    "register_model",
+]
