@@ -1,0 +1,2 @@
+def test_edge_aware_smoothness(compare):
+    compare("edge_aware_smoothness")

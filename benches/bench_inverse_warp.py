@@ -1,0 +1,2 @@
+def test_inverse_warp(compare):
+    compare("inverse_warp")

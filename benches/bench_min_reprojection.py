@@ -1,0 +1,2 @@
+def test_min_reprojection(compare):
+    compare("min_reprojection")

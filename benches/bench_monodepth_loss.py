@@ -1,0 +1,2 @@
+def test_monodepth_loss(compare):
+    compare("monodepth_loss")

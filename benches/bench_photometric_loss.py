@@ -1,0 +1,2 @@
+def test_photometric_loss(compare):
+    compare("photometric_loss")

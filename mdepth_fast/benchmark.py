@@ -1,0 +1,331 @@
+"""Side-by-side measurements of the ops and the whole loss: plain PyTorch, `torch.compile` of it, and every backend.
+
+The variants of a case run in turn within one process, and medians are compared, so that a busy machine slows all of
+them alike. No variant is timed before its result has been found equal to the reference's in float64.
+"""
+
+import ctypes
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdepth_fast import _dispatch, ops
+from mdepth_fast.geometry import pose_matrix
+from mdepth_fast.losses import MonodepthLoss
+
+__all__ = ["CASES", "VARIANTS", "Case", "Measurement", "chart", "measure", "prepare", "seconds", "table", "unavailable"]
+
+# Plain PyTorch first: everything is a ratio to it.
+VARIANTS = ("eager", "compile", *(name for name in _dispatch.BACKENDS if name != "reference"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: `inputs(batch, height, width)` gives tensors by name, `call(**tensors)` takes them, and
+    those named in `differentiable` get gradients."""
+
+    name: str
+    op: str
+    inputs: Callable[[int, int, int], dict[str, Any]]
+    differentiable: tuple[str, ...]
+    call: Callable[..., Tensor]
+
+
+@dataclass
+class Measurement:
+    """Medians of one variant of a case; `reason` says why it was not measured."""
+
+    variant: str
+    reason: str | None = None
+    seconds: float = float("nan")
+    seconds_each: list[float] = field(default_factory=list)
+    kept_bytes: int = 0  # kept between forward and backward, beyond the inputs
+    peak_bytes: int = 0  # largest extra memory of a step
+    gradient_error: float = float("nan")  # relative L2 error of all gradients against float64
+
+
+def scene(batch: int, height: int, width: int, sources: int = 2, scales: int = 4) -> dict[str, Any]:
+    """A smooth random target, sources that resemble it, depth maps and small motions; seeded."""
+    generator = torch.Generator().manual_seed(0)
+
+    def smooth(channels: int, cell: int) -> Tensor:
+        coarse = torch.rand(batch, channels, height // cell + 2, width // cell + 2, generator=generator)
+        return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(0.02, 0.98)
+
+    target = smooth(3, 8)
+    shifted = [
+        torch.roll(target, 2 + s, -1) + 0.02 * torch.rand(target.shape, generator=generator) for s in range(sources)
+    ]
+    K = torch.tensor([[0.58 * width, 0, (width - 1) / 2], [0, 1.92 * height, (height - 1) / 2], [0, 0, 1]])
+    motion = 0.02 * torch.randn(batch, sources, 6, generator=generator)
+    return {
+        "target": target,
+        "sources": torch.stack(shifted, 1).clamp(0, 1),
+        "disparities": [smooth(1, 16)[..., :: 2**s, :: 2**s] * 0.05 + 0.01 for s in range(scales)],
+        "depths": [2 + 6 * smooth(1, 2 ** (3 + s)) for s in range(scales)],
+        "K": K.repeat(batch, 1, 1),
+        "T": pose_matrix(0.3 * motion[..., :3], motion[..., 3:]),
+    }
+
+
+def _warp_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    s = scene(batch, height, width, 1, 1)
+    return {"source": s["sources"][:, 0], "depth": s["depths"][0], "K": s["K"], "T": s["T"][:, 0]}
+
+
+def _pair_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    s = scene(batch, height, width, 1, 1)
+    return {"prediction": s["sources"][:, 0], "target": s["target"]}
+
+
+def _smooth_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    s = scene(batch, height, width, 1, 1)
+    return {"disparity": s["disparities"][0], "image": s["target"]}
+
+
+def _reprojection_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    s = scene(batch, height, width)
+    return {name: s[name] for name in ("target", "sources", "depths", "K", "T")}
+
+
+def _loss_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    s = scene(batch, height, width)
+    return {name: s[name] for name in ("target", "sources", "disparities", "K", "T")}
+
+
+def _whole_loss(target: Tensor, sources: Tensor, disparities: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
+    return MonodepthLoss()(disparities, target, sources, K, T)
+
+
+def _min_reprojection(target: Tensor, sources: Tensor, depths: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
+    return ops.min_reprojection(target, sources, depths, K, T).loss
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "inverse_warp",
+            "inverse_warp",
+            _warp_inputs,
+            ("source", "depth", "T"),
+            lambda **t: ops.inverse_warp(**t)[0],
+        ),
+        Case("photometric_loss", "photometric_loss", _pair_inputs, ("prediction",), ops.photometric_loss),
+        Case(
+            "edge_aware_smoothness", "edge_aware_smoothness", _smooth_inputs, ("disparity",), ops.edge_aware_smoothness
+        ),
+        Case("min_reprojection", "min_reprojection", _reprojection_inputs, ("depths", "T"), _min_reprojection),
+        Case("monodepth_loss", "min_reprojection", _loss_inputs, ("disparities", "T"), _whole_loss),
+    )
+}
+
+
+def unavailable(case: Case, variant: str, device: torch.device) -> str | None:
+    """Why `variant` of a case cannot run on `device`; None if it can."""
+    return None if variant in ("eager", "compile") else _dispatch.why_not(case.op, variant, device)
+
+
+class Step:
+    """Forward and backward of a case in one variant."""
+
+    def __init__(self, case: Case, variant: str, inputs: dict[str, Any]) -> None:
+        self.backend = "reference" if variant in ("eager", "compile") else variant
+        self.inputs = {name: _leaf(value, name in case.differentiable) for name, value in inputs.items()}
+        self.leaves = [t for name in case.differentiable for t in _tensors(self.inputs[name])]
+        # dynamic=False: a size of its own for every case, as a training run would have.
+        self.call = torch.compile(case.call, dynamic=False) if variant == "compile" else case.call
+
+    def forward(self) -> Tensor:
+        with _dispatch.use_backend(self.backend):
+            return self.call(**self.inputs)
+
+    def __call__(self) -> list[Tensor]:
+        output = self.forward()
+        return list(torch.autograd.grad(output, self.leaves, torch.ones_like(output)))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _leaf(value: Any, differentiable: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(differentiable)
+    return [_leaf(one, differentiable) for one in value]
+
+
+def _convert(value: Any, **to: Any) -> Any:
+    return value.to(**to) if isinstance(value, Tensor) else [_convert(one, **to) for one in value]
+
+
+def measure(
+    case: Case,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    variants: Iterable[str] = VARIANTS,
+    device: torch.device | str = "cpu",
+    rounds: int = 5,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> list[Measurement]:
+    """Times the variants in turn, `rounds` times each after one warm-up, forward and backward.
+
+    Raises AssertionError where a variant's gradients are not those of the reference.
+    """
+    device = torch.device(device)
+    results, steps = [], []
+    for variant in track(list(variants)):
+        reason = unavailable(case, variant, device)
+        if reason:
+            results.append(Measurement(variant, reason))
+            continue
+        step, one = prepare(case, variant, batch, height, width, device=device)
+        results.append(one)
+        steps.append((one, step))
+    for _ in track(range(rounds)):
+        for one, step in steps:
+            one.seconds_each.append(seconds(step, device))
+    for one, _ in steps:
+        one.seconds = statistics.median(one.seconds_each)
+    return results
+
+
+def prepare(
+    case: Case, variant: str, batch: int, height: int, width: int, *, device: torch.device
+) -> tuple[Step, Measurement]:
+    """A variant that is ready to be timed: run once, found right, its memory measured.
+
+    Raises AssertionError where its gradients are not those of the reference in float64.
+    """
+    inputs = {name: _convert(value, device=device) for name, value in case.inputs(batch, height, width).items()}
+    exact = Step(case, "eager", {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()})()
+    step, one = Step(case, variant, inputs), Measurement(variant)
+    one.gradient_error = _relative_error(step(), exact)
+    # float32 flips the winner of a few pixels; anything beyond that is a wrong kernel.
+    assert one.gradient_error < 0.05, f"{case.name}, {variant}: gradients are off by {one.gradient_error:.2g}"
+    del exact
+    one.kept_bytes = kept_bytes(step)
+    one.peak_bytes = peak_bytes(step, device)
+    return step, one
+
+
+def _relative_error(got: list[Tensor], want: list[Tensor]) -> float:
+    a, b = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (got, want))
+    return float((a - b).norm() / b.norm())
+
+
+def seconds(step: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock time of one run, waited for."""
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def kept_bytes(step: Step) -> int:
+    """Bytes of all storages that autograd keeps between forward and backward, without those of the inputs."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = step.forward()
+    given = {t.untyped_storage().data_ptr() for value in step.inputs.values() for t in _tensors(value)}
+    del output
+    return sum(size for pointer, size in kept.items() if pointer not in given)
+
+
+def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
+    """Largest extra memory during a step: of the allocator on a GPU, of the process (Linux) on a CPU, 0 if unknown."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return 0
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory that is free but not returned would hide what the step takes
+        reset.write_text("5")  # the process's high-water mark starts anew
+    except (OSError, AttributeError):
+        return 0
+    before = _status_bytes(status, "VmRSS")
+    step()
+    return max(0, _status_bytes(status, "VmHWM") - before)
+
+
+def _status_bytes(status: Path, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.M)
+    return int(found[1]) * 1024 if found else 0
+
+
+def table(case: Case, size: str, results: list[Measurement]) -> str:
+    """The measurements as lines to read, each with its ratio to eager and to `torch.compile`."""
+    by_name = {one.variant: one for one in results}
+    eager, compiled = by_name.get("eager"), by_name.get("compile")
+    lines = [
+        f"{case.name}  {size}, forward + backward",
+        f"  {'variant':<9}{'median':>11}{'x eager':>9}{'x compile':>11}{'kept':>12}{'peak':>12}{'gradient error':>16}",
+    ]
+    for one in results:
+        if one.reason:
+            lines.append(f"  {one.variant:<9}  not here: {one.reason}")
+            continue
+        lines.append(
+            f"  {one.variant:<9}{one.seconds * 1e3:>8.2f} ms{_ratio(eager, one):>9}{_ratio(compiled, one):>11}"
+            f"{one.kept_bytes / 2**20:>8.1f} MiB{one.peak_bytes / 2**20:>8.1f} MiB{one.gradient_error:>16.1e}"
+        )
+    return "\n".join(lines)
+
+
+def _ratio(base: Measurement | None, one: Measurement) -> str:
+    return f"{base.seconds / one.seconds:.1f}" if base and base.seconds == base.seconds else "-"
+
+
+def chart(results: dict[str, list[Measurement]], path: Path, title: str) -> None:
+    """Bar chart (PNG) of how many times faster than eager each variant is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    measured = [v for v in VARIANTS if any(m.variant == v and not m.reason for ms in results.values() for m in ms)]
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.9 * len(results), 4), layout="constrained")
+    width = 0.8 / len(measured)
+    for k, variant in enumerate(measured):
+        for x, measurements in enumerate(results.values()):
+            by_name = {one.variant: one for one in measurements}
+            if variant not in by_name or by_name[variant].reason or "eager" not in by_name:
+                continue
+            ratio = by_name["eager"].seconds / by_name[variant].seconds
+            bar = axes.bar(x + (k - (len(measured) - 1) / 2) * width, ratio, width, color=f"C{k}")
+            axes.bar_label(bar, [f"{ratio:.1f}"], fontsize=8)
+    for k, variant in enumerate(measured):
+        axes.bar(0, 0, color=f"C{k}", label=variant)
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_yscale("log")
+    axes.set_ylabel("times faster than PyTorch eager")
+    axes.set_title(title)
+    axes.legend()
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
+    pyplot.close(figure)

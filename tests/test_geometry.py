@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from mdepth_fast import geometry
+from mdepth_fast.ops import inverse_warp
+
+
+def test_rotation_is_rodrigues_and_smooth_at_zero():
+    vectors = torch.cat([torch.randn(20, 3), 1e-3 * torch.randn(20, 3), torch.zeros(1, 3)]).double()
+    want = Rotation.from_rotvec(vectors.numpy()).as_matrix()
+    np.testing.assert_allclose(geometry.rotation_from_axis_angle(vectors).numpy(), want, atol=1e-12)
+    leaf = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(geometry.rotation_from_axis_angle, leaf)
+    leaf = (1e-2 / 3**0.5 * torch.ones(1, 3, dtype=torch.float64)).requires_grad_()  # where the series takes over
+    assert torch.autograd.gradcheck(geometry.rotation_from_axis_angle, leaf, eps=1e-7)
+
+
+def test_pose_and_its_inverse():
+    axis_angle, translation = torch.randn(2, 5, 3).double()
+    forward, backward = (geometry.pose_matrix(axis_angle, translation, invert) for invert in (False, True))
+    eye = torch.eye(4).double().expand(5, 4, 4)
+    torch.testing.assert_close(forward @ backward, eye)
+    torch.testing.assert_close(geometry.invert_pose(forward), backward)
+    torch.testing.assert_close(forward[:, :3, 3], translation)
+
+
+def test_disparity_range():
+    ends = geometry.disparity_to_depth(torch.tensor([0.0, 1.0]), 0.1, 100.0)
+    torch.testing.assert_close(ends, torch.tensor([100.0, 0.1]))
+    for bad in ((0, 1), (2, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="min_depth, max_depth: expected 0 < min_depth < max_depth"):
+            geometry.disparity_to_depth(torch.zeros(1), *bad)
+
+
+def test_project_undoes_backproject():
+    K = torch.tensor([[[30.0, 0, 11.2], [0, 28.0, 7.7], [0, 0, 1]]])
+    depth = 1 + torch.rand(1, 1, 6, 9)
+    pixels, z = geometry.project(geometry.backproject(depth, K), K)
+    torch.testing.assert_close(z, depth)
+    torch.testing.assert_close(pixels[0, 0], torch.arange(9.0).expand(6, 9), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pixels[0, 1], torch.arange(6.0)[:, None].expand(6, 9), atol=1e-4, rtol=0)
+
+
+def test_scaling_the_intrinsics_keeps_points_under_their_pixels():
+    """A point on the left edge of pixel 0 stays on the left edge, one in the image's middle stays in the middle."""
+    K = torch.tensor([[30.0, 0, 11.2], [0, 28.0, 7.7], [0, 0, 1]])
+    scaled = geometry.scale_intrinsics(K, 0.5, 2.0)
+    ray = torch.linalg.inv(K) @ torch.tensor([-0.5, 8.0, 1.0])
+    u, v, _ = scaled @ ray
+    assert abs(u - -0.5) < 1e-5 and abs(v - ((8 + 0.5) * 2 - 0.5)) < 1e-4
+
+
+def test_flipping_images_and_geometry_flips_the_warp():
+    source, depth = torch.rand(1, 3, 12, 16), 2 + torch.rand(1, 1, 12, 16)
+    K = torch.tensor([[[14.0, 0.3, 6.1], [0, 13.0, 5.0], [0, 0, 1]]])
+    T = geometry.pose_matrix(torch.tensor([[0.02, -0.03, 0.01]]), torch.tensor([[0.1, 0.05, -0.2]]))
+    warped, valid = inverse_warp(source, depth, K, T)
+    flipped, flipped_valid = inverse_warp(source.flip(-1), depth.flip(-1), *geometry.flip_geometry(K, T, 16))
+    torch.testing.assert_close(flipped.flip(-1), warped, atol=1e-5, rtol=0)
+    assert torch.equal(flipped_valid.flip(-1), valid)
