@@ -1,0 +1,213 @@
+"""Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260): depth net and pose nets.
+
+The published decoder upsamples, concatenates, pads and convolves at the high resolution. Here the same numbers come
+from less work. Nearest x2 followed by a 3x3 convolution is one 4x4 transposed convolution of stride 2 on the small map
+(16 multiplications in place of 36 per small pixel), reflection of the large map is replication of the small one, and a
+convolution of a concatenation is a sum of two convolutions.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import DepthModel, PoseModel, check_images, stack_pair
+from .checkpoints import load_encoder_weights
+from .resnet import ResNetEncoder
+
+__all__ = ["Monodepth2", "PoseCNN", "PoseNet"]
+
+_WIDTHS = (256, 128, 64, 32, 16)  # of the decoder's levels, coarsest first
+
+
+def _reflect(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 1, 1, 1), mode="reflect")
+
+
+def _replicate(x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        # The compiler's model of replication_pad2d's backward knows no channels_last (seen in PyTorch 2.13).
+        x = torch.cat([x[..., :1], x, x[..., -1:]], -1)
+        return torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")
+
+
+class _Level(nn.Module):
+    """One level: 3x3 `reduce`, nearest x2, concatenation with the skip, 3x3 `merge`; ELU and reflection at both."""
+
+    doubled: Tensor
+
+    def __init__(self, inputs: int, skip: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.reduce = nn.Conv2d(inputs, width, 3)
+        self.merge = nn.Conv2d(width + skip, width, 3)
+        # Row (y, x) of a 4x4 kernel = sum of the 3x3 taps that fall on the small pixel once each pixel is doubled.
+        doubled = torch.zeros(4, 4, 3, 3)
+        for y in range(3):
+            for x in range(3):
+                doubled[2 - y : 4 - y, 2 - x : 4 - x, y, x] = 1
+        self.register_buffer("doubled", doubled.view(16, 9), persistent=False)
+
+    def forward(self, padded: Tensor, skip: Tensor | None) -> Tensor:
+        """Reflection-padded map (B, inputs, h+2, w+2) and skip (B, skip, 2h, 2w) to a padded (B, width, 2h+2, 2w+2)."""
+        x = _replicate(F.elu(self.reduce(padded), inplace=True))
+        weight, bias = self.merge.weight, self.merge.bias
+        taps = weight[:, : self.width].permute(0, 2, 3, 1).flatten(1, 2)  # (out, 9, in), as channels_last stores it
+        kernel = (self.doubled @ taps).unflatten(1, (4, 4)).permute(3, 0, 1, 2)  # (in, out, 4, 4)
+        y = F.conv_transpose2d(x, kernel, stride=2, padding=3)
+        if skip is not None:
+            y = y.add_(F.conv2d(_reflect(skip), weight[:, self.width :], bias))
+        elif bias is not None:
+            y = y.add_(bias[:, None, None])
+        return _reflect(F.elu(y, inplace=True))
+
+
+class _DepthDecoder(nn.Module):
+    def __init__(self, channels: Sequence[int], scales: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.levels = nn.ModuleList()
+        inputs = channels[-1]
+        for width, skip in zip(_WIDTHS, (*channels[-2::-1], 0), strict=True):
+            self.levels.append(_Level(inputs, skip, width))
+            inputs = width
+        self.heads = nn.ModuleList(nn.Conv2d(_WIDTHS[4 - scale], 1, 3) for scale in self.scales)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        maps: dict[int, Tensor] = {}
+        x = _reflect(features[-1])
+        for scale, level, skip in zip((4, 3, 2, 1, 0), self.levels, (*features[-2::-1], None), strict=True):
+            x = level(x, skip)
+            if scale in self.scales:
+                maps[scale] = self.heads[self.scales.index(scale)](x).sigmoid()
+        return [maps[scale] for scale in self.scales]
+
+
+class Monodepth2(DepthModel):
+    """Depth net of Monodepth2: ResNet encoder, U-Net decoder, a sigmoid map per scale.
+
+    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32 from 64 on, and returns a list of maps
+    (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `disparity_to_depth(map, min_depth,
+    max_depth)`. TypeError or ValueError for images of another type or shape.
+
+    layers           18, 34 or 50
+    min_depth,
+    max_depth        depth where the sigmoid is 1 and 0
+    unit             "m" where the net is trained to metric depth, None where its scale is arbitrary
+    input_size       (H, W) to which `predict` resizes; None: the multiple of 32 nearest to the image
+    encoder_weights  path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation
+    """
+
+    def __init__(
+        self,
+        layers: int = 18,
+        *,
+        min_depth: float = 0.1,
+        max_depth: float = 100.0,
+        scales: Sequence[int] = (0, 1, 2, 3),
+        unit: str | None = None,
+        input_size: tuple[int, int] | None = None,
+        encoder_weights: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(min_depth=min_depth, max_depth=max_depth, scales=scales, unit=unit, input_size=input_size)
+        self.encoder = ResNetEncoder(layers)
+        self.decoder = _DepthDecoder(self.encoder.channels, self.scales)
+        if encoder_weights is not None:
+            load_encoder_weights(self.encoder, encoder_weights)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        check_images(images, "images")
+        height, width = images.shape[-2:]
+        if height % 32 or width % 32 or min(height, width) < 64:
+            raise ValueError(f"images: expected height and width multiples of 32, at least 64, got {height}x{width}")
+        return self.decoder(self.encoder(images))
+
+    def published_files(self) -> dict[str, dict[str, str]]:
+        decoder: dict[str, str] = {}
+        for n in range(10):
+            layer = f"decoder.levels.{n // 2}.{'merge' if n % 2 else 'reduce'}"
+            decoder |= {f"decoder.{n}.conv.conv.{part}": f"{layer}.{part}" for part in ("weight", "bias")}
+        for n in range(len(self.scales)):
+            layer = f"decoder.heads.{n}"
+            decoder |= {f"decoder.{10 + n}.conv.{part}": f"{layer}.{part}" for part in ("weight", "bias")}
+        return {"encoder.pth": _encoder_keys(self.encoder), "depth.pth": decoder}
+
+
+def _encoder_keys(encoder: ResNetEncoder) -> dict[str, str]:
+    return {f"encoder.{key}": f"encoder.{key}" for key in encoder.state_dict()}
+
+
+class PoseNet(PoseModel):
+    """Separate pose net of Monodepth2: ResNet on the two images stacked along the channels, four convolutions.
+
+    `forward(first, second)` takes images (B, 3, H, W) in [0, 1] in temporal order and returns axis-angle (B, 3) in
+    radians and translation (B, 3) of the motion from first to second, both already multiplied by 0.01. The last layer
+    has the published 12 outputs, of which pairs use the first 6. TypeError or ValueError for images of another type or
+    shape.
+
+    layers           18, 34 or 50
+    encoder_weights  path of a ResNet state dict in torchvision's format; conv1 is repeated for both images and halved
+    """
+
+    def __init__(self, layers: int = 18, *, encoder_weights: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        self.encoder = ResNetEncoder(layers, in_channels=6)
+        self.decoder = nn.ModuleList(
+            [
+                nn.Conv2d(self.encoder.channels[-1], 256, 1),
+                nn.Conv2d(256, 256, 3, padding=1),
+                nn.Conv2d(256, 256, 3, padding=1),
+                nn.Conv2d(256, 12, 1),
+            ]
+        )
+        if encoder_weights is not None:
+            load_encoder_weights(self.encoder, encoder_weights)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.encoder.last(stack_pair(first, second))
+        for conv in self.decoder[:3]:
+            x = conv(x).relu_()
+        return _motion(self.decoder[3](x))
+
+    def published_files(self) -> dict[str, dict[str, str]]:
+        decoder = {f"net.{key}": f"decoder.{key}" for key in self.decoder.state_dict()}
+        return {"pose_encoder.pth": _encoder_keys(self.encoder), "pose.pth": decoder}
+
+
+class PoseCNN(PoseModel):
+    """Light pose net of Monodepth2 (`posecnn`, after SfMLearner, arXiv 1704.07813): seven strided convolutions.
+
+    Same interface as `PoseNet`, on images that are not normalised. The published system multiplies the translation by
+    the mean over the image of 1 / depth before it builds the pose matrix; `scale_by_inverse_depth` tells the trainer.
+    """
+
+    scale_by_inverse_depth = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleList()
+        inputs = 6
+        for outputs, kernel in ((16, 7), (32, 5), (64, 3), (128, 3), (256, 3), (256, 3), (256, 3)):
+            self.net.append(nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2))
+            inputs = outputs
+        self.pose_conv = nn.Conv2d(inputs, 6, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        x = stack_pair(first, second).contiguous(memory_format=torch.channels_last)
+        for conv in self.net:
+            x = conv(x).relu_()
+        return _motion(self.pose_conv(x))
+
+    def published_files(self) -> dict[str, dict[str, str]]:
+        return {"pose.pth": {key: key for key in self.state_dict()}}
+
+
+def _motion(x: Tensor) -> tuple[Tensor, Tensor]:
+    numbers = 0.01 * x.mean((2, 3))
+    return numbers[:, :3], numbers[:, 3:6]

@@ -1,0 +1,41 @@
+"""Models by name."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .base import Model
+from .monodepth2 import Monodepth2, PoseCNN, PoseNet
+
+__all__ = ["create_model", "list_models", "register_model"]
+
+_FACTORIES: dict[str, Callable[..., Model]] = {}
+
+
+def register_model(name: str, factory: Callable[..., Model]) -> None:
+    """Make `create_model(name, **kw)` call `factory(**kw)`. ValueError if the name is taken."""
+    if name in _FACTORIES:
+        raise ValueError(f"name: {name!r} is registered already")
+    _FACTORIES[name] = factory
+
+
+def create_model(name: str, **kwargs: Any) -> Model:
+    """A new model; `kwargs` go to its constructor. ValueError that lists the nearest names if there is none."""
+    if name not in _FACTORIES:
+        near = difflib.get_close_matches(name, _FACTORIES, n=3) or list_models()
+        raise ValueError(f"name: no model is called {name!r}; did you mean {', '.join(near)}?")
+    return _FACTORIES[name](**kwargs)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Sorted names that match a shell pattern such as `"posenet*"`."""
+    return sorted(fnmatch.filter(_FACTORIES, pattern))
+
+
+register_model("monodepth2_resnet18", partial(Monodepth2, layers=18))
+register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
+register_model("posenet_resnet18", partial(PoseNet, layers=18))
+register_model("posenet_resnet50", partial(PoseNet, layers=50))
+register_model("posecnn", PoseCNN)

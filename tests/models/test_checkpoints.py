@@ -1,0 +1,208 @@
+"""Published folders, plain state dicts, Lightning checkpoints, and files that are broken."""
+
+import pytest
+import torch
+
+from mdepth_fast.models import (
+    Monodepth2,
+    PoseCNN,
+    PoseNet,
+    ResNetEncoder,
+    create_model,
+    load_checkpoint,
+    load_encoder_weights,
+)
+
+CLASSIFIER = {"encoder.fc.weight": torch.zeros(1000, 512), "encoder.fc.bias": torch.zeros(1000)}
+
+
+@pytest.fixture(scope="module")
+def published(plain, tmp_path_factory):
+    """A folder as published, of random weights and random running statistics, and the plain nets it came from."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("mono_640x192")
+    depth, pose = plain.PlainDepthNet(), plain.PlainPoseNet()
+    for net in (depth, pose):
+        for name, buffer in net.named_buffers():
+            if "running" in name:
+                buffer.uniform_(0.5, 1.5)
+    entries = {"height": 192, "width": 640, "use_stereo": False}
+    torch.save(depth.encoder.state_dict() | CLASSIFIER | entries, folder / "encoder.pth")
+    torch.save(depth.decoder.state_dict(), folder / "depth.pth")
+    torch.save(pose.encoder.state_dict() | CLASSIFIER, folder / "pose_encoder.pth")
+    torch.save(pose.decoder.state_dict(), folder / "pose.pth")
+    return folder, depth.eval(), pose.eval()
+
+
+def rewrite(folder, target, name, change):
+    """Copy a published folder to `target` with the content of one file changed."""
+    for file in folder.iterdir():
+        content = torch.load(file, weights_only=True)
+        torch.save(change(content) if file.name == name else content, target / file.name)
+
+
+def without(key):
+    return lambda content: {k: v for k, v in content.items() if k != key}
+
+
+def test_published_depth_net(published):
+    folder, reference, _ = published
+    net = Monodepth2().eval()
+    load_checkpoint(net, folder)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for y, z in zip(net(x), reference(x), strict=True):
+            torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-6)
+    assert net.input_size == (192, 640)
+
+
+def test_published_pose_net(published):
+    folder, _, reference = published
+    net = PoseNet().eval()
+    load_checkpoint(net, str(folder))
+    x, y = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(net(x, y), reference(x, y), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "create", "place"),
+    [
+        ("encoder.pth", "encoder.layer3.0.downsample.0.weight", Monodepth2, "encoder.layer3.0.downsample.0.weight"),
+        ("depth.pth", "decoder.0.conv.conv.weight", Monodepth2, "decoder.levels.0.reduce.weight"),
+        ("depth.pth", "decoder.7.conv.conv.bias", Monodepth2, "decoder.levels.3.merge.bias"),
+        ("depth.pth", "decoder.13.conv.weight", Monodepth2, "decoder.heads.3.weight"),
+        ("pose_encoder.pth", "encoder.conv1.weight", PoseNet, "encoder.conv1.weight"),
+        ("pose.pth", "net.3.bias", PoseNet, "decoder.3.bias"),
+    ],
+)
+def test_a_value_lands_in_its_layer(published, tmp_path, file, key, create, place):
+    def mark(content):
+        return content | {key: torch.full_like(content[key], 7.25)}
+
+    rewrite(published[0], tmp_path, file, mark)
+    net = create()
+    load_checkpoint(net, tmp_path)
+    marked = {name for name, value in net.state_dict().items() if (value == 7.25).all()}
+    assert marked == {place}
+
+
+def test_published_pose_cnn(tmp_path):
+    source, net = PoseCNN(), PoseCNN()
+    keys = {f"net.{n}.{part}" for n in range(7) for part in ("weight", "bias")}
+    assert set(source.state_dict()) == keys | {"pose_conv.weight", "pose_conv.bias"}
+    torch.save(source.state_dict(), tmp_path / "pose.pth")
+    load_checkpoint(net, tmp_path)
+    assert torch.equal(net.net[4].weight, source.net[4].weight)
+
+
+@pytest.mark.parametrize("name", ["monodepth2_resnet18", "posenet_resnet18", "posecnn"])
+def test_own_state_dict(tmp_path, name):
+    source, net = create_model(name), create_model(name)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    load_checkpoint(net, tmp_path / "weights.pt")
+    for a, b in zip(source.state_dict().values(), net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_lightning_checkpoint(tmp_path):
+    depth, pose = Monodepth2(), PoseCNN()
+    state = {f"depth_net.{k}": v for k, v in depth.state_dict().items()}
+    state |= {f"pose_net.{k}": v for k, v in pose.state_dict().items()} | {"loss.weight": torch.ones(1)}
+    torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": {"lr": 1e-4}}, tmp_path / "last.ckpt")
+    for source in (depth, pose):
+        net = type(source)()
+        load_checkpoint(net, tmp_path / "last.ckpt")
+        for a, b in zip(source.state_dict().values(), net.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    torch.save({"state_dict": {"other.weight": torch.ones(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt: .*depth_net\.\*, found none"):
+        load_checkpoint(depth, tmp_path / "other.ckpt")
+
+
+def test_counters_of_old_batch_norms_may_be_missing(published, tmp_path):
+    def drop(content):
+        return {k: v for k, v in content.items() if not k.endswith("num_batches_tracked")}
+
+    rewrite(published[0], tmp_path, "encoder.pth", drop)
+    load_checkpoint(Monodepth2(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("depth.pth", without("decoder.2.conv.conv.bias"), r"1 keys missing \(decoder\.2\.conv\.conv\.bias\)"),
+        ("encoder.pth", lambda c: c | {"encoder.extra": torch.ones(1)}, r"1 keys unexpected \(encoder\.extra\)"),
+        ("encoder.pth", lambda c: c | {"epoch": 3}, r"1 keys unexpected \(epoch\)"),
+        (
+            "depth.pth",
+            lambda c: c | {"decoder.10.conv.bias": torch.ones(2)},
+            r"decoder\.10\.conv\.bias: expected shape \(1,\), got \(2,\)",
+        ),
+        ("depth.pth", lambda c: c | {"decoder.10.conv.bias": 3}, r"decoder\.10\.conv\.bias: .*int"),
+        ("depth.pth", lambda c: {}, r"28 keys missing \(.*, \.\.\.\)"),
+        ("depth.pth", lambda c: [1, 2], "expected a dictionary of tensors, got list"),
+    ],
+)
+def test_files_that_do_not_fit_change_nothing(published, tmp_path, file, change, message):
+    rewrite(published[0], tmp_path, file, change)
+    net = Monodepth2()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(net, tmp_path)
+    assert str(tmp_path / file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert net.input_size is None
+
+
+def test_weights_of_another_net(published):
+    with pytest.raises(ValueError, match=r"encoder\.pth: does not fit the model: .*keys missing"):
+        load_checkpoint(Monodepth2(50), published[0])
+
+
+def test_missing_files(published, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such checkpoint file"):
+        load_checkpoint(PoseCNN(), tmp_path / "nowhere.pt")
+    (tmp_path / "encoder.pth").write_bytes((published[0] / "encoder.pth").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"depth\.pth: no such checkpoint file"):
+        load_checkpoint(Monodepth2(), tmp_path)
+
+
+class Unpicklable:
+    pass
+
+
+@pytest.mark.parametrize("fault", ["truncated", "empty", "text", "object"])
+def test_broken_files(tmp_path, fault):
+    path = tmp_path / "weights.pt"
+    torch.save(PoseCNN().state_dict(), path)
+    whole = path.read_bytes()
+    if fault == "object":
+        torch.save({"state_dict": {}, "model": Unpicklable()}, path)
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not a checkpoint"}[fault])
+    with pytest.raises(
+        ValueError, match=r"weights\.pt: damaged, truncated or not a checkpoint of plain tensors"
+    ) as caught:
+        load_checkpoint(PoseCNN(), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_initialisation(tmp_path):
+    """Two equal images through the tiled conv1 of a pose net give what one image gives in a depth net."""
+    torch.manual_seed(0)
+    source = ResNetEncoder(18)
+    classifier = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save(source.state_dict() | classifier, tmp_path / "resnet18.pth")
+    depth = Monodepth2(encoder_weights=tmp_path / "resnet18.pth")
+    pose = create_model("posenet_resnet18", encoder_weights=str(tmp_path / "resnet18.pth"))
+    assert torch.equal(depth.encoder.conv1.weight, source.conv1.weight)
+    assert torch.equal(pose.encoder.conv1.weight, torch.cat([source.conv1.weight] * 2, 1) / 2)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        one, two = depth.eval().encoder.last(x), pose.eval().encoder.last(torch.cat([x, x], 1))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"resnet18\.pth: does not fit"):
+        load_encoder_weights(ResNetEncoder(50), tmp_path / "resnet18.pth")
