@@ -31,13 +31,16 @@ VARIANTS = ("eager", "compile", *(name for name in _dispatch.BACKENDS if name !=
 @dataclass(frozen=True)
 class Case:
     """One thing to measure: `inputs(batch, height, width)` gives tensors by name, `call(**tensors)` takes them, and
-    those named in `differentiable` get gradients."""
+    those named in `differentiable` get gradients. Bytes and operations are the least that any kernel could do; the
+    larger of their times is the floor."""
 
     name: str
     op: str
     inputs: Callable[[int, int, int], dict[str, Any]]
     differentiable: tuple[str, ...]
     call: Callable[..., Tensor]
+    bytes_per_pixel: int  # of forward + backward, every input read and every output written once a pass
+    flops_per_pixel: int  # of forward + backward
 
 
 @dataclass
@@ -119,13 +122,47 @@ CASES = {
             _warp_inputs,
             ("source", "depth", "T"),
             lambda **t: ops.inverse_warp(**t)[0],
+            bytes_per_pixel=29 + 44,  # source, depth, warped, valid; gradient, source, depth and both gradients
+            flops_per_pixel=94 + 140,
         ),
-        Case("photometric_loss", "photometric_loss", _pair_inputs, ("prediction",), ops.photometric_loss),
         Case(
-            "edge_aware_smoothness", "edge_aware_smoothness", _smooth_inputs, ("disparity",), ops.edge_aware_smoothness
+            "photometric_loss",
+            "photometric_loss",
+            _pair_inputs,
+            ("prediction",),
+            ops.photometric_loss,
+            bytes_per_pixel=28 + 40,  # both images, loss; its gradient, both images, one image's gradient
+            flops_per_pixel=414 + 540,
         ),
-        Case("min_reprojection", "min_reprojection", _reprojection_inputs, ("depths", "T"), _min_reprojection),
-        Case("monodepth_loss", "min_reprojection", _loss_inputs, ("disparities", "T"), _whole_loss),
+        Case(
+            "edge_aware_smoothness",
+            "edge_aware_smoothness",
+            _smooth_inputs,
+            ("disparity",),
+            ops.edge_aware_smoothness,
+            bytes_per_pixel=20 + 8,  # disparity, image, gradient; the gradient times a number
+            flops_per_pixel=75,
+        ),
+        Case(
+            "min_reprojection",
+            "min_reprojection",
+            _reprojection_inputs,
+            ("depths", "T"),
+            _min_reprojection,
+            # Target and 2 sources once; each of 4 scales: depth, gradient, selection, the gradient times a number.
+            bytes_per_pixel=36 + 4 * (9 + 8),
+            # Each scale and source: warp 94, SSIM and L1 294, choice 4, window adjoint 45, gradient 111; shared: 708.
+            flops_per_pixel=8 * 548 + 708,
+        ),
+        Case(
+            "monodepth_loss",
+            "min_reprojection",
+            _loss_inputs,
+            ("disparities", "T"),
+            _whole_loss,
+            bytes_per_pixel=36 + 4 + 11,  # images, selections, disparities and their gradients
+            flops_per_pixel=8 * 548 + 708 + 220,
+        ),
     )
 }
 
@@ -218,6 +255,29 @@ def prepare(
     one.kept_bytes = kept_bytes(step)
     one.peak_bytes = peak_bytes(step, device)
     return step, one
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the device was measured to do: bytes and float32 operations per second."""
+
+    copy: float
+    arithmetic: float
+
+    def floor(self, case: Case, pixels: int) -> float:
+        """Seconds below which no kernel could be: its bytes at copy speed or its arithmetic at matrix product speed."""
+        return max(case.bytes_per_pixel * pixels / self.copy, case.flops_per_pixel * pixels / self.arithmetic)
+
+
+def device_speed(device: torch.device) -> Speed:
+    """Measures a large copy and a large float32 matrix product (TF32 off, as is PyTorch's default)."""
+    source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    copy = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+    n = 8192 if device.type == "cuda" else 2048
+    a, out = torch.ones(2, n, n, device=device)
+    product = min(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(5))
+    return Speed(2 * source.nbytes / copy, 2 * n**3 / product)
 
 
 def _relative_error(got: list[Tensor], want: list[Tensor]) -> float:

@@ -1,0 +1,105 @@
+"""Measures every case on one device and writes results/<device>/<case>.json and the table RESULTS.md.
+
+python benches/report.py [--device cuda] [--size 12x192x640] [--rounds 20] [case ...]
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import mdepth_fast
+from mdepth_fast import benchmark as core
+
+HERE = Path(__file__).parent
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = f"{torch.get_num_threads()} threads"
+    found = (
+        re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if Path("/proc/cpuinfo").exists()
+        else None
+    )
+    return f"{found[1] if found else platform.machine()}, {threads}"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def table(results: Path) -> str:
+    """RESULTS.md from all the JSON files there are."""
+    lines = [
+        "# Results",
+        "",
+        "Forward + backward, medians of interleaved runs in one process; written by `benches/report.py`. Floor: the",
+        "least bytes at the measured copy speed or the least arithmetic at the measured matrix-product speed, whichever",
+        "takes longer. Gradient error: relative L2 distance to float64.",
+    ]
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        lines += ["", f"## {records[0]['device']}", ""]
+        lines += ["| case | variant | median | x eager | x compile | of the floor | kept | peak | gradient error |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for record in records:
+            seconds = {row["variant"]: row["seconds"] for row in record["rows"] if not row["reason"]}
+            for row in record["rows"]:
+                head = f"| {record['case']} {record['size']} | {row['variant']} |"
+                if row["reason"]:
+                    continue
+                ratios = [
+                    f"{seconds[base] / row['seconds']:.1f}" if base in seconds else "-" for base in ("eager", "compile")
+                ]
+                lines.append(
+                    f"{head} {row['seconds'] * 1e3:.3g} ms | {ratios[0]} | {ratios[1]} | "
+                    f"{record['floor_seconds'] / row['seconds']:.0%} | {row['kept_bytes'] / 2**20:.1f} MiB | "
+                    f"{row['peak_bytes'] / 2**20:.1f} MiB | {row['gradient_error']:.1e} |"
+                )
+        versions = records[0]["versions"]
+        lines += ["", ", ".join(f"{name} {version}" for name, version in versions.items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(core.CASES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", default="")
+    parser.add_argument("--rounds", type=int, default=0)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    size = arguments.size or ("12x192x640" if device.type == "cuda" else "4x192x640")
+    rounds = arguments.rounds or (30 if device.type == "cuda" else 5)
+    batch, height, width = map(int, size.split("x"))
+    name, speed = device_name(device), core.device_speed(device)
+    folder = HERE / "results" / re.sub(r"[^\w.-]+", "_", name)
+    for case in (core.CASES[case] for case in arguments.cases):
+        rows = core.measure(case, batch, height, width, device=device, rounds=rounds)
+        print(core.table(case, f"{size} on {name}", rows), flush=True)
+        record = {
+            "case": case.name,
+            "size": size,
+            "device": name,
+            "versions": {"mdepth_fast": mdepth_fast.__version__, "torch": torch.__version__},
+            "copy_bytes_per_second": speed.copy,
+            "arithmetic_per_second": speed.arithmetic,
+            "floor_seconds": speed.floor(case, batch * height * width),
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        text = json.dumps(record, indent=1).replace("NaN", "null")
+        write(folder / f"{case.name}.json", text + "\n")
+    write(HERE / "RESULTS.md", table(HERE / "results"))
+
+
+if __name__ == "__main__":
+    main()
