@@ -43,8 +43,8 @@ def table(results: Path) -> str:
         "# Results",
         "",
         "Forward + backward, medians of interleaved runs in one process; written by `benches/report.py`. Floor: the",
-        "least bytes at the measured copy speed or the least arithmetic at the measured matrix-product speed, whichever",
-        "takes longer. Gradient error: relative L2 distance to float64.",
+        "least bytes at the measured copy speed or the least arithmetic at the matrix-product speed, whichever takes",
+        "longer. Gradient error: relative L2 distance to float64.",
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
