@@ -1,0 +1,34 @@
+"""What several subcommands need."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["pick_device", "progress"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: cannot use {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
+    """A function that wraps a sized iterable in a progress bar; without a terminal there is no bar."""
+    if not sys.stdout.isatty():
+        yield lambda items: items
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        yield lambda items: bar.track(items, description=title)

@@ -1,0 +1,43 @@
+"""Checkpoints that are whole or absent, and the way back from a checkpoint to a network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from mdepth_fast.visualize import replacing
+
+__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads a file of `torch.save`, tensors and plain values only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, or not a checkpoint; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        values = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError ...
+        raise ValueError(f"{path}: cannot be read as a checkpoint, it is truncated or of another kind") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a dictionary, got {type(values).__name__}")
+    return values
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own writer copies from the system's temporary folder, which a kill can interrupt half way."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)

@@ -1,0 +1,281 @@
+"""The typed configuration of a run: dataclasses, filled from a YAML preset and command-line overrides.
+
+The dataclasses are the only schema: `load_config` lets jsonargparse read types, defaults and help texts from them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PoseConfig",
+    "TrainerConfig",
+    "config_parser",
+    "list_presets",
+    "load_config",
+]
+
+
+@dataclass
+class ModelConfig:
+    """The depth network.
+
+    Args:
+        name: a registered depth network, see `mdepth_fast.models.list_models`.
+        min_depth: depth of a sigmoid output of 1, in metres where the poses are metric.
+        max_depth: depth of a sigmoid output of 0.
+        weights: checkpoint or published folder to start from, or null.
+        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+    """
+
+    name: str = "monodepth2_resnet18"
+    min_depth: float = 0.1
+    max_depth: float = 100.0
+    weights: str | None = None
+    encoder_weights: str | None = None
+
+
+@dataclass
+class PoseConfig:
+    """The pose network; not built where every source has a known pose.
+
+    Args:
+        name: posenet_resnet18, posenet_resnet50 or posecnn.
+        weights: checkpoint or published folder to start from, or null.
+        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+    """
+
+    name: str = "posenet_resnet18"
+    weights: str | None = None
+    encoder_weights: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """What is trained and validated on.
+
+    Args:
+        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw tree), folder (own frames).
+        root: folder of the data; needed by kitti and folder.
+        height: height of the network input, a multiple of 32.
+        width: width of the network input, a multiple of 32.
+        sources: frame offsets relative to the target, and "stereo"; empty takes what the data set has.
+        length: synthetic: number of scenes.
+        split: kitti: file of training lines "folder index side", or null for all frames under the root.
+        val_split: kitti: file of validation lines, or null for no validation.
+        ground_truth: kitti: lidar (camera z), lidar_x (historic Eigen ground truth) or annotated.
+        annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
+        intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
+        depth: folder: folder of 16-bit PNGs in millimetres named like the frames, for validation, or null.
+        batch_size: samples per step over all processes.
+        repeat: times that every sample is shown per epoch.
+        workers: processes that decode images; 0 decodes in the training process.
+        skip_bad: leave out samples that cannot be read, and count them, where the default stops with an error.
+    """
+
+    name: Literal["motorcycle", "synthetic", "kitti", "folder"] = "motorcycle"
+    root: str | None = None
+    height: int = 192
+    width: int = 640
+    sources: list[int | Literal["stereo"]] = field(default_factory=list)
+    length: int = 1000
+    split: str | None = None
+    val_split: str | None = None
+    ground_truth: Literal["lidar", "lidar_x", "annotated"] = "lidar"
+    annotated_root: str | None = None
+    intrinsics: str | None = None
+    depth: str | None = None
+    batch_size: int = 12
+    repeat: int = 1
+    workers: int = 0
+    skip_bad: bool = False
+
+
+@dataclass
+class AugmentConfig:
+    """Published augmentation (Monodepth2): one draw per sample, shared by all its frames.
+
+    Args:
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter, which only the networks' inputs get.
+        brightness: range of the factor, 1 +- brightness.
+        contrast: range of the factor, 1 +- contrast.
+        saturation: range of the factor, 1 +- saturation.
+        hue: range of the shift, in turns of the colour circle.
+    """
+
+    flip: float = 0.5
+    jitter: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.1
+
+
+@dataclass
+class LossConfig:
+    """Weights of `mdepth_fast.losses.MonodepthLoss`; the depth range is the model's."""
+
+    smoothness: float = 1e-3
+    ssim_weight: float = 0.85
+    auto_mask: bool = True
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam over all networks, its rate multiplied by `gamma` at the END of every `step_size`-th epoch.
+
+    Args:
+        lr: learning rate.
+        step_size: epochs between the drops.
+        gamma: factor of a drop.
+    """
+
+    lr: float = 1e-4
+    step_size: int = 15
+    gamma: float = 0.1
+
+
+@dataclass
+class TrainerConfig:
+    """Passed on to Lightning's Trainer.
+
+    Args:
+        max_epochs: epochs to train.
+        max_steps: optimiser steps to train, if that comes first; -1 for no such limit.
+        accelerator: cpu, gpu, mps or auto.
+        devices: number of devices, a list of them, or auto.
+        num_nodes: machines.
+        strategy: auto, ddp, ...
+        precision: 32-true, 16-mixed, bf16-mixed, ...
+        accumulate_grad_batches: batches per optimiser step.
+        gradient_clip_val: largest gradient norm, or null.
+        sync_batchnorm: batch statistics over all processes (GPU).
+        deterministic: only deterministic algorithms.
+        log_every_n_steps: steps between the logged values.
+        checkpoint_every_n_steps: steps between the checkpoints.
+        check_val_every_n_epoch: epochs between the validations.
+    """
+
+    max_epochs: int = 20
+    max_steps: int = -1
+    accelerator: str = "auto"
+    devices: int | list[int] | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    sync_batchnorm: bool = False
+    deterministic: bool = False
+    log_every_n_steps: int = 50
+    checkpoint_every_n_steps: int = 250
+    check_val_every_n_epoch: int = 1
+
+
+@dataclass
+class Config:
+    """A whole run.
+
+    Args:
+        run: name of the run; results go to <output>/<run>/<number>.
+        output: folder of all runs.
+        seed: of the initial weights, the order of the samples and the augmentation.
+        protocol: evaluation protocol, see `mdepth_fast.evaluation`.
+    """
+
+    run: str = "run"
+    output: str = "runs"
+    seed: int = 0
+    protocol: str = "motorcycle"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, as checkpoints and YAML files hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_dict`; what is missing takes its default."""
+        sections = {entry.name: type(getattr(cls(), entry.name)) for entry in fields(cls)}
+        return cls(
+            **{
+                key: sections[key](**value) if is_dataclass(sections.get(key)) else value
+                for key, value in values.items()
+            }
+        )
+
+
+def list_presets() -> list[str]:
+    """Names of the configurations inside the package."""
+    folder = resources.files("mdepth_fast") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read_yaml(preset: "str | Config") -> tuple[str, dict[str, Any]]:
+    if isinstance(preset, Config):
+        return preset.run, preset.to_dict()
+    if preset in list_presets():
+        path: Any = resources.files("mdepth_fast") / "configs" / f"{preset}.yaml"
+    else:
+        path = Path(preset)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"preset: expected one of {', '.join(list_presets())}, or a .yaml file, got {preset!r}")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return str(path), values
+
+
+def config_parser(preset: str | Config) -> Any:
+    """The jsonargparse parser of `Config`, its defaults those of the preset, YAML file or other configuration."""
+    import jsonargparse
+
+    path, values = _read_yaml(preset)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config)
+    try:
+        parser.set_defaults(parser.parse_object(values))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from error
+    return parser
+
+
+def load_config(preset: str | Config, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a preset, YAML file or other configuration, under overrides like `--optimizer.lr=3e-4`.
+
+    Raises:
+        ValueError: an unknown setting or a value of the wrong type, naming both.
+        FileNotFoundError: there is no such YAML file.
+    """
+    parser = config_parser(preset)
+    try:
+        return Config.from_dict(parser.parse_args(list(overrides)).as_dict())
+    except argparse.ArgumentError as error:
+        raise ValueError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,73 @@
+"""Batches whose order and position are a function of (seed, epoch, batch), so that a resumed run goes on exactly."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+__all__ = ["BatchSampler", "TrainLoader"]
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Shuffled index batches of one process; all processes together see `batch_size` samples a step.
+
+    The order depends on `seed` and the epoch alone, not on the number of processes: each takes its own consecutive
+    part of every global batch. The last partial batch is dropped (Monodepth2 does so, arXiv 1806.01260).
+
+    Args:
+        length: samples in the data set.
+        batch_size: samples per step over all processes; a multiple of `world_size`.
+        repeat: times that every sample is shown per epoch, so that a tiny data set has epochs of a useful length.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int = 0, repeat: int = 1, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size: expected a positive multiple of the number of processes {world_size}, got {batch_size}"
+            )
+        if length * repeat < batch_size:
+            raise ValueError(
+                f"batch_size: expected at most the {length * repeat} samples of an epoch ({length} in the data set, "
+                f"repeat {repeat}), got {batch_size}"
+            )
+        self.length, self.batch_size, self.seed, self.repeat = length, batch_size, seed, repeat
+        self.rank, self.share = rank, batch_size // world_size
+        self.done = 0  # batches of all epochs that have been handed out: where iteration starts
+
+    def __len__(self) -> int:
+        return self.length * self.repeat // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The rest of the epoch that `done` lies in."""
+        epoch, start = divmod(self.done, len(self))
+        generator = torch.Generator().manual_seed((self.seed << 24) + epoch)
+        order = torch.cat([torch.randperm(self.length, generator=generator) for _ in range(self.repeat)]).tolist()
+        for batch in range(start, len(self)):
+            first = batch * self.batch_size + self.rank * self.share
+            yield order[first : first + self.share]
+
+
+class TrainLoader(DataLoader[Any]):
+    """A `DataLoader` over a `BatchSampler` that Lightning can save and restore in the middle of an epoch.
+
+    Every iteration goes on where the one before ended, an epoch boundary or not.
+    """
+
+    def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=sampler, **options)
+        self.steps = sampler
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            # Counted when handed out: loader workers have taken the indices of later batches already.
+            self.steps.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.steps.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.steps.done = state["batches"]

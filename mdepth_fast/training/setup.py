@@ -1,0 +1,103 @@
+"""From a configuration to data sets and networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, Sample, SyntheticScenes
+from mdepth_fast.data.kitti import list_frames
+from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.training.config import Config, DataConfig
+
+__all__ = ["build_depth_net", "build_pose_net", "evaluation_data", "training_data"]
+
+
+def training_data(data: DataConfig, seed: int) -> Any:
+    """The data set that is trained on; its `sources` say the mode: offsets M, "stereo" S, both MS."""
+    size = _size(data)
+    given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
+    if data.name == "motorcycle":
+        if data.sources not in ([], ["stereo"]):
+            raise ValueError(f'data.sources: the motorcycle pair has ["stereo"] only, got {data.sources}')
+        return MotorcycleStereo(**size)
+    if data.name == "synthetic":
+        return SyntheticScenes(data.length, **size, **given, seed=2 * seed)
+    root = _root(data)
+    if data.name == "kitti":
+        sources = given.get("sources", (-1, 1))
+        offsets = tuple(source for source in sources if isinstance(source, int))
+        split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
+        return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
+    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
+
+
+def evaluation_data(data: DataConfig, seed: int = 0) -> Dataset[Sample] | None:
+    """The samples with ground truth that belong to a training set: held out where there are any, or None."""
+    size = _size(data)
+    if data.name == "motorcycle":
+        return MotorcycleStereo(**size, evaluation=True)
+    if data.name == "synthetic":
+        return SyntheticScenes(min(data.length, 50), **size, sources=(), seed=2 * seed + 1, evaluation=True)
+    if data.name == "kitti" and data.val_split:
+        return KittiRaw(
+            _root(data),
+            data.val_split,
+            **size,
+            sources=(),
+            evaluation=True,
+            ground_truth=data.ground_truth,
+            annotated_root=data.annotated_root,
+            skip_missing=data.skip_bad,
+        )
+    if data.name == "folder" and data.depth:
+        root = _root(data)
+        return FrameFolder(
+            root, data.intrinsics or root / "K.txt", **size, sources=(), depth=data.depth, evaluation=True
+        )
+    return None
+
+
+def _size(data: DataConfig) -> dict[str, Any]:
+    for name, value in (("height", data.height), ("width", data.width)):
+        if value < 32 or value % 32:
+            raise ValueError(f"data.{name}: expected a multiple of 32, got {value}")
+    return {"height": data.height, "width": data.width}
+
+
+def _root(data: DataConfig) -> Path:
+    if not data.root:
+        raise ValueError(f"data.root: expected the folder of the {data.name} data, got none; give --data.root=FOLDER")
+    if not Path(data.root).is_dir():
+        raise FileNotFoundError(f"data.root: no such folder: {data.root}")
+    return Path(data.root)
+
+
+def build_depth_net(config: Config, sources: Sequence[int | str]) -> Any:
+    """The depth network of a configuration; its unit is the metre as soon as one source has a known pose."""
+    model = config.model
+    options: dict[str, Any] = {"encoder_weights": model.encoder_weights} if model.encoder_weights else {}
+    net = create_model(
+        model.name,
+        min_depth=model.min_depth,
+        max_depth=model.max_depth,
+        unit="m" if any(isinstance(source, str) for source in sources) else None,
+        input_size=(config.data.height, config.data.width),
+        **options,
+    )
+    if model.weights:
+        load_checkpoint(net, model.weights)
+    return net
+
+
+def build_pose_net(config: Config, sources: Sequence[int | str]) -> nn.Module | None:
+    """The pose network, or None where every source has a known pose."""
+    if not any(isinstance(source, int) for source in sources):
+        return None
+    options = {"encoder_weights": config.pose.encoder_weights} if config.pose.encoder_weights else {}
+    net = create_model(config.pose.name, **options)
+    if config.pose.weights:
+        load_checkpoint(net, config.pose.weights)
+    return net

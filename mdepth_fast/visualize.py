@@ -1,0 +1,146 @@
+"""Depth for the eye and for the disk: coloured maps, panels, 16-bit PNG. Every file appears whole or not at all."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Cell", "color_range", "colorize", "draw_panel", "replacing", "write_depth_png", "write_npy", "write_png"]
+
+Array = NDArray[Any]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers choose the format by it. The process id keeps two writers apart.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plane(name: str, values: Tensor | Array) -> Array:
+    """A (H,W) array from a map with any number of leading dimensions of size 1."""
+    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim < 2 or any(size != 1 for size in array.shape[:-2]):
+        raise ValueError(f"{name}: expected one map (H,W) or (1,...,H,W), got shape {tuple(array.shape)}")
+    return array.reshape(array.shape[-2:])
+
+
+def _inverse(depth: Array) -> tuple[Array, Array]:
+    valid = np.isfinite(depth) & (depth > 0)
+    return np.where(valid, 1.0 / np.where(valid, depth, 1.0), 0.0), valid
+
+
+def color_range(depth: Tensor | Array) -> tuple[float, float]:
+    """The range of inverse depth that `colorize` spreads its colours over: minimum and 95th percentile.
+
+    `depth` (H,W), invalid where not finite or not positive; (0, 1) where nothing is valid.
+    Source: the published pictures of Monodepth2, arXiv 1806.01260.
+    """
+    inverse, valid = _inverse(_plane("depth", depth))
+    if not valid.any():
+        return 0.0, 1.0
+    return float(inverse[valid].min()), float(np.percentile(inverse[valid], 95))
+
+
+def colorize(
+    depth: Tensor | Array, bounds: tuple[float, float] | None = None, *, colormap: str = "magma"
+) -> NDArray[np.uint8]:
+    """Depth (H,W) to RGB uint8 (H,W,3): near is bright, invalid (not finite or not positive) is black.
+
+    `bounds`: range of inverse depth, in 1 / unit of depth; `color_range(depth)` where None. Give one range to all
+    the frames of a video, or its colours flicker.
+    """
+    from matplotlib import colormaps
+
+    low, high = color_range(depth) if bounds is None else bounds
+    inverse, valid = _inverse(_plane("depth", depth))
+    scaled = np.clip((inverse - low) / max(high - low, 1e-12), 0.0, 1.0)
+    rgb = (colormaps[colormap](scaled)[..., :3] * 255 + 0.5).astype(np.uint8)
+    rgb[~valid] = 0
+    return rgb
+
+
+def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
+    """Writes RGB uint8 (H,W,3)."""
+    from PIL import Image
+
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ValueError(f"rgb: expected uint8 (H,W,3), got {rgb.dtype} {tuple(rgb.shape)}")
+    with replacing(path) as temporary:
+        Image.fromarray(rgb).save(temporary)
+
+
+def write_npy(path: str | Path, depth: Tensor | Array) -> None:
+    """Writes depth as float32 (H,W), untouched."""
+    with replacing(path) as temporary:
+        np.save(temporary, _plane("depth", depth).astype(np.float32))
+
+
+def write_depth_png(path: str | Path, depth: Tensor | Array, scale: float = 256.0) -> int:
+    """Writes depth (H,W) as 16-bit PNG, value = depth * scale, 0 = none (KITTI depth: metres * 256).
+
+    Depth that is not finite or not positive becomes 0. Values outside 1..65535 are clamped, never wrapped.
+
+    Returns:
+        how many pixels were clamped.
+    """
+    from PIL import Image
+
+    if not scale > 0:
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    values = _plane("depth", depth).astype(np.float64)
+    valid = np.isfinite(values) & (values > 0)
+    scaled = np.rint(np.where(valid, values, 0.0) * scale)
+    clamped = valid & ((scaled < 1) | (scaled > 65535))
+    pixels = np.where(valid, np.clip(scaled, 1, 65535), 0).astype(np.uint16)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+    return int(clamped.sum())
+
+
+class Cell(NamedTuple):
+    """One picture of a panel: RGB (H,W,3), or a map (H,W) with its colours; NaN is drawn grey."""
+
+    title: str
+    picture: Array
+    colormap: str = "magma"
+    bounds: tuple[float, float] | None = None
+    unit: str = ""
+
+
+def draw_panel(path: str | Path, cells: Sequence[Cell], *, title: str = "", columns: int = 3) -> None:
+    """Draws labelled cells in rows of `columns`, maps with a colour bar in their unit, and writes one PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    rows = -(-len(cells) // columns)
+    height, width = cells[0].picture.shape[:2]
+    figure = Figure(figsize=(4.6 * columns, (4.2 * height / width + 0.5) * rows + 0.4), layout="constrained")
+    figure.suptitle(title)
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if index >= len(cells):
+            continue
+        cell = cells[index]
+        axes.set_title(cell.title, fontsize=10)
+        if cell.picture.ndim == 3:
+            axes.imshow(cell.picture)
+            continue
+        low, high = cell.bounds or (None, None)
+        colors = colormaps[cell.colormap].with_extremes(bad="0.6")
+        drawn = axes.imshow(cell.picture, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label=cell.unit)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

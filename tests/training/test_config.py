@@ -1,0 +1,95 @@
+"""Presets, overrides and their errors."""
+
+from pathlib import Path
+
+import pytest
+
+from mdepth_fast.evaluation import PROTOCOLS
+from mdepth_fast.training.config import Config, list_presets, load_config
+
+
+def test_every_preset_is_valid_and_names_a_protocol() -> None:
+    assert list_presets() == ["folder", "kitti_mono", "kitti_mono_stereo", "kitti_stereo", "motorcycle", "synthetic"]
+    for name in list_presets():
+        config = load_config(name)
+        assert config.run == name
+        assert config.protocol in PROTOCOLS
+        assert config.data.height % 32 == config.data.width % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "sources"),
+    [("kitti_mono", [-1, 1]), ("kitti_stereo", ["stereo"]), ("kitti_mono_stereo", [-1, 1, "stereo"])],
+)
+def test_kitti_presets_hold_the_published_recipe(preset: str, sources: list[int | str]) -> None:
+    config = load_config(preset)
+    assert (config.data.height, config.data.width, config.data.batch_size) == (192, 640, 12)
+    assert config.data.sources == sources
+    assert (config.optimizer.lr, config.optimizer.step_size, config.optimizer.gamma) == (1e-4, 15, 0.1)
+    assert config.trainer.max_epochs == 20
+    assert (config.loss.smoothness, config.loss.ssim_weight, config.loss.auto_mask) == (1e-3, 0.85, True)
+    augment = config.augment
+    assert (augment.flip, augment.jitter) == (0.5, 0.5)
+    assert (augment.brightness, augment.contrast, augment.saturation, augment.hue) == (0.2, 0.2, 0.2, 0.1)
+    # Published stereo models work in units of 5.4 m (KITTI's baseline over 0.1), depth 0.1 to 100 of them.
+    unit = 1.0 if preset == "kitti_mono" else 5.4
+    assert (config.model.min_depth, config.model.max_depth) == pytest.approx((0.1 * unit, 100 * unit))
+
+
+def test_overrides_are_typed() -> None:
+    config = load_config(
+        "kitti_mono",
+        [
+            "--optimizer.lr=3e-4",
+            "--data.sources",
+            "[-1, 1, stereo]",
+            "--trainer.devices",
+            "2",
+            "--loss.auto_mask=false",
+        ],
+    )
+    assert config.optimizer.lr == 3e-4
+    assert config.data.sources == [-1, 1, "stereo"]
+    assert config.trainer.devices == 2
+    assert config.loss.auto_mask is False
+    assert config.optimizer.step_size == load_config("kitti_mono").optimizer.step_size
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--optimizer.lr=fast", "optimizer.lr.*float.*fast"),
+        ("--optimizer.speed=1", "optimizer.speed"),
+        ("--data.name=imagenet", "data.name.*motorcycle.*imagenet"),
+        ("--data.sources=[-1, left]", "data.sources.*left"),
+        ("--trainer.max_epochs=2.5", "trainer.max_epochs.*int.*2.5"),
+    ],
+)
+def test_a_bad_override_is_one_line_that_names_it(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config("motorcycle", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("run: mine\noptimizer: {lr: 5.0e-4}\n")
+    config = load_config(str(path), ["--seed=3"])
+    assert (config.run, config.optimizer.lr, config.seed) == ("mine", 5e-4, 3)
+    assert config.data == Config().data
+
+    path.write_text("optimizer: {rate: 1}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml.*rate"):
+        load_config(str(path))
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match=r"mine\.yaml: not a YAML file"):
+        load_config(str(path))
+    with pytest.raises(FileNotFoundError, match=r"other\.yaml: no such file"):
+        load_config(str(tmp_path / "other.yaml"))
+    with pytest.raises(ValueError, match=r"preset: expected one of folder, kitti_mono.*'cityscapes'"):
+        load_config("cityscapes")
+
+
+def test_a_configuration_survives_its_dictionary() -> None:
+    config = load_config("kitti_mono_stereo", ["--data.root=/data", "--trainer.devices=[0, 1]"])
+    assert Config.from_dict(config.to_dict()) == config

@@ -1,0 +1,91 @@
+"""A run that is killed and resumed goes on with the same numbers; two processes train as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from tiny_run import read_record, tiny_config
+
+from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from mdepth_fast.training.run import train
+
+
+def spawn(record: Path, config: dict[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
+    arguments = json.dumps({"record": str(record), "config": config, **options})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, tiny_run.__file__, arguments], capture_output=True, text=True, env=environment, timeout=240
+    )
+
+
+@pytest.mark.parametrize(("every", "workers"), [(3, 0), (4, 2)], ids=["mid-epoch", "end of epoch, loader workers"])
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int, workers: int) -> None:
+    config = {"trainer__checkpoint_every_n_steps": every, "data__workers": workers}
+    whole = spawn(tmp_path / "whole", {**config, "output": str(tmp_path / "a")})
+    assert whole.returncode == 0, whole.stderr
+    config["output"] = str(tmp_path / "b")
+    killed = spawn(tmp_path / "parts", config, kill_after=10)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = read_record(tmp_path / "parts")
+    assert sorted(before) == list(range(1, 11))
+    resumed = spawn(tmp_path / "rest", config, resume="auto")
+    assert resumed.returncode == 0, resumed.stderr
+
+    expected, rest = read_record(tmp_path / "whole"), read_record(tmp_path / "rest")
+    start = 10 // every * every  # the newest checkpoint before the kill
+    assert sorted(rest) == list(range(start + 1, 21))
+    assert {step: expected[step] for step in before} == before
+    assert {step: expected[step] for step in rest} == rest, "bit for bit, learning rate included"
+    assert len({line["loss"] for line in expected.values()}) == 20, "the losses differ from step to step"
+    assert [path.name for path in (tmp_path / "b" / "tiny").iterdir()] == ["001"], "it goes on in its own folder"
+
+
+def test_a_truncated_checkpoint_is_named_in_one_error(tmp_path: Path) -> None:
+    config = tiny_config(output=str(tmp_path), trainer__max_steps=1)
+    result = train(config)
+    assert result is not None
+    result.checkpoint.write_bytes(result.checkpoint.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"last\.ckpt: cannot be read as a checkpoint"):
+        train(config, resume="auto")
+
+
+def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    config = tiny_config(output=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"resume: no last\.ckpt in any run under .*tiny"):
+        train(config, resume="auto")
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"value": lambda: None}, path)
+    assert read_checkpoint(path) == {"value": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
+    """Without batch norm and augmentation: statistics and random numbers belong to a process, the rest is shared."""
+    config = {
+        "output": str(tmp_path),
+        "model__name": "tiny_depth_without_norm",
+        "pose__name": "tiny_pose_without_norm",
+        "data__batch_size": 4,
+        "augment__flip": 0.0,
+        "augment__jitter": 0.0,
+        "trainer__max_epochs": 3,
+    }
+    one = spawn(tmp_path / "one", config)
+    assert one.returncode == 0, one.stderr
+    two = spawn(tmp_path / "two", {**config, "trainer__devices": 2, "trainer__strategy": "ddp"})
+    assert two.returncode == 0, two.stderr
+    expected, actual = read_record(tmp_path / "one"), read_record(tmp_path / "two")
+    assert sorted(expected) == sorted(actual) == list(range(1, 7))
+    for step, line in expected.items():
+        assert actual[step]["loss"] == pytest.approx(line["loss"], rel=1e-5)
