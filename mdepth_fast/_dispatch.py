@@ -1,9 +1,9 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
 Implementations are registered with `implementation`: those of the compiled module beside the op, in
-`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice
-is made inside the opaque custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice
-of `reference`, plain PyTorch above the op, is seen by the compiler.
+`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The
+choice is made inside the opaque custom op, at run time, so `torch.compile` needs no recompile when it changes; only the
+choice of `reference`, plain PyTorch above the op, is seen by the compiler.
 """
 
 import importlib
