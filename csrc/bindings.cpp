@@ -243,6 +243,7 @@ PYBIND11_MODULE(_C, m) {
                              py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros));
 #if defined(MDEPTH_HAS_CUDA)
   m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
+  m.def("cuda_driver", &cuda::driver_version);
 #else
   m.attr("cuda") = py::none();
 #endif

@@ -1,11 +1,12 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
-Implementations are registered with `implementation`: those of the compiled module beside the op in
+Implementations are registered with `implementation`: those in C++ beside the op in
 `mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice is made inside the opaque
 custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice of `reference`, plain
 PyTorch above the op, is seen by the compiler.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +25,7 @@ __all__ = [
     "BACKENDS",
     "full_precision",
     "implementation",
+    "native_implementation",
     "reasons",
     "register_autocast",
     "select",
@@ -89,6 +91,17 @@ def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Call
     return register
 
 
+def native_implementation(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: registers a function of (backend, *arguments) for every backend that `_native.call` reaches."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for backend in ("cpu", "cuda", "nvrtc"):
+            _implementations[op, backend] = functools.partial(function, backend)
+        return function
+
+    return register
+
+
 def full_precision(device: torch.device) -> torch.autocast:
     """Context in which the reference computes what the kernels compute: without autocast."""
     return torch.autocast(device.type, enabled=False)
@@ -108,6 +121,11 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
         return _native.unavailable()
     if backend in ("cuda", "nvrtc") and device.type != "cuda":
         return f"needs CUDA tensors, the tensors are on {device}"
+    if (op, backend) in _implementations:
+        if backend == "cuda" and (reason := _native.cuda_unavailable(device)):
+            return reason
+        if backend == "nvrtc" and (reason := _nvrtc_unavailable(device)):
+            return reason
     if backend == "triton" and (reason := _load_triton(op, device)):
         return reason
     if (op, backend) not in _implementations:
@@ -125,6 +143,12 @@ def _load_triton(op: str, device: torch.device) -> str | None:
     if importlib.util.find_spec(name) is not None:
         importlib.import_module(name)
     return None
+
+
+def _nvrtc_unavailable(device: torch.device) -> str | None:
+    if _native.unavailable():  # the launch plans come from there
+        return _native.unavailable()
+    return str(reason) if (reason := importlib.import_module("mdepth_fast.kernels.nvrtc").unavailable(device)) else None
 
 
 def reasons(op: str, device: torch.device) -> dict[str, str | None]:

@@ -58,7 +58,7 @@ __device__ __forceinline__ void edge_aware_smoothness_tile(const EdgeAwareSmooth
 }
 
 // One block per image.
-__device__ __forceinline__ void edge_aware_smoothness_image(const EdgeAwareSmoothnessParams& p) {
+__device__ __forceinline__ void edge_aware_smoothness_sum(const EdgeAwareSmoothnessParams& p) {
   __shared__ double scratch[kBlockSumScratch<kSmoothnessSums, kReduceThreads>];
   __shared__ double total[kSmoothnessSums];
   const int64_t per_image = blocks_per_image<PixelShape>(p.height, p.width), tiles = p.batch * per_image;
@@ -106,8 +106,8 @@ __device__ __forceinline__ void edge_aware_smoothness_finish(const EdgeAwareSmoo
          mdepth::edge_aware_smoothness_tile<float>)                                              \
   KERNEL(edge_aware_smoothness_f64, mdepth::PixelShape::kThreads, EdgeAwareSmoothnessParams,     \
          mdepth::edge_aware_smoothness_tile<double>)                                             \
-  KERNEL(edge_aware_smoothness_image, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,         \
-         mdepth::edge_aware_smoothness_image)                                                    \
+  KERNEL(edge_aware_smoothness_sum, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,         \
+         mdepth::edge_aware_smoothness_sum)                                                    \
   KERNEL(edge_aware_smoothness_finish_f32, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,    \
          mdepth::edge_aware_smoothness_finish<float>)                                            \
   KERNEL(edge_aware_smoothness_finish_f64, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,    \

@@ -27,6 +27,11 @@ const void* find(const std::string& name) {
 
 }  // namespace
 
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 const char* launch(const Plan& plan, const void* params, int device, void* stream) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);

@@ -24,5 +24,7 @@ namespace mdepth {
 namespace cuda {
 // Launches the kernels of a plan, each with `params`, on a stream of a device. Null, or CUDA's words for what failed.
 const char* launch(const Plan& plan, const void* params, int device, void* stream);
+// The newest CUDA that the driver supports, 1000 * major + 10 * minor; 0 without a driver.
+int driver_version();
 }  // namespace cuda
 }  // namespace mdepth
