@@ -59,7 +59,7 @@ __device__ __forceinline__ void photometric_loss_tile(const PhotometricLossParam
 
 template <class T>
 __device__ __forceinline__ void photometric_loss_backward_tile(const PhotometricLossParams& p) {
-  using Shape = WindowGradientShape;
+  using Shape = WindowGradientShape<T>;
   constexpr int kStrip = Shape::kStrip, kPixels = Shape::kRows * kWarp;
   __shared__ T coefficient[4 * kPixels];  // a_x, a_y, b, c of every window, times its gradient
   const int width = int(p.width), height = int(p.height);
@@ -142,9 +142,9 @@ __device__ __forceinline__ void photometric_loss_backward_tile(const Photometric
          mdepth::photometric_loss_tile<float>)                                                            \
   KERNEL(photometric_loss_f64, mdepth::WindowShape::kThreads, PhotometricLossParams,                      \
          mdepth::photometric_loss_tile<double>)                                                           \
-  KERNEL(photometric_loss_backward_f32, mdepth::WindowGradientShape::kThreads, PhotometricLossParams,     \
+  KERNEL(photometric_loss_backward_f32, mdepth::WindowGradientShape<float>::kThreads, PhotometricLossParams,     \
          mdepth::photometric_loss_backward_tile<float>)                                                   \
-  KERNEL(photometric_loss_backward_f64, mdepth::WindowGradientShape::kThreads, PhotometricLossParams,     \
+  KERNEL(photometric_loss_backward_f64, mdepth::WindowGradientShape<double>::kThreads, PhotometricLossParams,     \
          mdepth::photometric_loss_backward_tile<double>)
 
 MDEPTH_PHOTOMETRIC_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)

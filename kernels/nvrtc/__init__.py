@@ -15,7 +15,7 @@ import torch
 
 import mdepth_fast
 
-__all__ = ["launch", "options", "source_folder", "unavailable"]
+__all__ = ["launch", "options", "source", "source_folder", "unavailable"]
 
 
 def source_folder() -> Path:
@@ -29,6 +29,11 @@ def options() -> tuple[str, ...]:
     """What NVRTC needs to compile a .cuh, the architecture apart."""
     folder = source_folder()
     return ("-std=c++17", f"-I{folder / 'include'}", f"-I{folder / 'cuda'}")
+
+
+def source(op: str) -> str:
+    """The program that has all kernels of an op."""
+    return f'#include "{op}.cuh"\n'
 
 
 @functools.cache
@@ -54,7 +59,7 @@ def _module(op: str, device_index: int) -> Any:
     """The kernels of one op; CuPy loads a module into the device that is current."""
     import cupy
 
-    return cupy.RawModule(code=f'#include "{op}.cuh"\n', options=options())
+    return cupy.RawModule(code=source(op), options=options())
 
 
 def launch(op: str, launches: Sequence[tuple[str, int, int]], params: bytes, device: torch.device) -> None:

@@ -21,12 +21,14 @@ struct BlockShape {
   static constexpr int kHeight = kRows - 2 * halo;  // owned
 };
 
-// The gradient of a 3x3 window's function needs the windows one pixel around. What double takes must fit into 48 KiB.
+// The gradient of a 3x3 window's function needs the windows one pixel around. Double must do with as many registers and
+// as much shared memory (48 KiB) as float.
 template <class T>
 using ReprojectionShape = BlockShape<1, sizeof(T) == 4 ? 8 : 6, sizeof(T) == 4 ? 2 : 1>;
 using PixelShape = BlockShape<0, 8, 2>;
 using WindowShape = BlockShape<0, 4, 4>;
-using WindowGradientShape = BlockShape<1, 8, 2>;
+template <class T>
+using WindowGradientShape = BlockShape<1, 8, sizeof(T) == 4 ? 2 : 1>;
 
 template <class Shape>
 MDEPTH_HD int64_t blocks_per_image(int64_t height, int64_t width) {

@@ -80,7 +80,9 @@ inline Plan plan_photometric_loss_backward(const PhotometricLossParams& p) {
   check_plane("photometric_loss", p.height, p.width);
   Plan plan;
   plan.add(with_dtype("photometric_loss_backward", p.dtype),
-           p.batch * blocks_per_image<WindowGradientShape>(p.height, p.width), WindowGradientShape::kThreads);
+           p.batch * (p.dtype == Dtype::kFloat64 ? blocks_per_image<WindowGradientShape<double>>(p.height, p.width)
+                                                 : blocks_per_image<WindowGradientShape<float>>(p.height, p.width)),
+           WindowGradientShape<float>::kThreads);  // double has as many
   return plan;
 }
 

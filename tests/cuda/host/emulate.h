@@ -12,7 +12,7 @@ struct Index {
 
 inline thread_local Index threadIdx, blockIdx;
 inline std::barrier<>* block_barrier = nullptr;
-inline int dropped_barrier = -1;
+inline int dropped_barrier = -1;  // its __COUNTER__
 
 inline void wait_for_block(int number) {
   if (number != dropped_barrier) block_barrier->arrive_and_wait();

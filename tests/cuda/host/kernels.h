@@ -1,16 +1,24 @@
 // All kernels by name, and how to run one on the host; needs emulate.h before it.
 #pragma once
 #include <cstring>
-#include <memory>
+#include <iterator>
 #include <thread>
 #include <vector>
 
+inline constexpr int kFirstBarrier = __COUNTER__ + 1;
+
 #include "edge_aware_smoothness.cuh"
 #include "inverse_warp.cuh"
-#include "min_reprojection.cuh"
 #include "photometric_loss.cuh"
 
-inline constexpr int kBarriers = __COUNTER__;
+inline constexpr int kBarriersBeforeMinReprojection = __COUNTER__ - kFirstBarrier;
+
+#include "min_reprojection.cuh"
+
+inline constexpr int kBarriers = __COUNTER__ - kFirstBarrier - 1;
+
+// The macro's number of the n-th barrier: the constant in between has one too.
+inline int barrier_number(int n) { return kFirstBarrier + n + (n < kBarriersBeforeMinReprojection ? 0 : 1); }
 
 struct HostKernel {
   const char* name;
