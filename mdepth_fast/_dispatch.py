@@ -1,7 +1,7 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
-Implementations are registered with `implementation`: those in C++ beside the op in
-`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice is made inside the opaque
+Implementations are registered with `implementation`: those in C++ beside the op in `mdepth_fast/ops/<op>.py`,
+Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice is made inside the opaque
 custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice of `reference`, plain
 PyTorch above the op, is seen by the compiler.
 """
@@ -148,7 +148,8 @@ def _load_triton(op: str, device: torch.device) -> str | None:
 def _nvrtc_unavailable(device: torch.device) -> str | None:
     if _native.unavailable():  # the launch plans come from there
         return _native.unavailable()
-    return str(reason) if (reason := importlib.import_module("mdepth_fast.kernels.nvrtc").unavailable(device)) else None
+    reason: str | None = importlib.import_module("mdepth_fast.kernels.nvrtc").unavailable(device)
+    return reason
 
 
 def reasons(op: str, device: torch.device) -> dict[str, str | None]:

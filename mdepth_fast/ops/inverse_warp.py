@@ -176,9 +176,7 @@ def _sizes(source: Tensor, depth: Tensor) -> tuple[tuple[int, ...], tuple[int, .
 
 
 @_dispatch.native_implementation("inverse_warp")
-def _native_run(
-    backend: str, source: Tensor, depth: Tensor, projection: Tensor, padding: str
-) -> tuple[Tensor, Tensor]:
+def _native_run(backend: str, source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor]:
     dtype, device, (source_shape, depth_shape, warped_shape) = source.dtype, source.device, _sizes(source, depth)
     warped = torch.empty(warped_shape, dtype=dtype, device=device)
     valid = torch.empty(depth_shape, dtype=torch.bool, device=device)
@@ -225,7 +223,9 @@ def _native_run_backward(
         _native.pointer(grad, "grad", warped_shape, dtype, device),
         _native.pointer(grads[0] if need_source else None, "grad_source", source_shape, dtype, device),
         _native.pointer(grads[1] if need_depth else None, "grad_depth", depth_shape, dtype, device),
-        _native.pointer(grads[2] if need_projection else None, "grad_projection", projection_shape, torch.float64, device),
+        _native.pointer(
+            grads[2] if need_projection else None, "grad_projection", projection_shape, torch.float64, device
+        ),
         torch.are_deterministic_algorithms_enabled(),  # the GPU's gradient by the source without atomics
         padding=padding,
         backend=backend,

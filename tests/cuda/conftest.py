@@ -1,4 +1,4 @@
-"""A backend of tests only, "host": the CUDA kernels compiled by g++ and run thread by thread, reached through the ops."""
+"""A backend of tests only, "host": the CUDA kernels compiled by g++, run thread by thread, reached through the ops."""
 
 import ctypes
 import functools

@@ -54,9 +54,7 @@ def test_gradcheck(case, backend):
         return tuple(case.call(backend, **dict(zip(leaves, tensors))))
 
     # The source's gradient is summed by atomics, in any order.
-    assert torch.autograd.gradcheck(
-        function, tuple(leaves.values()), eps=1e-7, atol=1e-5, rtol=1e-5, nondet_tol=1e-12
-    )
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), eps=1e-7, atol=1e-5, rtol=1e-5, nondet_tol=1e-12)
 
 
 @per_op

@@ -24,7 +24,7 @@ struct BlockShape {
 // The gradient of a 3x3 window's function needs the windows one pixel around. Double must do with as many registers and
 // as much shared memory (48 KiB) as float.
 template <class T>
-using ReprojectionShape = BlockShape<1, sizeof(T) == 4 ? 8 : 6, sizeof(T) == 4 ? 2 : 1>;
+using ReprojectionShape = BlockShape<1, sizeof(T) == 4 ? 8 : 4, sizeof(T) == 4 ? 2 : 1>;
 using PixelShape = BlockShape<0, 8, 2>;
 using WindowShape = BlockShape<0, 4, 4>;
 template <class T>
