@@ -1,9 +1,9 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
-Implementations are registered with `implementation`: those in C++ beside the op in `mdepth_fast/ops/<op>.py`,
-Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The choice is made inside the opaque
-custom op, at run time, so `torch.compile` needs no recompile when it changes; only the choice of `reference`, plain
-PyTorch above the op, is seen by the compiler.
+Implementations are registered with `implementation`: those of the compiled module beside the op, in
+`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The
+choice is made inside the opaque custom op, at run time, so `torch.compile` needs no recompile when it changes; only the
+choice of `reference`, plain PyTorch above the op, is seen by the compiler.
 """
 
 import functools
@@ -157,13 +157,19 @@ def reasons(op: str, device: torch.device) -> dict[str, str | None]:
     return {name: None if name == "reference" else why_not(op, name, device) for name in BACKENDS}
 
 
+@torch.compiler.assume_constant_result
+def _has_kernel(op: str, device: torch.device) -> bool:
+    """Whether any backend can run `op`. A compiler must not look inside: this asks the compiled module and the driver."""
+    return any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ()))
+
+
 def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
     """Whether a call goes to the plain PyTorch reference; warns once where that is a surprise."""
     if _known(backend or "", "backend"):
         return backend == "reference"
     if _choice.reference:
         return True
-    if any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ())) or _choice.name:
+    if _has_kernel(op, device) or _choice.name:
         return False
     if device.type in _ORDER and not torch.compiler.is_compiling():
         message = f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device)

@@ -164,6 +164,29 @@ def test_in_a_cuda_graph(case, backend):
 
 
 @per_op
+def test_over_2_to_the_31_elements(case, backend):
+    """One image repeated, so that the last must come out as the first."""
+    if torch.cuda.mem_get_info()[0] < 70 * 2**30:
+        pytest.skip("gpu: less than 70 GiB of memory free")
+    one = to(case.inputs(batch=1, height=1201, width=1301), "cuda")
+    batch = 2**31 // max(value.numel() for value in one.values()) + 2
+    leaves = {
+        name: value.expand(batch, *value.shape[1:]).requires_grad_(name in case.differentiable)
+        for name, value in one.items()
+    }
+    assert max(leaf.numel() for leaf in leaves.values()) > 2**31
+    outputs = case.call(backend, **leaves)
+    grads = torch.autograd.grad(sum(o.sum() for o in outputs), [leaves[name] for name in case.differentiable])
+    (want,) = case.call(backend, **one)
+    if outputs[0].dim() > 1:
+        assert torch.equal(outputs[0][-1:], want)
+    else:
+        assert relative_error(outputs, [want]) < 1e-6
+    for name, grad in zip(case.differentiable, grads):
+        assert relative_error([grad[-1]], [grad[0]]) < 1e-6, name
+
+
+@per_op
 def test_nothing_waits_for_the_device(case, backend):
     inputs = to(case.inputs(), "cuda")
     gradients(case, backend, inputs)
