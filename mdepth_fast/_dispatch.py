@@ -159,7 +159,7 @@ def reasons(op: str, device: torch.device) -> dict[str, str | None]:
 
 @torch.compiler.assume_constant_result
 def _has_kernel(op: str, device: torch.device) -> bool:
-    """Whether any backend can run `op`. A compiler must not look inside: this asks the compiled module and the driver."""
+    """Whether any backend can run `op`; it asks the compiled module and the driver, which no compiler can trace."""
     return any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ()))
 
 

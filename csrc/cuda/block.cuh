@@ -4,8 +4,8 @@
 #include "mdepth/stencil.h"
 
 // Kernels have plain C names, so that the launcher, NVRTC and tests find them by the names that plan.h gives.
-// Parameters stay in constant memory, where arrays in them can be indexed. Registers are bounded so that a processor has
-// room for two blocks: one computes while the other waits.
+// Parameters stay in constant memory, where arrays in them can be indexed. Registers are bounded so that a processor
+// has room for two blocks: one computes while the other waits.
 #define MDEPTH_DEFINE_KERNEL(name, threads, Params, ...)                                                      \
   extern "C" __global__ void __launch_bounds__(threads, 2) name(const __grid_constant__ mdepth::Params p) { \
     __VA_ARGS__(p);                                                                                           \

@@ -14,6 +14,7 @@
 namespace mdepth {
 
 constexpr int kCoefficients = 9;  // a, b, c of three channels
+constexpr int kKeptSources = 2;   // so many have their projection in shared memory; of more, it is computed again
 
 template <class T>
 struct ReprojectionTile {
@@ -101,7 +102,8 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
   __shared__ T coefficient[kCoefficients * kPixels];
   __shared__ signed char winner[kPixels];
   __shared__ signed char seen[kRegion];
-  __shared__ RowProjection<T> projection[Tile::kRegionRows];
+  __shared__ T depth[kRegion];
+  __shared__ RowProjection<T> projections[kKeptSources * Tile::kRegionRows];
 
   const int thread = int(threadIdx.x), lane = thread % kWarp, first = thread / kWarp * kStrip;
   const int width = int(p.width), height = int(p.height), plane = width * height, sources = int(p.sources);
@@ -124,10 +126,13 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
       for (int c = 0; c < 3; ++c) region[c * kRegion + i] = image[int64_t(c) * plane + at];
     }
   };
-  const auto project_rows = [&](int s) {
-    const double* matrix = p.projection + (origin.image * sources + s) * kProjection;
-    if (thread < Tile::kRegionRows)
-      projection[thread] = row_projection<T>(matrix, double(inside(top + thread, height)));
+  // The projection of the region's rows into source s; to be followed by a barrier.
+  const auto project_rows = [&](int s, bool first_time) {
+    RowProjection<T>* rows = projections + s % kKeptSources * Tile::kRegionRows;
+    if ((first_time || sources > kKeptSources) && thread < Tile::kRegionRows)
+      rows[thread] = row_projection<T>(p.projection + (origin.image * sources + s) * kProjection,
+                                       double(inside(top + thread, height)));
+    return rows;
   };
 
   load(static_cast<const T*>(p.target) + origin.image * 3 * plane, target);
@@ -162,10 +167,17 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
   }
 
   for (int scale = 0; scale < int(p.scales); ++scale) {
-    const T* const depth = static_cast<const T*>(p.depth[scale]) + origin.image * plane;
+    const T* const depth_map = static_cast<const T*>(p.depth[scale]) + origin.image * plane;
     const int64_t map = (scale * p.batch + origin.image) * plane;
     double* const partial = p.workspace + scale * numbers * tiles + blockIdx.x;
 
+#pragma unroll
+    for (int k = 0; k < (kRegion + kThreads - 1) / kThreads; ++k) {
+      const int i = thread + k * kThreads;
+      if (i < kRegion)
+        depth[i] = depth_map[inside(top + i / Tile::kRegionColumns, height) * width +
+                             inside(left + i % Tile::kRegionColumns, width)];
+    }
     T best[kStrip];
     int chosen[kStrip];
 #pragma unroll
@@ -174,14 +186,14 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
       chosen[k] = -1;
     }
     for (int s = 0; s < sources; ++s) {
-      project_rows(s);
+      const RowProjection<T>* const rows = project_rows(s, scale == 0);
       __syncthreads();
 #pragma unroll 1
       for (int i = thread; i < kRegion; i += kThreads) {
         const int row = i / Tile::kRegionColumns;
         const int u = inside(left + i % Tile::kRegionColumns, width), v = inside(top + row, height);
-        const Warp<T> w = warp_pixel<padding>(projection[row], source + int64_t(s) * 3 * plane, plane, u, v,
-                                              depth[v * width + u], width, height);
+        const Warp<T> w = warp_pixel<padding>(rows[row], source + int64_t(s) * 3 * plane, plane, u, v, depth[i],
+                                              width, height);
 #pragma unroll
         for (int c = 0; c < 3; ++c) scratch[c * kRegion + i] = w.color[c].value;
         seen[i] = w.at.inv_z > T(0);
@@ -225,7 +237,7 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
 #pragma unroll
     for (int k = 0; k < kStrip; ++k) grad_depth[k] = T(0);
     for (int s = 0; s < sources; ++s) {
-      project_rows(s);
+      const RowProjection<T>* const rows = project_rows(s, false);
       __syncthreads();
       // The derivatives of all windows around each pixel that chose source s, summed.
       T sum[kStrip][kCoefficients];
@@ -268,8 +280,8 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
 #pragma unroll
       for (int k = 0; k < kStrip; ++k) {
         if (!owned[k] || !needed[k]) continue;
-        const T d = depth[(y + k) * width + x];
-        const Warp<T> w = warp_pixel<padding>(projection[first + k + 1], source + int64_t(s) * 3 * plane, plane, x,
+        const T d = depth[corner + (k + 1) * Tile::kRegionColumns + 1];
+        const Warp<T> w = warp_pixel<padding>(rows[first + k + 1], source + int64_t(s) * 3 * plane, plane, x,
                                               y + k, d, width, height);
         const T l1 = chosen[k] == s ? l1_third : T(0);
         T gu = T(0), gv = T(0);

@@ -1,4 +1,7 @@
-"""Every op on a device, through every backend of C++: against the reference in double, and as a citizen of torch."""
+"""Every op on a device, through every backend of C++: against the reference in double, and as a citizen of torch.
+
+To run them, and fail where a backend is missing: MDEPTH_REQUIRE_BACKENDS=cuda,nvrtc pytest -m gpu tests/cuda
+"""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-// Every kernel once, on buffers of exactly the right size, for the sanitizers. Prints what differs when the blocks run in
-// the opposite order. An argument n, for float alone, takes the n-th barrier out and runs what has it; -1 none and all.
+// Every kernel once, on buffers of exactly the right size, for the sanitizers. Prints what differs when the blocks run
+// in the opposite order. An argument n, for float alone, takes the n-th barrier out and runs what has it; -1 none and all.
 #include "kernels.h"
 #include "mdepth/plan.h"
 
@@ -64,7 +64,7 @@ struct Room : std::vector<char> {
 
 template <class T>
 void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
-  constexpr int64_t kSources = 2, kScales = 2, kChannels = 3;
+  constexpr int64_t kSources = 3, kScales = 2, kChannels = 3;  // one source more than min_reprojection keeps
   auto target = numbers<T>(kBatch * 3 * kPlane, 0, 1);
   auto source = numbers<T>(kBatch * kSources * 3 * kPlane, 0, 1);
   auto depth = numbers<T>(kBatch * kPlane, 1, 5), other_depth = numbers<T>(kBatch * kPlane, -1, 3);
