@@ -11,7 +11,7 @@ namespace {
 
 using namespace mdepth;
 
-constexpr int64_t kBatch = 2, kHeight = 17, kWidth = 35, kPlane = kHeight * kWidth;
+constexpr int64_t kBatch = 2;
 bool differs = false;
 
 // Numbers that vary from element to element and stay between low and high.
@@ -62,8 +62,9 @@ struct Room : std::vector<char> {
   T* get() { return reinterpret_cast<T*>(data()); }
 };
 
-template <class T>
+template <class T, int64_t kHeight, int64_t kWidth>
 void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
+  constexpr int64_t kPlane = kHeight * kWidth;
   constexpr int64_t kSources = 3, kScales = 2, kChannels = 3;  // one source more than min_reprojection keeps
   auto target = numbers<T>(kBatch * 3 * kPlane, 0, 1);
   auto source = numbers<T>(kBatch * kSources * 3 * kPlane, 0, 1);
@@ -159,14 +160,15 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
 
 int main(int argc, char** argv) {
   if (argc == 1) {
-    run_all<float>(Dtype::kFloat32, Padding::kBorder, true, true);
-    run_all<double>(Dtype::kFloat64, Padding::kZeros, true, true);
+    run_all<float, 17, 35>(Dtype::kFloat32, Padding::kBorder, true, true);
+    run_all<float, 2, 3>(Dtype::kFloat32, Padding::kZeros, true, true);
+    run_all<double, 17, 35>(Dtype::kFloat64, Padding::kZeros, true, true);
     return differs ? 2 : 0;
   }
   const int n = std::atoi(argv[1]);
   if (n >= 0) dropped_barrier = barrier_number(n);
-  run_all<float>(Dtype::kFloat32, Padding::kBorder, n < kBarriersBeforeMinReprojection,
-                 n < 0 || n >= kBarriersBeforeMinReprojection);
+  run_all<float, 17, 35>(Dtype::kFloat32, Padding::kBorder, n < kBarriersBeforeMinReprojection,
+                         n < 0 || n >= kBarriersBeforeMinReprojection);
   std::printf("%d barriers\n", kBarriers);
   return differs ? 2 : 0;
 }
