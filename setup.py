@@ -46,10 +46,20 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    # The top-level folder kernels/ is installed as mdepth_fast.kernels, never under its own name.
-    packages=[*find_packages(include=["mdepth_fast", "mdepth_fast.*"]), "mdepth_fast.kernels"],
-    package_dir={"mdepth_fast": "mdepth_fast", "mdepth_fast.kernels": "kernels"},
-    package_data={"mdepth_fast": ["py.typed", "configs/*.yaml"]},
+    # The top-level folder kernels/ is installed as mdepth_fast.kernels, never under its own name. Of csrc/ goes in what
+    # NVRTC compiles at run time.
+    packages=[
+        *find_packages(include=["mdepth_fast", "mdepth_fast.*"], exclude=["mdepth_fast.kernels*"]),
+        "mdepth_fast.kernels",
+        "mdepth_fast.kernels.nvrtc",
+        "mdepth_fast.csrc",
+    ],
+    package_dir={"mdepth_fast": "mdepth_fast", "mdepth_fast.kernels": "kernels", "mdepth_fast.csrc": "csrc"},
+    include_package_data=False,  # MANIFEST.in is for the sdist
+    package_data={
+        "mdepth_fast": ["py.typed", "configs/*.yaml"],
+        "mdepth_fast.csrc": ["cuda/*.cuh", "include/mdepth/*.h"],
+    },
     ext_modules=[Extension("mdepth_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

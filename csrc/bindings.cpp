@@ -51,27 +51,72 @@ void set_isa(const std::string& name) {
 #define MDEPTH_PICK(op) (baseline::op)
 #endif
 
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Where an op runs: on so many CPU threads, or on a GPU. `allocate` gives the address of that many doubles there.
+struct Where {
+  enum Kind { kCpu, kLaunch, kPlan };
+  Kind kind = kCpu;
+  int threads = 0;
+  int device = 0;
+  Address stream = 0;
+  py::function allocate;
+};
+
 template <class Params>
-void launch(int (*kernel)(const Params&), const Params& params) {
+py::object launch(int (*kernel)(const Params&), const Params& params) {
   int error;
   {
     py::gil_scoped_release release;
     error = kernel(params);
   }
   if (error) throw std::bad_alloc();
+  return py::none();
 }
 
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+void set_workspace(PhotometricLossParams&, double*) {}
+template <class Params>
+void set_workspace(Params& params, double* workspace) {
+  params.workspace = workspace;
 }
 
-void inverse_warp(int dtype, int padding, int threads, std::vector<int64_t> size, std::vector<int64_t> source_size,
+// On the CPU or through the compiled CUDA kernels: None. For another launcher (NVRTC): the plan as a list of
+// (kernel, blocks, threads), the kernels' one argument as bytes.
+template <class Params>
+py::object run(const Where& where, int (*kernel)(const Params&), Plan (*make_plan)(const Params&), Params params) {
+  params.threads = where.threads;
+  if (where.kind == Where::kCpu) return launch(kernel, params);
+  const Plan plan = make_plan(params);
+  if (plan.workspace) {
+    const py::object address = where.allocate(plan.workspace);
+    set_workspace(params, at<double>(address.cast<Address>()));
+  }
+  if (where.kind == Where::kPlan) {
+    py::list launches;
+    for (const Launch& one : plan.launches) launches.append(py::make_tuple(one.kernel, one.blocks, one.threads));
+    return py::make_tuple(launches, py::bytes(reinterpret_cast<const char*>(&params), sizeof(params)));
+  }
+#if defined(MDEPTH_HAS_CUDA)
+  const char* error;
+  {
+    py::gil_scoped_release release;
+    error = cuda::launch(plan, &params, where.device, reinterpret_cast<void*>(where.stream));
+  }
+  if (error) throw std::runtime_error(error);
+  return py::none();
+#else
+  throw std::runtime_error("built without CUDA");
+#endif
+}
+
+py::object inverse_warp(int dtype, int padding, const Where& where, std::vector<int64_t> size, std::vector<int64_t> source_size,
                   Address source, Address depth, Address projection, Address warped, Address valid) {
   InverseWarpParams p{};
   p.dtype = Dtype(dtype);
   p.padding = Padding(padding);
-  p.threads = threads;
   p.batch = source_size.at(0);
   p.channels = source_size.at(1);
   p.source_height = source_size.at(2);
@@ -83,16 +128,15 @@ void inverse_warp(int dtype, int padding, int threads, std::vector<int64_t> size
   p.projection = at<double>(projection);
   p.warped = at<void>(warped);
   p.valid = at<bool>(valid);
-  launch(MDEPTH_PICK(inverse_warp), p);
+  return run(where, MDEPTH_PICK(inverse_warp), plan_inverse_warp, p);
 }
 
-void inverse_warp_backward(int dtype, int padding, int threads, std::vector<int64_t> size,
+py::object inverse_warp_backward(int dtype, int padding, const Where& where, std::vector<int64_t> size,
                            std::vector<int64_t> source_size, Address source, Address depth, Address projection,
-                           Address grad, Address grad_source, Address grad_depth, Address grad_projection) {
+                           Address grad, Address grad_source, Address grad_depth, Address grad_projection, bool ordered) {
   InverseWarpParams p{};
   p.dtype = Dtype(dtype);
   p.padding = Padding(padding);
-  p.threads = threads;
   p.batch = source_size.at(0);
   p.channels = source_size.at(1);
   p.source_height = source_size.at(2);
@@ -106,14 +150,14 @@ void inverse_warp_backward(int dtype, int padding, int threads, std::vector<int6
   p.grad_source = at<void>(grad_source);
   p.grad_depth = at<void>(grad_depth);
   p.grad_projection = at<double>(grad_projection);
-  launch(MDEPTH_PICK(inverse_warp_backward), p);
+  p.ordered = ordered;
+  return run(where, MDEPTH_PICK(inverse_warp_backward), plan_inverse_warp_backward, p);
 }
 
-PhotometricLossParams photometric_params(int dtype, int threads, const std::vector<int64_t>& size, double ssim_weight,
+PhotometricLossParams photometric_params(int dtype, const std::vector<int64_t>& size, double ssim_weight,
                                          Address prediction, Address target) {
   PhotometricLossParams p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.height = size.at(2);
@@ -124,24 +168,24 @@ PhotometricLossParams photometric_params(int dtype, int threads, const std::vect
   return p;
 }
 
-void photometric_loss(int dtype, int threads, std::vector<int64_t> size, double ssim_weight, Address prediction,
+py::object photometric_loss(int dtype, const Where& where, std::vector<int64_t> size, double ssim_weight, Address prediction,
                       Address target, Address loss) {
-  PhotometricLossParams p = photometric_params(dtype, threads, size, ssim_weight, prediction, target);
+  PhotometricLossParams p = photometric_params(dtype, size, ssim_weight, prediction, target);
   p.loss = at<void>(loss);
-  launch(MDEPTH_PICK(photometric_loss), p);
+  return run(where, MDEPTH_PICK(photometric_loss), plan_photometric_loss, p);
 }
 
-void photometric_loss_backward(int dtype, int threads, std::vector<int64_t> size, double ssim_weight,
+py::object photometric_loss_backward(int dtype, const Where& where, std::vector<int64_t> size, double ssim_weight,
                                Address prediction, Address target, Address grad, Address grad_prediction,
                                Address grad_target) {
-  PhotometricLossParams p = photometric_params(dtype, threads, size, ssim_weight, prediction, target);
+  PhotometricLossParams p = photometric_params(dtype, size, ssim_weight, prediction, target);
   p.grad = at<void>(grad);
   p.grad_prediction = at<void>(grad_prediction);
   p.grad_target = at<void>(grad_target);
-  launch(MDEPTH_PICK(photometric_loss_backward), p);
+  return run(where, MDEPTH_PICK(photometric_loss_backward), plan_photometric_loss_backward, p);
 }
 
-void min_reprojection(int dtype, int padding, int threads, std::vector<int64_t> size, double ssim_weight,
+py::object min_reprojection(int dtype, int padding, const Where& where, std::vector<int64_t> size, double ssim_weight,
                       bool auto_mask, Address target, Address source, std::vector<Address> depth, Address projection,
                       Address identity_noise, Address loss, Address selection, Address grad_depth,
                       Address grad_projection) {
@@ -149,7 +193,6 @@ void min_reprojection(int dtype, int padding, int threads, std::vector<int64_t> 
   MinReprojectionParams p{};
   p.dtype = Dtype(dtype);
   p.padding = Padding(padding);
-  p.threads = threads;
   p.batch = size.at(0);
   p.sources = size.at(1);
   p.height = size.at(2);
@@ -166,14 +209,13 @@ void min_reprojection(int dtype, int padding, int threads, std::vector<int64_t> 
   p.selection = at<int8_t>(selection);
   p.grad_depth = at<void>(grad_depth);
   p.grad_projection = at<double>(grad_projection);
-  launch(MDEPTH_PICK(min_reprojection), p);
+  return run(where, MDEPTH_PICK(min_reprojection), plan_min_reprojection, p);
 }
 
-void edge_aware_smoothness(int dtype, int threads, std::vector<int64_t> size, Address disparity, Address image,
+py::object edge_aware_smoothness(int dtype, const Where& where, std::vector<int64_t> size, Address disparity, Address image,
                            Address loss, Address grad_disparity) {
   EdgeAwareSmoothnessParams p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.height = size.at(2);
@@ -182,7 +224,7 @@ void edge_aware_smoothness(int dtype, int threads, std::vector<int64_t> size, Ad
   p.image = at<void>(image);
   p.loss = at<double>(loss);
   p.grad_disparity = at<void>(grad_disparity);
-  launch(MDEPTH_PICK(edge_aware_smoothness), p);
+  return run(where, MDEPTH_PICK(edge_aware_smoothness), plan_edge_aware_smoothness, p);
 }
 
 }  // namespace
@@ -199,6 +241,27 @@ PYBIND11_MODULE(_C, m) {
   m.attr("max_scales") = kMaxScales;
   m.attr("enums") = py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
                              py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros));
+#if defined(MDEPTH_HAS_CUDA)
+  m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
+  m.def("cuda_driver", &cuda::driver_version);
+#else
+  m.attr("cuda") = py::none();
+#endif
+  py::class_<Where>(m, "Where", "Where an op runs: a number of CPU threads, or a stream of a GPU")
+      .def(py::init([](int threads) {
+        Where where;
+        where.threads = threads;
+        return where;
+      }))
+      .def(py::init([](bool launch, int device, Address stream, py::function allocate) {
+        Where where;
+        where.kind = launch ? Where::kLaunch : Where::kPlan;
+        where.device = device;
+        where.stream = stream;
+        where.allocate = std::move(allocate);
+        return where;
+      }));
+  py::implicitly_convertible<int, Where>();
   m.def("isa", [] { return isa_name(active_isa); });
   m.def("set_isa", &set_isa);
   m.def("inverse_warp", &inverse_warp);

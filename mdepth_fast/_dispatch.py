@@ -6,6 +6,7 @@ choice is made inside the opaque custom op, at run time, so `torch.compile` need
 choice of `reference`, plain PyTorch above the op, is seen by the compiler.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,6 +25,7 @@ __all__ = [
     "BACKENDS",
     "full_precision",
     "implementation",
+    "native_implementation",
     "reasons",
     "register_autocast",
     "select",
@@ -89,6 +91,17 @@ def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Call
     return register
 
 
+def native_implementation(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: registers a function of (backend, *arguments) for every backend that `_native.call` reaches."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for backend in ("cpu", "cuda", "nvrtc"):
+            _implementations[op, backend] = functools.partial(function, backend)
+        return function
+
+    return register
+
+
 def full_precision(device: torch.device) -> torch.autocast:
     """Context in which the reference computes what the kernels compute: without autocast."""
     return torch.autocast(device.type, enabled=False)
@@ -108,6 +121,11 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
         return _native.unavailable()
     if backend in ("cuda", "nvrtc") and device.type != "cuda":
         return f"needs CUDA tensors, the tensors are on {device}"
+    if (op, backend) in _implementations:
+        if backend == "cuda" and (reason := _native.cuda_unavailable(device)):
+            return reason
+        if backend == "nvrtc" and (reason := _nvrtc_unavailable(device)):
+            return reason
     if backend == "triton" and (reason := _load_triton(op, device)):
         return reason
     if (op, backend) not in _implementations:
@@ -127,9 +145,22 @@ def _load_triton(op: str, device: torch.device) -> str | None:
     return None
 
 
+def _nvrtc_unavailable(device: torch.device) -> str | None:
+    if _native.unavailable():  # the launch plans come from there
+        return _native.unavailable()
+    reason: str | None = importlib.import_module("mdepth_fast.kernels.nvrtc").unavailable(device)
+    return reason
+
+
 def reasons(op: str, device: torch.device) -> dict[str, str | None]:
     """For every backend None (it can run `op` on `device`) or the reason why not. `reference` always can."""
     return {name: None if name == "reference" else why_not(op, name, device) for name in BACKENDS}
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(op: str, device: torch.device) -> bool:
+    """Whether any backend can run `op`; it asks the compiled module and the driver, which no compiler can trace."""
+    return any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ()))
 
 
 def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
@@ -138,7 +169,7 @@ def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
         return backend == "reference"
     if _choice.reference:
         return True
-    if any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ())) or _choice.name:
+    if _has_kernel(op, device) or _choice.name:
         return False
     if device.type in _ORDER and not torch.compiler.is_compiling():
         message = f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device)

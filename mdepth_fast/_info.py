@@ -19,6 +19,7 @@ def info() -> dict[str, Any]:
     if native["reason"] is None:
         module = _native.module()
         native.update(compiler=module.compiler, openmp=module.openmp, instruction_set=_native.instruction_set())
+        native["cuda"] = dict(module.cuda) if module.cuda else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "mdepth_fast": __version__,
@@ -52,7 +53,9 @@ def info_text() -> str:
 
 def _native_line(native: dict[str, Any]) -> str:
     openmp = "OpenMP" if native["openmp"] else "no OpenMP: one thread"
-    return f"{native['instruction_set']}, {openmp}, compiler {native['compiler']}"
+    cuda = native["cuda"]
+    kernels = f"CUDA {cuda['toolkit']} for {cuda['architectures']}" if cuda else "no CUDA"
+    return f"{native['instruction_set']}, {openmp}, compiler {native['compiler']}, {kernels}"
 
 
 def _version(package: str) -> str | None:

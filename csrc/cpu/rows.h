@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "mdepth/stencil.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -62,9 +64,6 @@ struct Tiling {
   }
 };
 
-// `reflect(-1) = 1`, `reflect(n) = n - 2`
-static inline int reflect(int i, int n) { return i < 0 ? -i : (i >= n ? 2 * n - 2 - i : i); }
-
 // The columns of a tile with halo that lie in the image, into a row; `outside` everywhere else.
 template <class T>
 static inline void stage(const T* image_row, int width, const Tile& t, T* RESTRICT row, T outside) {
@@ -94,10 +93,6 @@ static inline void sum_columns(int width, const Tile& t, const T* RESTRICT raw, 
   if (t.x0 == 0) sum[1 - first] += raw[-first] * on[-first];
   if (t.x1 == width) sum[width - 2 - first] += raw[width - 1 - first] * on[width - 1 - first];
 }
-
-// The same along y, as weights of the rows above and below row q: rows outside the image send nothing.
-static inline int weight_above(int q) { return q == 0 ? 0 : (q == 1 ? 2 : 1); }
-static inline int weight_below(int q, int height) { return q == height - 1 ? 0 : (q == height - 2 ? 2 : 1); }
 
 // One row's share of the gradient by the projection: (nu, nv, z) = projection * (depth * (x, y, 1), 1), and the
 // arguments are the row's sums of the gradients by nu, nv, z, bare, times depth, and times depth * x.

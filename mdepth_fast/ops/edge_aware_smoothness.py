@@ -81,20 +81,22 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("edge_aware_smoothness", "cpu")
-def _cpu(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
-    dtype, shape = disparity.dtype, tuple(image.shape)
-    loss, grad = torch.empty((), dtype=torch.float64), _gradient(disparity, need_grad)
+@_dispatch.native_implementation("edge_aware_smoothness")
+def _native_run(backend: str, disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
+    dtype, device, shape = disparity.dtype, disparity.device, tuple(image.shape)
+    loss, grad = torch.empty((), dtype=torch.float64, device=device), _gradient(disparity, need_grad)
     if shape[0] == 0:  # the mean over nothing, as PyTorch has it
-        return torch.full((), float("nan"), dtype=dtype), grad
+        return torch.full((), float("nan"), dtype=dtype, device=device), grad
     map_shape = (shape[0], 1, *shape[2:])
     _native.call(
         "edge_aware_smoothness",
         dtype,
         shape,
-        _native.pointer(disparity, "disparity", map_shape, dtype),
-        _native.pointer(image, "image", shape, dtype),
-        _native.pointer(loss, "loss", (), torch.float64),
-        _native.pointer(grad if need_grad else None, "grad_disparity", map_shape, dtype),
+        _native.pointer(disparity, "disparity", map_shape, dtype, device),
+        _native.pointer(image, "image", shape, dtype, device),
+        _native.pointer(loss, "loss", (), torch.float64, device),
+        _native.pointer(grad if need_grad else None, "grad_disparity", map_shape, dtype, device),
+        backend=backend,
+        device=device,
     )
     return loss.to(dtype), grad

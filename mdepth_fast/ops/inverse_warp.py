@@ -175,28 +175,31 @@ def _sizes(source: Tensor, depth: Tensor) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(source.shape), tuple(depth.shape), (source.shape[0], source.shape[1], depth.shape[2], depth.shape[3])
 
 
-@_dispatch.implementation("inverse_warp", "cpu")
-def _cpu(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor]:
-    dtype, (source_shape, depth_shape, warped_shape) = source.dtype, _sizes(source, depth)
-    warped = torch.empty(warped_shape, dtype=dtype)
-    valid = torch.empty(depth_shape, dtype=torch.bool)
+@_dispatch.native_implementation("inverse_warp")
+def _native_run(backend: str, source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor]:
+    dtype, device, (source_shape, depth_shape, warped_shape) = source.dtype, source.device, _sizes(source, depth)
+    warped = torch.empty(warped_shape, dtype=dtype, device=device)
+    valid = torch.empty(depth_shape, dtype=torch.bool, device=device)
     _native.call(
         "inverse_warp",
         dtype,
         depth_shape[2:],
         source_shape,
-        _native.pointer(source, "source", source_shape, dtype),
-        _native.pointer(depth, "depth", depth_shape, dtype),
-        _native.pointer(projection, "projection", (source_shape[0], 3, 4), torch.float64),
-        _native.pointer(warped, "warped", warped_shape, dtype),
-        _native.pointer(valid, "valid", depth_shape, torch.bool),
+        _native.pointer(source, "source", source_shape, dtype, device),
+        _native.pointer(depth, "depth", depth_shape, dtype, device),
+        _native.pointer(projection, "projection", (source_shape[0], 3, 4), torch.float64, device),
+        _native.pointer(warped, "warped", warped_shape, dtype, device),
+        _native.pointer(valid, "valid", depth_shape, torch.bool, device),
         padding=padding,
+        backend=backend,
+        device=device,
     )
     return warped, valid
 
 
-@_dispatch.implementation("inverse_warp_backward", "cpu")
-def _cpu_backward(
+@_dispatch.native_implementation("inverse_warp_backward")
+def _native_run_backward(
+    backend: str,
     grad: Tensor,
     source: Tensor,
     depth: Tensor,
@@ -206,7 +209,7 @@ def _cpu_backward(
     need_depth: bool,
     need_projection: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, (source_shape, depth_shape, warped_shape) = source.dtype, _sizes(source, depth)
+    dtype, device, (source_shape, depth_shape, warped_shape) = source.dtype, source.device, _sizes(source, depth)
     projection_shape = (source_shape[0], 3, 4)
     grads = _gradients(source, depth, projection, need_source, need_depth, need_projection)
     _native.call(
@@ -214,13 +217,18 @@ def _cpu_backward(
         dtype,
         depth_shape[2:],
         source_shape,
-        _native.pointer(source, "source", source_shape, dtype),
-        _native.pointer(depth, "depth", depth_shape, dtype),
-        _native.pointer(projection, "projection", projection_shape, torch.float64),
-        _native.pointer(grad, "grad", warped_shape, dtype),
-        _native.pointer(grads[0] if need_source else None, "grad_source", source_shape, dtype),
-        _native.pointer(grads[1] if need_depth else None, "grad_depth", depth_shape, dtype),
-        _native.pointer(grads[2] if need_projection else None, "grad_projection", projection_shape, torch.float64),
+        _native.pointer(source, "source", source_shape, dtype, device),
+        _native.pointer(depth, "depth", depth_shape, dtype, device),
+        _native.pointer(projection, "projection", projection_shape, torch.float64, device),
+        _native.pointer(grad, "grad", warped_shape, dtype, device),
+        _native.pointer(grads[0] if need_source else None, "grad_source", source_shape, dtype, device),
+        _native.pointer(grads[1] if need_depth else None, "grad_depth", depth_shape, dtype, device),
+        _native.pointer(
+            grads[2] if need_projection else None, "grad_projection", projection_shape, torch.float64, device
+        ),
+        torch.are_deterministic_algorithms_enabled(),  # the GPU's gradient by the source without atomics
         padding=padding,
+        backend=backend,
+        device=device,
     )
     return grads

@@ -219,8 +219,9 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("min_reprojection", "cpu")
-def _cpu(
+@_dispatch.native_implementation("min_reprojection")
+def _native_run(
+    backend: str,
     target: Tensor,
     sources: Tensor,
     depths: Sequence[Tensor],
@@ -236,8 +237,8 @@ def _cpu(
     if batch == 0:  # the mean over nothing, as PyTorch has it
         outputs[0].fill_(torch.nan)
         return outputs
-    dtype = target.dtype
-    loss = torch.empty(len(depths), dtype=torch.float64)
+    dtype, device = target.dtype, target.device
+    loss = torch.empty(len(depths), dtype=torch.float64, device=device)
     maps = (len(depths), batch, 1, height, width)
     limit = _native.module().max_scales
     if len(depths) > limit:
@@ -248,18 +249,24 @@ def _cpu(
         (batch, count, height, width),
         ssim_weight,
         auto_mask,
-        _native.pointer(target, "target", (batch, 3, height, width), dtype),
-        _native.pointer(sources, "sources", (batch, count, 3, height, width), dtype),
-        [_native.pointer(depth, "depth", maps[1:], dtype) for depth in depths],
-        _native.pointer(projection, "projection", (batch, count, 3, 4), torch.float64),
-        _native.pointer(identity_noise, "identity_noise", (batch, count, height, width), dtype),
-        _native.pointer(loss, "loss", maps[:1], torch.float64),
-        _native.pointer(selection, "selection", maps, torch.int8),
-        _native.pointer(grad_depth if need_grad else None, "grad_depth", maps, dtype),
+        _native.pointer(target, "target", (batch, 3, height, width), dtype, device),
+        _native.pointer(sources, "sources", (batch, count, 3, height, width), dtype, device),
+        [_native.pointer(depth, "depth", maps[1:], dtype, device) for depth in depths],
+        _native.pointer(projection, "projection", (batch, count, 3, 4), torch.float64, device),
+        _native.pointer(identity_noise, "identity_noise", (batch, count, height, width), dtype, device),
+        _native.pointer(loss, "loss", maps[:1], torch.float64, device),
+        _native.pointer(selection, "selection", maps, torch.int8, device),
+        _native.pointer(grad_depth if need_grad else None, "grad_depth", maps, dtype, device),
         _native.pointer(
-            grad_projection if need_grad else None, "grad_projection", (len(depths), batch, count, 3, 4), torch.float64
+            grad_projection if need_grad else None,
+            "grad_projection",
+            (len(depths), batch, count, 3, 4),
+            torch.float64,
+            device,
         ),
         padding=padding,
+        backend=backend,
+        device=device,
     )
     outputs[0].copy_(loss)
     return outputs

@@ -125,38 +125,48 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("photometric_loss", "cpu")
-def _cpu(prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
-    dtype, shape = prediction.dtype, tuple(prediction.shape)
+@_dispatch.native_implementation("photometric_loss")
+def _native_run(backend: str, prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
+    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
     out_shape = (shape[0], 1, *shape[2:])
-    loss = torch.empty(out_shape, dtype=dtype)
+    loss = torch.empty(out_shape, dtype=dtype, device=device)
     _native.call(
         "photometric_loss",
         dtype,
         shape,
         ssim_weight,
-        _native.pointer(prediction, "prediction", shape, dtype),
-        _native.pointer(target, "target", shape, dtype),
-        _native.pointer(loss, "loss", out_shape, dtype),
+        _native.pointer(prediction, "prediction", shape, dtype, device),
+        _native.pointer(target, "target", shape, dtype, device),
+        _native.pointer(loss, "loss", out_shape, dtype, device),
+        backend=backend,
+        device=device,
     )
     return loss
 
 
-@_dispatch.implementation("photometric_loss_backward", "cpu")
-def _cpu_backward(
-    grad: Tensor, prediction: Tensor, target: Tensor, ssim_weight: float, need_prediction: bool, need_target: bool
+@_dispatch.native_implementation("photometric_loss_backward")
+def _native_run_backward(
+    backend: str,
+    grad: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    ssim_weight: float,
+    need_prediction: bool,
+    need_target: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype, shape = prediction.dtype, tuple(prediction.shape)
+    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
     grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
     _native.call(
         "photometric_loss_backward",
         dtype,
         shape,
         ssim_weight,
-        _native.pointer(prediction, "prediction", shape, dtype),
-        _native.pointer(target, "target", shape, dtype),
-        _native.pointer(grad, "grad", (shape[0], 1, *shape[2:]), dtype),
-        _native.pointer(grads[0] if need_prediction else None, "grad_prediction", shape, dtype),
-        _native.pointer(grads[1] if need_target else None, "grad_target", shape, dtype),
+        _native.pointer(prediction, "prediction", shape, dtype, device),
+        _native.pointer(target, "target", shape, dtype, device),
+        _native.pointer(grad, "grad", (shape[0], 1, *shape[2:]), dtype, device),
+        _native.pointer(grads[0] if need_prediction else None, "grad_prediction", shape, dtype, device),
+        _native.pointer(grads[1] if need_target else None, "grad_target", shape, dtype, device),
+        backend=backend,
+        device=device,
     )
     return grads

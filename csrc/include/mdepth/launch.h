@@ -2,6 +2,7 @@
 // Each returns 0, or 1 when memory for its row buffers could not be had.
 #pragma once
 #include "mdepth/params.h"
+#include "mdepth/plan.h"
 
 #define MDEPTH_CPU_PROTOTYPES(isa)                            \
   namespace mdepth {                                          \
@@ -18,3 +19,12 @@
 MDEPTH_CPU_PROTOTYPES(baseline)
 MDEPTH_CPU_PROTOTYPES(avx2)
 MDEPTH_CPU_PROTOTYPES(avx512)
+
+namespace mdepth {
+namespace cuda {
+// Launches the kernels of a plan, each with `params`, on a stream of a device. Null, or CUDA's words for what failed.
+const char* launch(const Plan& plan, const void* params, int device, void* stream);
+// The newest CUDA that the driver supports, 1000 * major + 10 * minor; 0 without a driver.
+int driver_version();
+}  // namespace cuda
+}  // namespace mdepth

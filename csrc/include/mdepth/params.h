@@ -1,9 +1,17 @@
 // Plain structs that cross the language and compiler boundary: no torch, no CUDA, no allocation.
-// Pointers are to contiguous memory of the dtype named in the struct; sizes are in elements.
+// Pointers are to contiguous memory of the dtype named in the struct; sizes are in elements. `threads` is for the CPU,
+// `workspace` for the GPU, whose size comes from cuda/plan.h.
 #pragma once
+#if !defined(__CUDACC_RTC__)
 #include <cstdint>
+#endif
 
 namespace mdepth {
+
+#if defined(__CUDACC_RTC__)  // NVRTC has no standard headers
+using int8_t = signed char;
+using int64_t = long long;
+#endif
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1 };
 enum class Padding : int { kBorder = 0, kZeros = 1 };
@@ -29,6 +37,8 @@ struct InverseWarpParams {
   void* grad_source;         // zeroed by the caller
   void* grad_depth;
   double* grad_projection;  // (B, 3, 4)
+  double* workspace;        // GPU
+  bool ordered;             // GPU: the gradient by the source in a fixed order, without atomics
 };
 
 struct PhotometricLossParams {
@@ -60,6 +70,7 @@ struct MinReprojectionParams {
   int8_t* selection;              // out (scales, B, 1, H, W)
   void* grad_depth;               // out (scales, B, 1, H, W), of each scale's loss; null: not wanted
   double* grad_projection;        // out (scales, B, S, 3, 4); null exactly where grad_depth is
+  double* workspace;              // GPU
 };
 
 struct EdgeAwareSmoothnessParams {
@@ -70,6 +81,7 @@ struct EdgeAwareSmoothnessParams {
   const void* image;      // (B, C, H, W)
   double* loss;           // out: one number
   void* grad_disparity;   // out (B, 1, H, W); null: not wanted
+  double* workspace;      // GPU
 };
 
 }  // namespace mdepth

@@ -1,0 +1,174 @@
+// Every kernel once, on buffers of exactly the right size, for the sanitizers. Prints what differs when the blocks run
+// in the opposite order. An argument n, for float alone, takes the n-th barrier out and runs what has it; -1 none and all.
+#include "kernels.h"
+#include "mdepth/plan.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+using namespace mdepth;
+
+constexpr int64_t kBatch = 2;
+bool differs = false;
+
+// Numbers that vary from element to element and stay between low and high.
+template <class T>
+std::vector<T> numbers(int64_t count, double low, double high) {
+  std::vector<T> v(count);
+  unsigned state = 1;
+  for (T& x : v) {
+    state = state * 1664525u + 1013904223u;
+    x = T(low + (high - low) * (double(state >> 8) / double(1 << 24)));
+  }
+  return v;
+}
+
+std::vector<double> projections(int64_t count) {
+  std::vector<double> v = numbers<double>(count * kProjection, -1e-3, 1e-3);
+  for (int64_t i = 0; i < count; ++i)
+    for (int k = 0; k < 3; ++k) {
+      v[i * kProjection + 5 * k] += 1;
+      v[i * kProjection + 4 * k + 3] *= 3000;
+    }
+  return v;
+}
+
+// Runs a plan forwards and backwards; `outputs` are compared between the two.
+template <class Params>
+void run(const char* what, Plan (*make_plan)(const Params&), Params p, std::vector<std::vector<char>*> outputs) {
+  const Plan plan = make_plan(p);
+  std::vector<double> workspace(plan.workspace);
+  if constexpr (!std::is_same_v<Params, PhotometricLossParams>) p.workspace = workspace.data();
+  std::vector<std::vector<char>> first;
+  for (bool descending : {false, true}) {
+    for (const Launch& one : plan.launches)
+      if (!run_on_host(one.kernel.c_str(), one.blocks, one.threads, &p, descending)) std::abort();
+    if (!descending)
+      for (auto* output : outputs) first.push_back(*output);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i)
+    if (first[i] != *outputs[i]) {
+      std::printf("%s: output %zu depends on the order of the blocks\n", what, i);
+      differs = true;
+    }
+}
+
+template <class T>
+struct Room : std::vector<char> {
+  explicit Room(int64_t count) : std::vector<char>(sizeof(T) * size_t(count)) {}
+  T* get() { return reinterpret_cast<T*>(data()); }
+};
+
+template <class T, int64_t kHeight, int64_t kWidth>
+void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
+  constexpr int64_t kPlane = kHeight * kWidth;
+  constexpr int64_t kSources = 3, kScales = 2, kChannels = 3;  // one source more than min_reprojection keeps
+  auto target = numbers<T>(kBatch * 3 * kPlane, 0, 1);
+  auto source = numbers<T>(kBatch * kSources * 3 * kPlane, 0, 1);
+  auto depth = numbers<T>(kBatch * kPlane, 1, 5), other_depth = numbers<T>(kBatch * kPlane, -1, 3);
+  auto noise = numbers<T>(kBatch * kSources * kPlane, 0, 0.1);
+  auto projection = projections(kBatch * kSources);
+  Room<T> a(kBatch * kChannels * kPlane), b(kBatch * kChannels * kPlane), map(kBatch * kPlane);
+  Room<bool> valid(kBatch * kPlane);
+  Room<double> poses(kBatch * kProjection);
+
+  if (min_reprojection) {
+    MinReprojectionParams m{};
+    Room<double> losses(kScales), grad_poses(kScales * kBatch * kSources * kProjection);
+    Room<int8_t> selection(kScales * kBatch * kPlane);
+    Room<T> grad_depth(kScales * kBatch * kPlane);
+    m.dtype = dtype;
+    m.padding = padding;
+    m.batch = kBatch;
+    m.sources = kSources;
+    m.scales = kScales;
+    m.height = kHeight;
+    m.width = kWidth;
+    m.ssim_weight = 0.85;
+    m.auto_mask = true;
+    m.target = target.data();
+    m.source = source.data();
+    m.depth[0] = depth.data();
+    m.depth[1] = other_depth.data();
+    m.projection = projection.data();
+    m.identity_noise = noise.data();
+    m.loss = losses.get();
+    m.selection = selection.get();
+    m.grad_depth = grad_depth.get();
+    m.grad_projection = grad_poses.get();
+    run("min_reprojection", plan_min_reprojection, m, {&losses, &selection, &grad_depth, &grad_poses});
+  }
+  if (!others) return;
+
+  InverseWarpParams w{};
+  w.dtype = dtype;
+  w.padding = padding;
+  w.batch = kBatch;
+  w.channels = kChannels;
+  w.height = w.source_height = kHeight;
+  w.width = w.source_width = kWidth;
+  w.source = source.data();
+  w.depth = depth.data();
+  w.projection = projection.data();
+  w.warped = a.get();
+  w.valid = valid.get();
+  run("inverse_warp", plan_inverse_warp, w, {&a, &valid});
+  w.grad = target.data();
+  w.grad_depth = map.get();
+  w.grad_projection = poses.get();
+  run("inverse_warp_backward", plan_inverse_warp_backward, w, {&map, &poses});
+  w.grad_source = b.get();
+  run("inverse_warp_backward, atomic", plan_inverse_warp_backward, w, {});
+  w.ordered = true;
+  run("inverse_warp_backward, ordered", plan_inverse_warp_backward, w, {});
+
+  PhotometricLossParams l{};
+  l.dtype = dtype;
+  l.batch = kBatch;
+  l.channels = kChannels;
+  l.height = kHeight;
+  l.width = kWidth;
+  l.ssim_weight = 0.85;
+  l.prediction = source.data();
+  l.target = target.data();
+  l.loss = map.get();
+  run("photometric_loss", plan_photometric_loss, l, {&map});
+  l.grad = depth.data();
+  l.grad_prediction = a.get();
+  l.grad_target = b.get();
+  run("photometric_loss_backward", plan_photometric_loss_backward, l, {&a, &b});
+
+  EdgeAwareSmoothnessParams e{};
+  Room<double> loss(1);
+  e.dtype = dtype;
+  e.batch = kBatch;
+  e.channels = kChannels;
+  e.height = kHeight;
+  e.width = kWidth;
+  e.disparity = depth.data();
+  e.image = target.data();
+  e.loss = loss.get();
+  e.grad_disparity = map.get();
+  run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
+
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 1) {
+    run_all<float, 17, 35>(Dtype::kFloat32, Padding::kBorder, true, true);
+    run_all<float, 2, 3>(Dtype::kFloat32, Padding::kZeros, true, true);
+    run_all<double, 17, 35>(Dtype::kFloat64, Padding::kZeros, true, true);
+    return differs ? 2 : 0;
+  }
+  const int n = std::atoi(argv[1]);
+  if (n >= 0) dropped_barrier = barrier_number(n);
+  run_all<float, 17, 35>(Dtype::kFloat32, Padding::kBorder, n < kBarriersBeforeMinReprojection,
+                         n < 0 || n >= kBarriersBeforeMinReprojection);
+  std::printf("%d barriers\n", kBarriers);
+  return differs ? 2 : 0;
+}

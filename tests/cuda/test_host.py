@@ -1,0 +1,209 @@
+"""The CUDA kernels, run on the host thread by thread, against the reference; through the ops and their launch plans."""
+
+import inspect
+
+import pytest
+import torch
+from cases import CASES, gradients
+from scenes import relative_error, scene
+
+import mdepth_fast
+from mdepth_fast.ops import edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+
+per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+# Odd, prime, smaller than a warp, and one more or less than a block's tile.
+SIZES = [(2, 2), (3, 5), (7, 13), (17, 33), (15, 61), (13, 31)]
+
+
+@per_op
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_equals_reference_in_double(case, size, host):
+    inputs = case.inputs(height=size[0], width=size[1], dtype=torch.float64)
+    want, want_grads = gradients(case, "reference", inputs)
+    got, got_grads = gradients(case, "host", inputs)
+    assert relative_error(got, want) < 1e-12
+    for name, a, b in zip(case.differentiable, got_grads, want_grads):
+        assert relative_error([a], [b]) < 1e-9, name
+    assert host and all("_f32" not in kernel for kernel in host)
+
+
+@per_op
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_error_is_no_larger_than_eagers(case, seed, host):
+    inputs = case.inputs(height=37, width=70, seed=seed)
+    exact, exact_grads = gradients(case, "reference", {name: value.double() for name, value in inputs.items()})
+    eager, eager_grads = gradients(case, "reference", inputs)
+    got, got_grads = gradients(case, "host", inputs)
+    # One ulp of slack: a scalar loss may be hit by chance.
+    assert relative_error(got, exact) <= relative_error(eager, exact) + 1.2e-7
+    assert relative_error(got_grads, exact_grads) <= relative_error(eager_grads, exact_grads) + 1.2e-7
+    assert any("_f32" in kernel for kernel in host)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "zeros"}, {"auto_mask": False}, {"ssim_weight": 0.0}, {"ssim_weight": 1.0, "padding": "zeros"}],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_min_reprojection_options(options, count, host):
+    inputs = scene(2, 16, 37, count, 2, torch.float64, motion=0.2)
+    results = []
+    for backend in ("host", "reference"):
+        target, sources, depths, *cameras = inputs
+        leaves = [t.clone().requires_grad_() for t in (*depths, *cameras)]
+        loss, selection = min_reprojection(
+            target, sources, leaves[:2], leaves[2], leaves[3], source_K=leaves[4], backend=backend, **options
+        )
+        results.append((loss, selection, torch.autograd.grad((loss * torch.tensor([0.3, 2.0])).sum(), leaves)))
+    (loss, selection, grads), (want_loss, want_selection, want_grads) = results
+    assert relative_error([loss], [want_loss]) < 1e-12
+    assert all(torch.equal(a, b) for a, b in zip(selection, want_selection))
+    for got, want in zip(grads, want_grads):
+        assert relative_error([got], [want]) < 1e-9
+
+
+def test_min_reprojection_noise_and_no_gradient(host):
+    target, sources, depths, K, T, _ = scene(2, 16, 31, 2, 1, torch.float64)
+    noise = 0.05 * torch.randn(2, 2, 16, 31, dtype=torch.float64)
+    results = [
+        min_reprojection(target, sources, depths[0], K, T, identity_noise=noise, backend=backend)
+        for backend in ("host", "reference")
+    ]
+    assert relative_error([results[0].loss], [results[1].loss]) < 1e-12
+    assert torch.equal(results[0].selection, results[1].selection)
+    assert len(results[0].selection.unique()) == 3
+
+
+def test_ties_points_behind_the_camera_and_non_finite_depth(host):
+    target, sources, depths, K, T, _ = scene(1, 9, 40, 2)
+    still = torch.eye(4).repeat(1, 2, 1, 1)
+    same = sources[:, :1].repeat(1, 2, 1, 1, 1)
+    assert (min_reprojection(target, same, depths[0], K, still, backend="host").selection == -1).all()
+    unmasked = min_reprojection(target, same, depths[0], K, still, auto_mask=False, backend="host")
+    assert (unmasked.selection == 0).all()
+
+    depth = depths[0].clone()
+    depth[..., 10:20] = -3.0
+    depth.requires_grad_()
+    for mask in (True, False):
+        got, want = (
+            min_reprojection(target, sources, depth, K, T, auto_mask=mask, backend=name) for name in ("host", "cpu")
+        )
+        assert torch.equal(got.selection, want.selection) and (got.selection[..., 10:20] == -1).all()
+        assert relative_error([got.loss], [want.loss]) < 1e-5
+        (grad,) = torch.autograd.grad(got.loss, depth)
+        assert (grad[..., 10:20] == 0).all() and torch.isfinite(grad).all() and (grad != 0).any()
+
+    for value in (torch.nan, torch.inf):
+        bad = depths[0].clone()
+        bad[0, 0, 4, 17] = value
+        assert not min_reprojection(target, sources, bad, K, T, backend="host").loss.isfinite()
+        warped, valid = inverse_warp(sources[:, 0], bad, K, T[:, 0], backend="host")
+        want, want_valid = inverse_warp(sources[:, 0], bad, K, T[:, 0], backend="cpu")
+        assert torch.equal(warped.isfinite(), want.isfinite()) and torch.equal(valid, want_valid)
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverse_warp_gradient_by_the_source(padding, ordered, dtype, host):
+    _, sources, depths, K, T, _ = scene(2, 11, 35, 1, 1, dtype, motion=0.3)
+    source = sources[:, 0, :, :9, :31].clone()
+    weight = torch.rand(2, 3, 11, 35, dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in (source, depths[0], K, T[:, 0])]
+    exact = [t.double().detach().requires_grad_() for t in leaves]
+    results = []
+    torch.use_deterministic_algorithms(ordered)
+    try:
+        for inputs, backend in ((leaves, "host"), (leaves, "host"), (exact, "reference")):
+            warped, valid = inverse_warp(*inputs, padding=padding, backend=backend)
+            results.append((torch.autograd.grad((warped * weight).sum(), inputs), valid))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (got, valid), (again, _), (want, want_valid) = results
+    assert torch.equal(valid, want_valid)
+    assert relative_error(got, want) < (1e-4 if dtype == torch.float32 else 1e-9)
+    assert any("ordered" in kernel for kernel in host) == ordered
+    if ordered:
+        assert torch.equal(got[0], again[0])
+    assert all(torch.equal(a, b) for a, b in zip(got[1:], again[1:]))
+
+
+@per_op
+def test_same_bits_from_run_to_run(case, host):
+    inputs = case.inputs(batch=2, height=18, width=45)
+    results = [[*outputs, *grads] for outputs, grads in (gradients(case, "host", inputs) for _ in range(2))]
+    first = 1 if case.name != "inverse_warp" else 2  # the source's gradient is summed by atomics
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][first:], results[1][first:]))
+
+
+@per_op
+def test_outputs_are_written_everywhere(case, monkeypatch, host):
+    """Memory that the op allocates starts as NaN; what is left unwritten shows."""
+    inputs = case.inputs(height=17, width=33)
+    want, want_grads = gradients(case, "cpu", inputs)
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        result = empty(*args, **kwargs)
+        return result.fill_(torch.nan if result.is_floating_point() else 99 if result.dtype == torch.int8 else 1)
+
+    monkeypatch.setattr(inspect.getmodule(getattr(mdepth_fast.ops, case.name)).torch, "empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poisoned(*a, **{"dtype": self.dtype, **k}))
+    got, got_grads = gradients(case, "host", inputs)
+    assert relative_error(got, want) < 1e-5 and relative_error(got_grads, want_grads) < 1e-4
+
+
+@per_op
+def test_empty_batch(case, host):
+    outputs, grads = gradients(case, "host", case.inputs(batch=0))
+    assert outputs[0].shape[0] == 0 if outputs[0].dim() > 1 else outputs[0].isnan().all()
+    assert all(g.shape[0] == 0 for g in grads)
+
+
+@per_op
+def test_many_tiny_images(case, host):
+    inputs = case.inputs(batch=40, height=2, width=3, dtype=torch.float64)
+    want, want_grads = gradients(case, "reference", inputs)
+    got, got_grads = gradients(case, "host", inputs)
+    assert relative_error(got, want) < 1e-11 and relative_error(got_grads, want_grads) < 1e-8
+
+
+def test_channels_and_single_gradients(host):
+    a, b = torch.rand(2, 1, 5, 16, 33, dtype=torch.float64)
+    for wanted in (0, 1):
+        grads = []
+        for backend in ("host", "reference"):
+            leaves = [a.clone(), b.clone()]
+            leaves[wanted].requires_grad_()
+            loss = photometric_loss(*leaves, backend=backend)
+            grads.append(torch.autograd.grad((loss * a[:, :1]).sum(), leaves[wanted]))
+        assert relative_error(*grads) < 1e-10
+    loss = [edge_aware_smoothness(a[:, :1], b, backend=backend) for backend in ("host", "reference")]
+    assert relative_error(loss[:1], loss[1:]) < 1e-12
+
+
+def test_every_kernel_is_reached(host, host_library):
+    """No kernel that no plan launches, and no plan that names a kernel that is not there."""
+    _, sources, depths, K, T, _ = scene(1, 4, 5, 1, 1)
+    for dtype in (torch.float32, torch.float64):
+        for case in CASES:
+            gradients(case, "host", case.inputs(batch=1, height=4, width=5, dtype=dtype))
+        inputs = [t.to(dtype) for t in (sources[:, 0], depths[0], K, T[:, 0])]
+        for padding in ("border", "zeros"):
+            target, depth, *cameras = (t.clone() for t in inputs)
+            min_reprojection(
+                target, target[:, None], depth, cameras[0], cameras[1][:, None], padding=padding, backend="host"
+            )
+            for ordered in (False, True):
+                torch.use_deterministic_algorithms(ordered)
+                leaves = [t.clone().requires_grad_() for t in inputs]
+                inverse_warp(*leaves, padding=padding, backend="host")[0].sum().backward()
+                torch.use_deterministic_algorithms(False)
+    names = set()
+    while name := host_library.kernel_name(len(names)):
+        names.add(name.decode())
+    assert names == set(host)
