@@ -96,6 +96,12 @@ def tile_pixels(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def plane_size(height, width):
+    """int64"""
+    return tl.full((), 1, dtype=tl.int64) * height * width
+
+
+@triton.jit
 def offset(y, x, width):
     """Of pixel (y, x) in its plane, int64."""
     return y.to(tl.int64) * width + x

@@ -6,13 +6,12 @@ numbers per window and channel (four where both gradients are wanted), `_gather`
 4 or 5 words in, 3 or 4 through the workspace, 1 or 2 out; the workspace is of `WORKSPACE_BYTES`, so it stays in L2.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, portions, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, portions, tile_pixels
 from mdepth_fast.ops.photometric_loss import C1, C2, _gradient
 
 FORWARD = Block(8, 32, 4)
@@ -56,8 +55,10 @@ def _mean(w):
 
 @triton.jit
 def ssim_distance(x, y):
-    """clamp((1 - SSIM) / 2, 0, 1) of two windows and its derivative, as in csrc/include/mdepth/ssim.h: by a pixel x_q of
-    the window it is a_x + b (x_q - 1/2) + c (y_q - 1/2), and by y_q the same with a_y and x, y exchanged."""
+    """clamp((1 - SSIM) / 2, 0, 1) of two windows and its derivative, as in csrc/include/mdepth/ssim.h.
+
+    By a pixel x_q of the window it is a_x + b (x_q - 1/2) + c (y_q - 1/2), and by y_q the same with a_y and x, y
+    exchanged."""
     mean_x, mean_y = _mean(x), _mean(y)
     # Centred sums: E[x^2] - E[x]^2 would lose against C2 what float32 has to give.
     sum_x = mean_x * 0
@@ -123,7 +124,7 @@ def _forward(
     COLUMNS: tl.constexpr,
 ):
     image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)
-    plane = height.to(tl.int64) * width
+    plane = plane_size(height, width)
     total = tl.zeros((ROWS, COLUMNS), dtype=loss.dtype.element_ty)
     for channel in range(CHANNELS):
         at = (image * CHANNELS + channel) * plane
@@ -149,7 +150,7 @@ def _coefficients(
     COLUMNS: tl.constexpr,
 ):
     image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)  # an "image" is one channel here
-    plane = height.to(tl.int64) * width
+    plane = plane_size(height, width)
     here = offset(y, x, width)
     p = window(prediction + image * plane, y, x, height, width, inside)
     t = window(target + image * plane, y, x, height, width, inside)
@@ -182,7 +183,7 @@ def _gather(
     COLUMNS: tl.constexpr,
 ):
     image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)  # an "image" is one channel here
-    plane = height.to(tl.int64) * width
+    plane = plane_size(height, width)
     here = offset(y, x, width)
     coefficients = workspace + image * (2 + NEED_PREDICTION + NEED_TARGET) * plane
     zero = tl.zeros((ROWS, COLUMNS), dtype=prediction.dtype.element_ty)
