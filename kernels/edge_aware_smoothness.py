@@ -140,7 +140,16 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         COLUMNS=EDGES.columns,
     )
     launch(
-        _image_sums, batch, 4, partial=partial, images=images, tiles=tiles, pixels=height * width, **shares, BLOCK=SUMS
+        _image_sums,
+        batch,
+        4,
+        partial=partial,
+        images=images,
+        batch=batch,
+        height=height,
+        width=width,
+        tiles=tiles,
+        BLOCK=SUMS,
     )
     if need_grad:
         launch(

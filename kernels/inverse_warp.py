@@ -23,8 +23,8 @@ _MIN_Z = tl.constexpr(MIN_Z)
 
 @triton.jit
 def project(matrix, y, x, depth):
-    """Where pixels fall, as in csrc/include/mdepth/warp.h: u - x, v - y, 1 / z, the derivatives of u and v by depth, and
-    the poison, 0 or NaN where depth or projection is not finite. An invalid point has zeros for 1 / z and derivatives.
+    """Where pixels fall, as in csrc/include/mdepth/warp.h: u - x, v - y, 1 / z, the derivatives of u and v by depth,
+    and the poison: 0, or NaN where depth or projection is not finite. An invalid point has 1 / z = 0, no derivatives.
 
     `matrix` points to 12 doubles. What depends on the row alone is computed in double; the shifts keep all digits of
     the fraction where u itself has only 24 bits for integer part and fraction together.

@@ -107,7 +107,7 @@ def window_weight(i, n, STEP: tl.constexpr):
 
 @triton.jit
 def sign(value):
-    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
+    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0)).to(value.dtype)
 
 
 @triton.jit
