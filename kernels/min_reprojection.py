@@ -175,22 +175,25 @@ def _differentiate(
     for s in range(SOURCES):
         # What the windows around the pixel that chose this source hand it.
         a0, b0, c0, a1, b1, c1, a2, b2, c2 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-        for tap in tl.static_range(9):
-            weight = window_weight(y, height, tap // 3 - 1) * window_weight(x, width, tap % 3 - 1)
-            at = offset(y + (tap // 3 - 1), x + (tap % 3 - 1), width)
-            mask = inside & (weight > 0)
-            mask = mask & (tl.load(chosen + at, mask=mask, other=-1) == s)
-            weight = weight.to(d.dtype)
-            at += coefficients + image * 9 * plane
-            a0 = tl.fma(weight, tl.load(at, mask=mask, other=0.0), a0)
-            b0 = tl.fma(weight, tl.load(at + plane, mask=mask, other=0.0), b0)
-            c0 = tl.fma(weight, tl.load(at + 2 * plane, mask=mask, other=0.0), c0)
-            a1 = tl.fma(weight, tl.load(at + 3 * plane, mask=mask, other=0.0), a1)
-            b1 = tl.fma(weight, tl.load(at + 4 * plane, mask=mask, other=0.0), b1)
-            c1 = tl.fma(weight, tl.load(at + 5 * plane, mask=mask, other=0.0), c1)
-            a2 = tl.fma(weight, tl.load(at + 6 * plane, mask=mask, other=0.0), a2)
-            b2 = tl.fma(weight, tl.load(at + 7 * plane, mask=mask, other=0.0), b2)
-            c2 = tl.fma(weight, tl.load(at + 8 * plane, mask=mask, other=0.0), c2)
+        for step in range(-1, 2):  # not unrolled: 81 loads in flight would not fit the registers
+            weight_y = tl.where(step < 0, window_weight(y, height, -1), window_weight(y, height, 0))
+            weight_y = tl.where(step > 0, window_weight(y, height, 1), weight_y)
+            for tap in tl.static_range(3):
+                weight = weight_y * window_weight(x, width, tap - 1)
+                at = offset(y + step, x + (tap - 1), width)
+                mask = inside & (weight > 0)
+                mask = mask & (tl.load(chosen + at, mask=mask, other=-1) == s)
+                weight = weight.to(d.dtype)
+                at += image * 9 * plane
+                a0 = tl.fma(weight, tl.load(coefficients + at, mask=mask, other=0.0), a0)
+                b0 = tl.fma(weight, tl.load(coefficients + at + plane, mask=mask, other=0.0), b0)
+                c0 = tl.fma(weight, tl.load(coefficients + at + 2 * plane, mask=mask, other=0.0), c0)
+                a1 = tl.fma(weight, tl.load(coefficients + at + 3 * plane, mask=mask, other=0.0), a1)
+                b1 = tl.fma(weight, tl.load(coefficients + at + 4 * plane, mask=mask, other=0.0), b1)
+                c1 = tl.fma(weight, tl.load(coefficients + at + 5 * plane, mask=mask, other=0.0), c1)
+                a2 = tl.fma(weight, tl.load(coefficients + at + 6 * plane, mask=mask, other=0.0), a2)
+                b2 = tl.fma(weight, tl.load(coefficients + at + 7 * plane, mask=mask, other=0.0), b2)
+                c2 = tl.fma(weight, tl.load(coefficients + at + 8 * plane, mask=mask, other=0.0), c2)
         wins = tl.load(chosen + here, mask=inside, other=-1) == s
         at_source = image * SOURCES + s
         shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, poison = project(projection + at_source * 12, y, x, d)
