@@ -242,7 +242,7 @@ def forward(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> 
     batch, channels, source_height, source_width = source.shape
     height, width = depth.shape[2:]
     warped = source.new_empty((batch, channels, height, width))
-    valid = torch.empty_like(depth, dtype=torch.bool)
+    valid = depth.new_empty(depth.shape, dtype=torch.bool)
     launch(
         warp_forward,
         batch * FORWARD.tiles(height, width),

@@ -79,6 +79,6 @@ def gradients(case, backend, inputs, weight_seed=1):
     }
     outputs = case.call(backend, **leaves)
     generator = torch.Generator().manual_seed(weight_seed)
-    weights = [torch.rand(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    weights = [torch.rand(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
     total = sum((w * o).sum() for w, o in zip(weights, outputs))
     return outputs, list(torch.autograd.grad(total, [leaves[name] for name in case.differentiable]))
