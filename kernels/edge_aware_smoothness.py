@@ -16,7 +16,7 @@ from mdepth_fast.ops.edge_aware_smoothness import MEAN_EPSILON, _gradient
 
 EDGES = Block(8, 32, 4)
 NORMALISE = Block(8, 128, 4)
-SUMS = 1024  # tiles that `_image_sums` adds at a time
+SUMS = 512  # tiles that `_image_sums` adds at a time
 
 _MEAN_EPSILON = tl.constexpr(MEAN_EPSILON)
 
@@ -77,6 +77,7 @@ def _image_sums(
     height,
     width,
     tiles,
+    BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
@@ -85,8 +86,8 @@ def _image_sums(
     total = tl.zeros((BLOCK,), dtype=tl.float64)
     along_x = tl.zeros((BLOCK,), dtype=tl.float64)
     along_y = tl.zeros((BLOCK,), dtype=tl.float64)
-    for start in range(0, tiles, BLOCK):
-        tile = start + lane.to(tl.int64)
+    for block in range(BLOCKS):
+        tile = block * BLOCK + lane.to(tl.int64)
         total += tl.load(at + tile, mask=tile < tiles, other=0.0)
         along_x += tl.load(at + tiles + tile, mask=tile < tiles, other=0.0)
         along_y += tl.load(at + 2 * tiles + tile, mask=tile < tiles, other=0.0)
@@ -149,6 +150,7 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         height=height,
         width=width,
         tiles=tiles,
+        BLOCKS=triton.cdiv(tiles, SUMS),
         BLOCK=SUMS,
     )
     if need_grad:

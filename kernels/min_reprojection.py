@@ -48,9 +48,9 @@ def _identity(
     target,  # (B, 3, H, W)
     noise,  # (B, S, H, W) or None
     identity,  # out (B, H, W)
-    count,
     height,
     width,
+    SOURCES: tl.constexpr,
     SSIM: tl.constexpr,
     L1: tl.constexpr,
     ROWS: tl.constexpr,
@@ -62,14 +62,14 @@ def _identity(
     t = target + image * 3 * plane
     best = tl.full((ROWS, COLUMNS), float("inf"), dtype=identity.dtype.element_ty)
     error = tl.zeros((ROWS, COLUMNS), dtype=identity.dtype.element_ty)
-    for k in range(3 * count):  # channels within sources, one at a time: more windows would not fit the registers
+    for k in range(3 * SOURCES):  # channels within sources, one at a time: more windows would not fit the registers
         channel = k % 3
-        p = sources + (image * 3 * count + k) * plane
+        p = sources + (image * 3 * SOURCES + k) * plane
         share = _compare_channel(p, t + channel * plane, y, x, height, width, inside, SSIM, L1)[0]
         error = tl.where(channel == 0, share, error + share)
         if channel == 2:
             if noise is not None:
-                error += tl.load(noise + (image * count + k // 3) * plane + here, mask=inside, other=0.0)
+                error += tl.load(noise + (image * SOURCES + k // 3) * plane + here, mask=inside, other=0.0)
             best = tl.where((error < best) | (error != error), error, best)  # NaN stays
     tl.store(identity + image * plane + here, best, mask=inside)
 
@@ -84,9 +84,9 @@ def _compare(
     selection,  # out (B, 1, H, W) int8
     coefficients,  # out (B, 9, H, W), where a source won; or None
     partial,  # out (B, tiles) double: sums of the loss
-    count,
     height,
     width,
+    SOURCES: tl.constexpr,
     SSIM: tl.constexpr,
     L1: tl.constexpr,
     ROWS: tl.constexpr,
@@ -106,15 +106,15 @@ def _compare(
     t = target + image * 3 * plane
     error = zero
     na0, nb0, nc0, na1, nb1, nc1, na2, nb2, nc2 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for k in range(3 * count):  # channels within sources, one at a time: more windows would not fit the registers
+    for k in range(3 * SOURCES):  # channels within sources, one at a time: more windows would not fit the registers
         channel, s = k % 3, k // 3
-        p = warped + (image * 3 * count + k) * plane
+        p = warped + (image * 3 * SOURCES + k) * plane
         share, a, b, c = _compare_channel(p, t + channel * plane, y, x, height, width, inside, SSIM, L1)
         error = tl.where(channel == 0, share, error + share)
         # The last three channels' coefficients, the newest last.
         na0, nb0, nc0, na1, nb1, nc1, na2, nb2, nc2 = na1, nb1, nc1, na2, nb2, nc2, a, b, c
         if channel == 2:
-            inverse_z = project(projection + (image * count + s) * 12, y, x, d)[2]
+            inverse_z = project(projection + (image * SOURCES + s) * 12, y, x, d)[2]
             better = error < best
             if identity is None:
                 better = better | (chosen < 0)
@@ -160,10 +160,10 @@ def _differentiate(
     coefficients,  # (B, 9, H, W), as _compare left them
     grad_depth,  # out (B, 1, H, W)
     partial,  # out (B, S, tiles, 12) double
-    count,
     height,
     width,
     pixels,
+    SOURCES: tl.constexpr,
     L1: tl.constexpr,
     ZEROS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -178,7 +178,7 @@ def _differentiate(
     t = target + image * 3 * plane
     zero = tl.zeros((ROWS, COLUMNS), dtype=d.dtype)
     total = zero
-    for s in range(count):
+    for s in range(SOURCES):
         # What the windows around the pixel that chose this source hand it.
         a0, b0, c0, a1, b1, c1, a2, b2, c2 = zero, zero, zero, zero, zero, zero, zero, zero, zero
         for step in range(-1, 2):  # not unrolled: 81 loads in flight would not fit the registers
@@ -201,7 +201,7 @@ def _differentiate(
                 b2 = tl.fma(weight, tl.load(coefficients + at + 7 * plane, mask=mask, other=0.0), b2)
                 c2 = tl.fma(weight, tl.load(coefficients + at + 8 * plane, mask=mask, other=0.0), c2)
         wins = tl.load(chosen + here, mask=inside, other=-1) == s
-        at_source = image * count + s
+        at_source = image * SOURCES + s
         shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, poison = project(projection + at_source * 12, y, x, d)
         seen = inside & (inverse_z > 0)
         u = sample_axis(x, shift_u, width, ZEROS)
@@ -238,7 +238,7 @@ def forward(
         loss.fill_(torch.nan)
         return outputs
     pixels = batch * height * width
-    size = dict(count=count, height=height, width=width)
+    size = dict(height=height, width=width, SOURCES=count)
     weights = dict(SSIM=ssim_weight / 3, L1=(1 - ssim_weight) / 3)
     compare = dict(ROWS=COMPARE.rows, COLUMNS=COMPARE.columns)
     identity = target.new_empty((batch, height, width)) if auto_mask else None
@@ -275,11 +275,9 @@ def forward(
                 **cameras,
                 warped=warped,
                 valid=None,
-                height=height,
-                width=width,
+                **size,
                 source_height=height,
                 source_width=width,
-                SOURCES=count,
                 CHANNELS=3,
                 ZEROS=padding == "zeros",
                 ROWS=WARP.rows,
