@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Intermediate maps go through memory in portions of whole images of about this size: it fits the L2 of the GPUs that
-# training runs on, so that what one kernel writes the next one still finds there.
-WORKSPACE_BYTES = 32 * 2**20
+# Intermediate maps go through memory in portions of whole images of at most this size. A launch costs tens of
+# microseconds on the host, so portions are large: a usual batch (12 images of 192 x 640) goes in one.
+WORKSPACE_BYTES = 96 * 2**20
 
 
 class Block(NamedTuple):

@@ -9,9 +9,9 @@ images and one scale at a time:
 and `_identity`, once for all scales, leaves the least identity error of each pixel.
 
 Bytes a pixel and scale in float32, S sources: 4 + 12 S in and 12 S out; 12 S + 20 in and 37 out (1 where the identity
-wins); 37 + 4 + 12 S + 12 in and 4 out: 118 + 48 S, 214 for two sources, of which the workspace's 2 (12 S + 36) = 120
-stay in L2 (`WORKSPACE_BYTES`). Neighbouring reads of the stencils are counted once; they come from L1 and L2. The
-workspace is all that is kept beside one identity map and the outputs.
+wins); 53 + 12 S in and 4 out: 118 + 48 S, 214 for two sources. The reads of a stencil are counted once; its neighbours
+come from L1 and L2. Inputs and outputs alone would be 21 + 12 S. The workspace holds 36 + 12 S bytes a pixel, bounded
+by `WORKSPACE_BYTES`, and is all that is kept beside one identity map and the outputs.
 """
 
 from collections.abc import Sequence

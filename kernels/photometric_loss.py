@@ -1,9 +1,10 @@
 """Triton kernels of `photometric_loss`: SSIM and L1 per pixel, and the gradient by both images.
 
-The forward reads both images once (their nine shifts come from cache) and writes one map. The backward has two steps,
-because the gradient of a pixel needs the derivatives of the nine windows around it: `_coefficients` writes three
-numbers per window and channel (four where both gradients are wanted), `_gather` sums them. Bytes a pixel and channel:
-4 or 5 words in, 3 or 4 through the workspace, 1 or 2 out; the workspace is of `WORKSPACE_BYTES`, so it stays in L2.
+The forward reads both images once (their nine shifts come from cache) and writes one map: 8 C + 4 bytes a pixel in
+float32. The backward has two steps, because a pixel's gradient needs the derivatives of the nine windows around it:
+`_coefficients` writes three numbers per window and channel (four where both gradients are wanted), `_gather` sums them.
+Bytes a pixel for one gradient: 8 C + 4 in and 12 C out; 20 C + 4 in and 4 C out: 44 C + 8, where 12 C + 4 would be
+the least. The workspace is bounded by `WORKSPACE_BYTES`.
 """
 
 import triton
