@@ -161,6 +161,18 @@ def test_identity_pose_returns_the_image():
     assert (warped - sources[:, 0]).abs().max() < 1e-5 and valid.all()
 
 
+def test_a_coordinate_exactly_on_the_border_counts_as_clamped():
+    """A camera that stands still sees column 0 at u = 0, exactly: no gradient by u there, as on the CPU."""
+    source, depth = torch.rand(1, 2, 5, 9, dtype=torch.float64), torch.full((1, 1, 5, 9), 2.0, dtype=torch.float64)
+    K = torch.tensor([[[8.0, 0, 4], [0, 8, 2], [0, 0, 1]]], dtype=torch.float64)
+    grads = []
+    for backend in ("cpu", "triton"):
+        T = torch.eye(4, dtype=torch.float64)[None].requires_grad_()
+        warped, _ = inverse_warp(source, depth, K, T, backend=backend)
+        grads += torch.autograd.grad(warped[..., 0].sum() + 0.1 * warped.sum(), T)
+    assert relative_error(grads[1:], grads[:1]) < 1e-12
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_non_finite_depth_shows_at_its_pixel_only(value):
     _, sources, depths, K, T, _ = scene(1, 8, 40)
