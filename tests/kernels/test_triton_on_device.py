@@ -103,7 +103,7 @@ def test_compiles_to_one_graph(case):
 
 
 def test_more_than_two_to_the_31_elements():
-    """45 planes of 7000 x 7000 pixels: int32 offsets would wrap in the last third."""
+    """45 planes of 7000 x 7000 pixels: the last begins beyond what an int32 counts."""
     free, _ = torch.cuda.mem_get_info()
     if free < 30e9:
         pytest.skip("gpu: needs 30 GB of free memory")
