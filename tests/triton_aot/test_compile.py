@@ -1,0 +1,161 @@
+"""Every Triton kernel as its launcher calls it, compiled for real architectures: valid, without spills, within budget.
+
+The launches are recorded from the implementations themselves, so a signature cannot drift from the call.
+"""
+
+import re
+import subprocess
+
+import pytest
+import torch
+import triton
+import triton_blocks
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mdepth_fast.kernels import _launch, edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+
+CAPABILITIES = (80, 90, 120)
+REGISTERS_OF_AN_SM = 65536
+SHARED_BYTES = 48 * 1024
+
+
+def _photometric(dtype, everything):
+    image, grad = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
+    photometric_loss.forward(image, image, 0.85)
+    for needs in [(True, True), (True, False), (False, True)][: 3 if everything else 1]:
+        photometric_loss.backward(grad, image, image, 0.85, *needs)
+
+
+def _warp(dtype, everything):
+    source, depth = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
+    projection = torch.zeros(2, 3, 4, dtype=torch.float64)
+    all_needs = [(True, True, True), (False, True, True), (True, False, False), (False, True, False)]
+    for padding in ("border", "zeros")[: 2 if everything else 1]:
+        inverse_warp.forward(source, depth, projection, padding)
+        for needs in all_needs[: 4 if everything else 2]:
+            inverse_warp.backward(source, source, depth, projection, padding, *needs)
+        torch.use_deterministic_algorithms(True)
+        try:
+            inverse_warp.backward(source, source, depth, projection, padding, True, False, False)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def _smoothness(dtype, everything):
+    disparity, image = torch.zeros(2, 1, 16, 32, dtype=dtype), torch.zeros(2, 3, 16, 32, dtype=dtype)
+    for need_grad in (True, False)[: 2 if everything else 1]:
+        edge_aware_smoothness.forward(disparity, image, need_grad)
+
+
+def _reprojection(dtype, everything):
+    target, depth = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
+    options = [(2, True, False, "border", True)]
+    if everything:  # sources, auto-mask, noise, padding, gradient
+        options += [
+            (2, False, False, "zeros", True),
+            (2, True, True, "border", False),
+            (2, False, False, "zeros", False),
+            (1, True, False, "border", True),
+            (3, True, True, "border", True),
+        ]
+    for count, auto_mask, noisy, padding, need_grad in options:
+        sources = torch.zeros(2, count, 3, 16, 32, dtype=dtype)
+        noise = sources[:, :, 0].contiguous() if noisy else None
+        projection = torch.zeros(2, count, 3, 4, dtype=torch.float64)
+        min_reprojection.forward(target, sources, [depth], projection, noise, 0.85, auto_mask, padding, need_grad)
+
+
+def _launches(dtype, everything):
+    """Label -> (kernel, warps, arguments) of every launch that differs from the others."""
+    found = {}
+
+    def record(kernel, programs, warps, **arguments):
+        assert programs > 0
+        for value in arguments.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()  # what PyTorch does with it next must not meet rubbish
+        notes = [f"{name}={value:.4g}" for name, value in arguments.items() if name.isupper()]
+        notes += [f"no {name}" for name, value in arguments.items() if value is None]
+        label = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__} {str(dtype)[6:]} {' '.join(notes)}"
+        found[label] = (kernel, warps, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in triton_blocks.MODULES:
+            patch.setattr(module, "launch", record)
+        for run in (_photometric, _warp, _smoothness, _reprojection):
+            run(dtype, everything)
+    return found
+
+
+MAIN, DOUBLE = _launches(torch.float32, False), _launches(torch.float64, False)
+OTHERS = {label: launch for label, launch in _launches(torch.float32, True).items() if label not in MAIN}
+
+
+def _compile(kernel, warps, arguments, capability, aligned, tmp_path):
+    source = ASTSource(kernel, **_launch.signature(kernel, arguments, aligned))
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    report = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    registers, stack, local = (
+        int(re.search(rf"\b{name}:(\d+)", report).group(1)) for name in ("REG", "STACK", "LOCAL")
+    )
+    return compiled, (registers, stack, local, compiled.metadata.shared)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
+
+
+def _check(launch, label, capability, aligned, table, tmp_path):
+    kernel, warps, arguments = launch
+    compiled, numbers = _compile(kernel, warps, arguments, capability, aligned, tmp_path)
+    table.append((label + ("" if aligned else " (unaligned)"), capability, *numbers))
+    registers, stack, local, shared = numbers
+    assert (stack, local) == (0, 0), f"{label} spills on sm_{capability}: {numbers}"
+    assert shared <= SHARED_BYTES
+    assert registers * warps * 32 <= REGISTERS_OF_AN_SM
+    return compiled
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("label", MAIN)
+def test_main_configurations(label, capability, table, tmp_path):
+    compiled = _check(MAIN[label], label, capability, True, table, tmp_path)
+    # No program has a whole multiprocessor to itself.
+    assert table[-1][2] * MAIN[label][1] * 32 * 2 <= REGISTERS_OF_AN_SM
+    scatters = MAIN[label][2].get("grad_source") is not None  # all that may use atomics
+    assert bool(re.search(r"\b(red|atom)\.", compiled.asm["ptx"])) == scatters
+
+
+@pytest.mark.parametrize("label", MAIN)
+def test_sizes_that_16_does_not_divide(label, table, tmp_path):
+    _check(MAIN[label], label, 90, False, table, tmp_path)
+
+
+@pytest.mark.parametrize("label", OTHERS)
+def test_other_configurations(label, table, tmp_path):
+    _check(OTHERS[label], label, 90, True, table, tmp_path)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("label", DOUBLE)
+def test_double_precision(label, capability, table, tmp_path):
+    _check(DOUBLE[label], label, capability, True, table, tmp_path)
+
+
+def test_a_spill_is_seen(tmp_path):
+    """The budget's instrument: 16 pixels a thread are more than the registers hold."""
+    launch = next(launch for label, launch in MAIN.items() if "._compare " in label)
+    kernel, _, arguments = launch
+    _, (registers, stack, _, _) = _compile(kernel, 1, {**arguments, "ROWS": 16, "COLUMNS": 32}, 90, True, tmp_path)
+    print(registers, stack)
+    assert stack > 0
