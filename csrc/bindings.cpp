@@ -185,6 +185,54 @@ void edge_aware_smoothness(int dtype, int threads, std::vector<int64_t> size, Ad
   launch(MDEPTH_PICK(edge_aware_smoothness), p);
 }
 
+void ordinal_decode(int dtype, int threads, std::vector<int64_t> size, Address logits, Address thresholds,
+                    Address depth, Address label) {
+  OrdinalDecodeParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.bins = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.logits = at<void>(logits);
+  p.thresholds = at<void>(thresholds);
+  p.depth = at<void>(depth);
+  p.label = at<int64_t>(label);
+  launch(MDEPTH_PICK(ordinal_decode), p);
+}
+
+OrdinalLossParams ordinal_loss_params(int dtype, int threads, const std::vector<int64_t>& size, Address logits,
+                                      Address depth, Address thresholds, Address valid, Address count) {
+  OrdinalLossParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.bins = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.logits = at<void>(logits);
+  p.depth = at<void>(depth);
+  p.thresholds = at<void>(thresholds);
+  p.valid = at<bool>(valid);
+  p.count = at<int64_t>(count);
+  return p;
+}
+
+void ordinal_loss(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth, Address thresholds,
+                  Address valid, Address count, Address loss) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+  p.loss = at<double>(loss);
+  launch(MDEPTH_PICK(ordinal_loss), p);
+}
+
+void ordinal_loss_backward(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth,
+                           Address thresholds, Address valid, Address count, Address grad, Address grad_logits) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+  p.grad = at<void>(grad);
+  p.grad_logits = at<void>(grad_logits);
+  launch(MDEPTH_PICK(ordinal_loss_backward), p);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -207,4 +255,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("photometric_loss_backward", &photometric_loss_backward);
   m.def("min_reprojection", &min_reprojection);
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
+  m.def("ordinal_decode", &ordinal_decode);
+  m.def("ordinal_loss", &ordinal_loss);
+  m.def("ordinal_loss_backward", &ordinal_loss_backward);
 }

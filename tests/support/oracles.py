@@ -92,3 +92,32 @@ def edge_aware_smoothness(disparity, image):
                     weight = np.exp(-np.abs(image[b, :, y, x] - image[b, :, y + 1, x]).mean())
                     along_y.append(abs(d[y, x] - d[y + 1, x]) * weight)
     return np.mean(along_x) + np.mean(along_y)
+
+
+def ordinal_decode(logits, thresholds):
+    """One image: logits (2K,H,W): depth (H,W), label (H,W)."""
+    bins, height, width = len(logits) // 2, *logits.shape[1:]
+    depth, label = np.zeros((height, width)), np.zeros((height, width), int)
+    for y in range(height):
+        for x in range(width):
+            for k in range(bins):
+                no, yes = np.exp(logits[2 * k, y, x]), np.exp(logits[2 * k + 1, y, x])
+                label[y, x] += yes / (no + yes) > 0.5
+            bin_ = min(label[y, x], bins - 1)
+            depth[y, x] = 0.5 * thresholds[bin_] + 0.5 * thresholds[bin_ + 1]
+    return depth, label
+
+
+def ordinal_loss(logits, depth, thresholds, valid):
+    """A batch: logits (B,2K,H,W), depth (B,H,W), valid (B,H,W)."""
+    bins = logits.shape[1] // 2
+    costs = []
+    for b, y, x in np.argwhere(valid):
+        inside = [k for k in range(bins) if thresholds[k] <= depth[b, y, x] < thresholds[k + 1]]
+        true_bin = inside[0] if inside else (0 if depth[b, y, x] < thresholds[0] else bins - 1)
+        cost = 0.0
+        for k in range(bins):
+            no, yes = np.exp(logits[b, 2 * k, y, x]), np.exp(logits[b, 2 * k + 1, y, x])
+            cost -= np.log((yes if k < true_bin else no) / (no + yes))
+        costs.append(cost)
+    return np.mean(costs)

@@ -12,6 +12,9 @@
   int photometric_loss_backward(const PhotometricLossParams&); \
   int min_reprojection(const MinReprojectionParams&);         \
   int edge_aware_smoothness(const EdgeAwareSmoothnessParams&); \
+  int ordinal_decode(const OrdinalDecodeParams&);             \
+  int ordinal_loss(const OrdinalLossParams&);                 \
+  int ordinal_loss_backward(const OrdinalLossParams&);        \
   }                                                           \
   }
 

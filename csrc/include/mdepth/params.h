@@ -72,4 +72,28 @@ struct EdgeAwareSmoothnessParams {
   void* grad_disparity;   // out (B, 1, H, W); null: not wanted
 };
 
+struct OrdinalDecodeParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, bins, height, width;
+  const void* logits;      // (B, 2 bins, H, W)
+  const void* thresholds;  // (bins + 1,)
+  void* depth;             // out (B, 1, H, W)
+  int64_t* label;          // out (B, 1, H, W)
+};
+
+struct OrdinalLossParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, bins, height, width;
+  const void* logits;      // (B, 2 bins, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const void* thresholds;  // (bins + 1,)
+  const bool* valid;       // (B, 1, H, W) or null: finite depth > 0
+  double* loss;            // out: one number; forward only
+  int64_t* count;          // valid pixels: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_logits;       // out (B, 2 bins, H, W)
+};
+
 }  // namespace mdepth
