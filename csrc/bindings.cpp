@@ -233,6 +233,43 @@ void ordinal_loss_backward(int dtype, int threads, std::vector<int64_t> size, Ad
   launch(MDEPTH_PICK(ordinal_loss_backward), p);
 }
 
+void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Address dw_weight, Address dw_scale,
+             Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift, Address skip, Address out) {
+  NnConv5Params p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.out_channels = size.at(2);
+  p.height = size.at(3);
+  p.width = size.at(4);
+  p.x = at<void>(x);
+  p.dw_weight = at<void>(dw_weight);
+  p.dw_scale = at<void>(dw_scale);
+  p.dw_shift = at<void>(dw_shift);
+  p.pw_weight = at<void>(pw_weight);
+  p.pw_scale = at<void>(pw_scale);
+  p.pw_shift = at<void>(pw_shift);
+  p.skip = at<void>(skip);
+  p.out = at<void>(out);
+  launch(MDEPTH_PICK(nnconv5), p);
+}
+
+void nnconv5_weight_gradient(int dtype, int threads, std::vector<int64_t> size, Address grad, Address activations,
+                             Address grad_weight) {
+  NnConv5WeightGradientParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.out_channels = size.at(2);
+  p.pixels = size.at(3);
+  p.grad = at<void>(grad);
+  p.activations = at<void>(activations);
+  p.grad_weight = at<void>(grad_weight);
+  launch(MDEPTH_PICK(nnconv5_weight_gradient), p);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -255,6 +292,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("photometric_loss_backward", &photometric_loss_backward);
   m.def("min_reprojection", &min_reprojection);
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
+  m.def("nnconv5", &nnconv5);
+  m.def("nnconv5_weight_gradient", &nnconv5_weight_gradient);
   m.def("ordinal_decode", &ordinal_decode);
   m.def("ordinal_loss", &ordinal_loss);
   m.def("ordinal_loss_backward", &ordinal_loss_backward);

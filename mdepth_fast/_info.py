@@ -15,6 +15,7 @@ OPS = (
     "edge_aware_smoothness",
     "ordinal_decode",
     "ordinal_loss",
+    "nnconv5",
 )
 
 

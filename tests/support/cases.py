@@ -1,7 +1,7 @@
 """Every public op as a function of its tensors, so that one test can ask the same of all of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from scenes import scene
@@ -22,6 +22,8 @@ class Case:
     call: Callable[..., list[torch.Tensor]]
     shared: tuple[str, ...] = ()
     of_nothing: float = float("nan")  # the mean over nothing, as PyTorch has it
+    layer: bool = False  # computed in float32 as all are, but returned in its input's dtype
+    small: dict[str, int] = field(default_factory=lambda: {"height": 4, "width": 5})  # for gradcheck
 
 
 def _warp_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
@@ -92,6 +94,30 @@ def _ordinal_loss(backend, logits, depth, thresholds):
     return [ops.ordinal_loss(logits, depth, thresholds, backend=backend)]
 
 
+def _nnconv5_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return {
+        "x": normal(batch, channels, height, width),
+        "dw_weight": 0.3 * normal(channels, 1, 5, 5),
+        "dw_scale": normal(channels),
+        "dw_shift": normal(channels),
+        "pw_weight": 0.5 * normal(out_channels, channels, 1, 1),
+        "pw_scale": normal(out_channels),
+        "pw_shift": normal(out_channels),
+        "skip": normal(batch, out_channels, 2 * height, 2 * width),
+    }
+
+
+def _nnconv5(backend, *, skip, **tensors):
+    return [ops.nnconv5(**tensors, skip=skip, backend=backend)]
+
+
+_NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
+
 CASES = [
     Case("inverse_warp", _warp_inputs, ("source", "depth", "K", "T", "source_K"), _warp),
     Case("photometric_loss", _photometric_inputs, ("prediction", "target"), _photometric),
@@ -99,6 +125,15 @@ CASES = [
     Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
+    Case(
+        "nnconv5",
+        _nnconv5_inputs,
+        ("x", *_NNCONV5_WEIGHTS, "skip"),
+        _nnconv5,
+        shared=_NNCONV5_WEIGHTS,
+        layer=True,
+        small={"height": 2, "width": 3, "channels": 2, "out_channels": 3},
+    ),
 ]
 
 

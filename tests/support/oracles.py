@@ -121,3 +121,25 @@ def ordinal_loss(logits, depth, thresholds, valid):
             cost -= np.log((yes if k < true_bin else no) / (no + yes))
         costs.append(cost)
     return np.mean(costs)
+
+
+def nnconv5(x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, skip):
+    """One image: x (C,H,W), dw_weight (C,5,5), pw_weight (O,C), skip (O,2H,2W): (O,2H,2W)."""
+    channels, height, width = x.shape
+    inner = np.zeros((channels, height, width))
+    for c in range(channels):
+        for y in range(height):
+            for x_ in range(width):
+                total = 0.0
+                for dy in range(5):
+                    for dx in range(5):
+                        if 0 <= y + dy - 2 < height and 0 <= x_ + dx - 2 < width:
+                            total += dw_weight[c, dy, dx] * x[c, y + dy - 2, x_ + dx - 2]
+                inner[c, y, x_] = max(dw_scale[c] * total + dw_shift[c], 0.0)
+    out = np.zeros(skip.shape)
+    for o in range(len(out)):
+        for y in range(2 * height):
+            for x_ in range(2 * width):
+                total = sum(pw_weight[o, c] * inner[c, y // 2, x_ // 2] for c in range(channels))
+                out[o, y, x_] = max(pw_scale[o] * total + pw_shift[o], 0.0) + skip[o, y, x_]
+    return out

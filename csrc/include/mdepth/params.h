@@ -96,4 +96,28 @@ struct OrdinalLossParams {
   void* grad_logits;       // out (B, 2 bins, H, W)
 };
 
+struct NnConv5Params {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, out_channels, height, width;
+  const void* x;          // (B, C, H, W)
+  const void* dw_weight;  // (C, 1, 5, 5)
+  const void* dw_scale;   // (C,)
+  const void* dw_shift;   // (C,)
+  const void* pw_weight;  // (O, C, 1, 1)
+  const void* pw_scale;   // (O,)
+  const void* pw_shift;   // (O,)
+  const void* skip;       // (B, O, 2 H, 2 W) or null
+  void* out;              // out (B, O, 2 H, 2 W)
+};
+
+struct NnConv5WeightGradientParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, out_channels, pixels;
+  const void* grad;         // (B, O, pixels), of the pointwise product
+  const void* activations;  // (B, C, pixels), what it was taken of
+  void* grad_weight;        // out (O, C)
+};
+
 }  // namespace mdepth
