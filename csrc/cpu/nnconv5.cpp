@@ -1,6 +1,6 @@
-// One decoder stage of FastDepth. The depthwise 5x5 of a strip of rows is written, in panels of a few vectors of pixels,
-// to memory that fits the second-level cache; the pointwise product reads it there with all sums of a block of output
-// channels times a panel in registers, and each finished pixel goes out as its 2x2 copies, with the skip added.
+// One decoder stage of FastDepth. The depthwise 5x5 of a strip of rows goes to memory that fits the second-level cache;
+// the pointwise product reads it there, all sums of a block of output channels times a panel of pixels in registers, and
+// each finished pixel goes out as its 2x2 copies, with the skip added.
 #include "mdepth/hd.h"
 #include "mdepth/launch.h"
 #include "rows.h"
@@ -62,7 +62,7 @@ struct Stage {
     strips = int((height + std::max<int64_t>(fit, kRowsAtOnce) - 1) / std::max<int64_t>(fit, kRowsAtOnce));
     rows = (height + strips - 1) / strips;
     stride = (width + V::kLength - 1) / V::kLength * V::kLength + V::kLength;
-    // Room for rows and a vector too many, and an odd number of vectors: channels must not fall into the same cache sets.
+    // Room for rows and a vector too many; an odd number of vectors, or channels would fall into the same cache sets.
     pixel_stride = (int64_t(padded_rows()) * width + V::kPanel) / (2 * V::kLength) * (2 * V::kLength) + V::kLength;
   }
 
@@ -85,8 +85,8 @@ struct Stage {
     }
   }
 
-  // One channel of a strip. Whole vectors and whole groups of rows are stored, from right to left and downwards: what goes
-  // past the end of a row is written over by the rows below, which come later.
+  // One channel of a strip. Whole vectors and groups of rows are stored, from right to left and downwards: what goes past
+  // the end of a row is written over by the rows below, which come later.
   void filter(const T* RESTRICT padded, int count, const T* RESTRICT weight, T scale, T shift, T* RESTRICT out) const {
     for (int y0 = 0; y0 < count; y0 += kRowsAtOnce)
       for (int x = (width - 1) / V::kLength * V::kLength; x >= 0; x -= V::kLength) {

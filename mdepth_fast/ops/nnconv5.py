@@ -51,18 +51,18 @@ def nnconv5(
     out = pw_weight.shape[0]
     _checks.tensor(pw_scale, "pw_scale", (out,), "(O,)")
     _checks.tensor(pw_shift, "pw_shift", (out,), "(O,)")
-    weights = {"dw_weight": dw_weight, "dw_scale": dw_scale, "dw_shift": dw_shift}
-    weights.update({"pw_weight": pw_weight, "pw_scale": pw_scale, "pw_shift": pw_shift})
-    _checks.same_device(x, "x", **weights, skip=skip)
+    _checks.same_device(x, "x", dw_weight=dw_weight, dw_scale=dw_scale, dw_shift=dw_shift)
+    _checks.same_device(x, "x", pw_weight=pw_weight, pw_scale=pw_scale, pw_shift=pw_shift, skip=skip)
     if skip is not None:
         _checks.tensor(skip, "skip", (batch, out, 2 * height, 2 * width), "(B, O, 2 H, 2 W)")
     dtype = _checks.working_dtype(x)
-    tensors = [x.to(dtype), *(weight.to(dtype) for weight in weights.values())]
+    dw = dw_weight.to(dtype), dw_scale.to(dtype), dw_shift.to(dtype)
+    pw = pw_weight.to(dtype), pw_scale.to(dtype), pw_shift.to(dtype)
     addend = None if skip is None else skip.to(dtype)
     if _dispatch.uses_reference("nnconv5", backend, x.device):
         with _dispatch.full_precision(x.device):
-            return reference(*tensors, addend).to(x.dtype)
-    return torch.ops.mdepth.nnconv5(*tensors, addend, backend or "").to(x.dtype)
+            return reference(x.to(dtype), *dw, *pw, addend).to(x.dtype)
+    return torch.ops.mdepth.nnconv5(x.to(dtype), *dw, *pw, addend, backend or "").to(x.dtype)
 
 
 def reference(
