@@ -1,6 +1,6 @@
 // One decoder stage of FastDepth. The depthwise 5x5 of a strip of rows goes to memory that fits the second-level cache;
-// the pointwise product reads it there, all sums of a block of output channels times a panel of pixels in registers, and
-// each finished pixel goes out as its 2x2 copies, with the skip added.
+// the pointwise product reads it there, all sums of a block of output channels times a panel of pixels in registers,
+// and each finished pixel goes out as its 2x2 copies, with the skip added.
 #include "mdepth/hd.h"
 #include "mdepth/launch.h"
 #include "rows.h"
@@ -85,8 +85,8 @@ struct Stage {
     }
   }
 
-  // One channel of a strip. Whole vectors and groups of rows are stored, from right to left and downwards: what goes past
-  // the end of a row is written over by the rows below, which come later.
+  // One channel of a strip. Whole vectors and groups of rows are stored, from right to left and downwards: what goes
+  // past the end of a row is written over by the rows below, which come later.
   void filter(const T* RESTRICT padded, int count, const T* RESTRICT weight, T scale, T shift, T* RESTRICT out) const {
     for (int y0 = 0; y0 < count; y0 += kRowsAtOnce)
       for (int x = (width - 1) / V::kLength * V::kLength; x >= 0; x -= V::kLength) {
