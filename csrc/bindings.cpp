@@ -255,19 +255,24 @@ void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Addre
   launch(MDEPTH_PICK(nnconv5), p);
 }
 
-void nnconv5_weight_gradient(int dtype, int threads, std::vector<int64_t> size, Address grad, Address activations,
-                             Address grad_weight) {
-  NnConv5WeightGradientParams p{};
+void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size, Address x, Address active,
+                              Address grad_depthwise, Address grad_pointwise, Address grad_dw_weight,
+                              Address grad_pw_weight) {
+  NnConv5WeightGradientsParams p{};
   p.dtype = Dtype(dtype);
   p.threads = threads;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
-  p.pixels = size.at(3);
-  p.grad = at<void>(grad);
-  p.activations = at<void>(activations);
-  p.grad_weight = at<void>(grad_weight);
-  launch(MDEPTH_PICK(nnconv5_weight_gradient), p);
+  p.height = size.at(3);
+  p.width = size.at(4);
+  p.x = at<void>(x);
+  p.active = at<void>(active);
+  p.grad_depthwise = at<void>(grad_depthwise);
+  p.grad_pointwise = at<void>(grad_pointwise);
+  p.grad_dw_weight = at<void>(grad_dw_weight);
+  p.grad_pw_weight = at<void>(grad_pw_weight);
+  launch(MDEPTH_PICK(nnconv5_weight_gradients), p);
 }
 
 }  // namespace
@@ -293,7 +298,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("min_reprojection", &min_reprojection);
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
   m.def("nnconv5", &nnconv5);
-  m.def("nnconv5_weight_gradient", &nnconv5_weight_gradient);
+  m.def("nnconv5_weight_gradients", &nnconv5_weight_gradients);
   m.def("ordinal_decode", &ordinal_decode);
   m.def("ordinal_loss", &ordinal_loss);
   m.def("ordinal_loss_backward", &ordinal_loss_backward);

@@ -42,10 +42,37 @@ MDEPTH_HD void store(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Of a row with its border, to which whole vectors are read.
+template <class T>
+int64_t padded_width(int64_t width) {
+  return (width + Simd<T>::kLength - 1) / Simd<T>::kLength * Simd<T>::kLength + std::max(Simd<T>::kLength, 2 * kPad);
+}
+
 template <class T>
 MDEPTH_HD Vector<T> scaled_relu(Vector<T> v, T scale, T shift) {
   v = v * scale + shift;
   return v < T(0) ? Vector<T>{} : v;  // a NaN passes
+}
+
+// sums[m][j] = sum over i < n of rows[m][i] * panel[i * stride + j], for the j of kCount vectors.
+template <class T, int kCount>
+void multiply(const T* panel, int64_t stride, const T* const* rows, int64_t n, T (*sums)[Simd<T>::kPanel]) {
+  using V = Simd<T>;
+  Vector<T> sum[kBlock][kCount] = {};
+  for (int64_t i = 0; i < n; ++i, panel += stride) {
+    Vector<T> v[kCount];
+#pragma GCC unroll 3
+    for (int j = 0; j < kCount; ++j) v[j] = load(panel + j * V::kLength);
+#pragma GCC unroll 8
+    for (int m = 0; m < kBlock; ++m) {
+#pragma GCC unroll 3
+      for (int j = 0; j < kCount; ++j) sum[m][j] += v[j] * rows[m][i];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kBlock; ++m)
+#pragma GCC unroll 3
+    for (int j = 0; j < kCount; ++j) store(sums[m] + j * V::kLength, sum[m][j]);
 }
 
 template <class T>
@@ -61,7 +88,7 @@ struct Stage {
     const int64_t fit = kStripBytes / int64_t(sizeof(T)) / (p.channels * p.width) / kRowsAtOnce * kRowsAtOnce;
     strips = int((height + std::max<int64_t>(fit, kRowsAtOnce) - 1) / std::max<int64_t>(fit, kRowsAtOnce));
     rows = (height + strips - 1) / strips;
-    stride = (width + V::kLength - 1) / V::kLength * V::kLength + V::kLength;
+    stride = int(padded_width<T>(p.width));
     // Room for rows and a vector too many; an odd number of vectors, or channels would fall into the same cache sets.
     pixel_stride = (int64_t(padded_rows()) * width + V::kPanel) / (2 * V::kLength) * (2 * V::kLength) + V::kLength;
   }
@@ -118,33 +145,13 @@ struct Stage {
       const int n = std::min(pixels - first, V::kPanel);
       T sums[kBlock][V::kPanel];
       if (n > 2 * V::kLength)
-        multiply<3>(activations + first, weight, sums);
+        multiply<T, 3>(activations + first, pixel_stride, weight, p.channels, sums);
       else if (n > V::kLength)
-        multiply<2>(activations + first, weight, sums);
+        multiply<T, 2>(activations + first, pixel_stride, weight, p.channels, sums);
       else
-        multiply<1>(activations + first, weight, sums);
+        multiply<T, 1>(activations + first, pixel_stride, weight, p.channels, sums);
       for (int m = 0; m < block; ++m) finish(b, o + m, y0 + first / width, first % width, n, sums[m]);
     }
-  }
-
-  template <int kCount>
-  void multiply(const T* panel, const T* const* weight, T (*sums)[V::kPanel]) const {
-    Vector<T> sum[kBlock][kCount] = {};
-    const int64_t channels = p.channels;
-    for (int64_t c = 0; c < channels; ++c, panel += pixel_stride) {
-      Vector<T> v[kCount];
-#pragma GCC unroll 3
-      for (int j = 0; j < kCount; ++j) v[j] = load(panel + j * V::kLength);
-#pragma GCC unroll 8
-      for (int m = 0; m < kBlock; ++m) {
-#pragma GCC unroll 3
-        for (int j = 0; j < kCount; ++j) sum[m][j] += v[j] * weight[m][c];
-      }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < kBlock; ++m)
-#pragma GCC unroll 3
-      for (int j = 0; j < kCount; ++j) store(sums[m] + j * V::kLength, sum[m][j]);
   }
 
   // `n` pixels of one output channel from (y, x) on: scale, shift, ReLU, doubled both ways, plus skip.
@@ -215,72 +222,114 @@ int run(const NnConv5Params& p) {
   return 0;
 }
 
-// kBlock output channels by kColumns input channels: dot products over a run of pixels of one image.
-constexpr int kColumns = kVectors, kColumnsPerTask = 16 * kColumns;
-constexpr int64_t kRun = 2048;
+// The same product for the gradient of the pointwise weights: a panel of input channels, turned so that a pixel's stand
+// side by side, times the gradients of a group of output channels, a run of pixels at a time.
+constexpr int kRun = 128, kGroup = 64;
 
 template <class T>
-void dot_products(const T* const* left, const T* const* right, int64_t n, double (*total)[kColumns]) {
+struct alignas(64) GradientBuffers {
+  T panel[kRun * Simd<T>::kPanel];
+  double total[kGroup][Simd<T>::kPanel];
+};
+
+template <class T>
+void pointwise_weight_gradient(const NnConv5WeightGradientsParams& p, int64_t o0, int64_t c0,
+                               GradientBuffers<T>& buffers) {
+  constexpr int kPanel = Simd<T>::kPanel;
+  const int columns = int(std::min<int64_t>(kPanel, p.channels - c0));
+  const int64_t o1 = std::min(o0 + kGroup, p.out_channels), pixels = p.height * p.width;
+  std::memset(&buffers, 0, sizeof buffers);
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t begin = 0; begin < pixels; begin += kRun) {
+      const int n = int(std::min<int64_t>(kRun, pixels - begin));
+      for (int j = 0; j < columns; ++j) {
+        const T* from = static_cast<const T*>(p.active) + (b * p.channels + c0 + j) * pixels + begin;
+        for (int i = 0; i < n; ++i) buffers.panel[i * kPanel + j] = from[i];
+      }
+      for (int64_t o = o0; o < o1; o += kBlock) {
+        const T* rows[kBlock];  // past the last channel: the last one again, and dropped
+        for (int m = 0; m < kBlock; ++m)
+          rows[m] = static_cast<const T*>(p.grad_pointwise) + begin +
+                    (b * p.out_channels + std::min(o + m, o1 - 1)) * pixels;
+        T sums[kBlock][kPanel];
+        multiply<T, kVectors>(buffers.panel, kPanel, rows, n, sums);
+        for (int m = 0; m < std::min<int64_t>(kBlock, o1 - o); ++m) {
+          double* RESTRICT total = buffers.total[o - o0 + m];
+          const T* RESTRICT sum = sums[m];
+#pragma omp simd
+          for (int j = 0; j < kPanel; ++j) total[j] += double(sum[j]);
+        }
+      }
+    }
+  for (int64_t o = o0; o < o1; ++o)
+    for (int j = 0; j < columns; ++j)
+      static_cast<T*>(p.grad_pw_weight)[o * p.channels + c0 + j] = T(buffers.total[o - o0][j]);
+}
+
+// Gradient of the depthwise weights of one channel. Rows outside the image are 0, as is what `input` and `grad` hold
+// beside them.
+constexpr int kGradientRows = 32;
+
+template <class T>
+void depthwise_weight_gradient(const NnConv5WeightGradientsParams& p, int64_t c, int64_t stride, T* input, T* grad) {
   using V = Simd<T>;
-  Vector<T> sum[kBlock][kColumns] = {};
-  int64_t i = 0;
-  for (; i + V::kLength <= n; i += V::kLength) {
-    Vector<T> v[kColumns];
-#pragma GCC unroll 3
-    for (int j = 0; j < kColumns; ++j) v[j] = load(right[j] + i);
-#pragma GCC unroll 8
-    for (int m = 0; m < kBlock; ++m) {
-      const Vector<T> u = load(left[m] + i);
-#pragma GCC unroll 3
-      for (int j = 0; j < kColumns; ++j) sum[m][j] += u * v[j];
+  const int width = int(p.width), height = int(p.height);
+  double total[kTaps * kTaps] = {};
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t plane = (b * p.channels + c) * height * width;
+    for (int y0 = 0; y0 < height; y0 += kGradientRows) {
+      const int count = std::min(kGradientRows, height - y0);
+      for (int r = 0; r < count + 2 * kPad; ++r) {
+        const int y = y0 + r - kPad;
+        if (y < 0 || y >= height)
+          std::memset(input + r * stride + kPad, 0, sizeof(T) * size_t(width));
+        else
+          std::memcpy(input + r * stride + kPad, static_cast<const T*>(p.x) + plane + int64_t(y) * width,
+                      sizeof(T) * size_t(width));
+      }
+      for (int r = 0; r < count; ++r)
+        std::memcpy(grad + r * stride, static_cast<const T*>(p.grad_depthwise) + plane + int64_t(y0 + r) * width,
+                    sizeof(T) * size_t(width));
+      Vector<T> sum[kTaps * kTaps] = {};
+      for (int r = 0; r < count; ++r)
+        for (int x = 0; x < width; x += V::kLength) {
+          const Vector<T> g = load(grad + r * stride + x);
+#pragma GCC unroll 25
+          for (int k = 0; k < kTaps * kTaps; ++k) sum[k] += g * load(input + (r + k / kTaps) * stride + x + k % kTaps);
+        }
+      for (int k = 0; k < kTaps * kTaps; ++k)
+        for (int i = 0; i < V::kLength; ++i) total[k] += double(sum[k][i]);
     }
   }
-  T lanes[kBlock][kColumns][V::kLength];
-  for (int m = 0; m < kBlock; ++m)
-    for (int j = 0; j < kColumns; ++j) {
-      store(lanes[m][j], sum[m][j]);
-      double all = 0;
-      for (int k = 0; k < V::kLength; ++k) all += double(lanes[m][j][k]);
-      for (int64_t k = i; k < n; ++k) all += double(left[m][k]) * double(right[j][k]);
-      total[m][j] += all;
-    }
+  for (int k = 0; k < kTaps * kTaps; ++k) static_cast<T*>(p.grad_dw_weight)[c * kTaps * kTaps + k] = T(total[k]);
 }
 
 template <class T>
-int weight_gradient(const NnConv5WeightGradientParams& p) {
-  const int64_t blocks = (p.out_channels + kBlock - 1) / kBlock;
-  const int64_t parts = (p.channels + kColumnsPerTask - 1) / kColumnsPerTask;
-  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, blocks * parts)));
+int weight_gradients(const NnConv5WeightGradientsParams& p) {
+  const int threads = std::max(1, p.threads);
+  if (p.grad_pw_weight) {
+    const int64_t groups = (p.out_channels + kGroup - 1) / kGroup;
+    const int64_t panels = (p.channels + Simd<T>::kPanel - 1) / Simd<T>::kPanel;
+    PerThread<GradientBuffers<T>> buffers(threads);
+    if (!buffers) return 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t task = 0; task < blocks * parts; ++task) {
-    const int64_t o0 = task % blocks * kBlock, first = task / blocks * kColumnsPerTask;
-    double total[kColumnsPerTask / kColumns][kBlock][kColumns] = {};
-    for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t begin = 0; begin < p.pixels; begin += kRun) {
-        const int64_t n = std::min(kRun, p.pixels - begin);
-        const T *left[kBlock], *right[kColumns];  // past the last channel: the last one again, and dropped
-        for (int m = 0; m < kBlock; ++m)
-          left[m] = static_cast<const T*>(p.grad) + begin +
-                    (b * p.out_channels + std::min(o0 + m, p.out_channels - 1)) * p.pixels;
-        for (int64_t c0 = first; c0 < std::min(first + kColumnsPerTask, p.channels); c0 += kColumns) {
-          for (int j = 0; j < kColumns; ++j)
-            right[j] = static_cast<const T*>(p.activations) + begin +
-                       (b * p.channels + std::min(c0 + j, p.channels - 1)) * p.pixels;
-          dot_products<T>(left, right, n, total[(c0 - first) / kColumns]);
-        }
-      }
-    T* out = static_cast<T*>(p.grad_weight);
-    for (int64_t o = o0; o < std::min(o0 + kBlock, p.out_channels); ++o)
-      for (int64_t c = first; c < std::min(first + kColumnsPerTask, p.channels); ++c)
-        out[o * p.channels + c] = T(total[(c - first) / kColumns][o - o0][(c - first) % kColumns]);
+    for (int64_t task = 0; task < groups * panels; ++task)
+      pointwise_weight_gradient(p, task % groups * kGroup, task / groups * Simd<T>::kPanel, *buffers.mine());
+  }
+  if (p.grad_dw_weight) {
+    const int64_t stride = padded_width<T>(p.width);
+    PerThread<T> inputs(threads, (kGradientRows + 2 * kPad) * stride), grads(threads, kGradientRows * stride);
+    if (!inputs || !grads) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t c = 0; c < p.channels; ++c) depthwise_weight_gradient(p, c, stride, inputs.mine(), grads.mine());
   }
   return 0;
 }
 
 }  // namespace
 
-int nnconv5_weight_gradient(const NnConv5WeightGradientParams& p) {
-  return p.dtype == Dtype::kFloat64 ? weight_gradient<double>(p) : weight_gradient<float>(p);
+int nnconv5_weight_gradients(const NnConv5WeightGradientsParams& p) {
+  return p.dtype == Dtype::kFloat64 ? weight_gradients<double>(p) : weight_gradients<float>(p);
 }
 
 int nnconv5(const NnConv5Params& p) { return p.dtype == Dtype::kFloat64 ? run<double>(p) : run<float>(p); }

@@ -230,39 +230,44 @@ def _cpu_backward(
     need_dw_weight: bool,
     need_pw_weight: bool,
 ) -> list[Tensor]:
-    """The activations are computed again, so that nothing but inputs is kept; most products are PyTorch's own."""
+    """The activations are computed again, so that nothing but inputs is kept. The products are PyTorch's but for the
+    gradients of the weights."""
+    batch, channels, height, width = x.shape
+    out_channels = pw_weight.shape[0]
+    matrix = pw_weight.view(out_channels, channels)
+
     depthwise = _depthwise(x, dw_weight)
     inner = _affine(depthwise, dw_scale, dw_shift)
     active = F.relu(inner)
-    pointwise = F.conv2d(active, pw_weight)
+    pointwise = torch.matmul(matrix, active.flatten(2)).view(batch, out_channels, height, width)
 
-    grad = F.avg_pool2d(grad, 2, divisor_override=1)  # every pixel was written four times
+    grad = grad[..., ::2, :] + grad[..., 1::2, :]  # every pixel was written four times
+    grad = grad[..., ::2] + grad[..., 1::2]
     grad = torch.ops.aten.threshold_backward(grad, _affine(pointwise, pw_scale, pw_shift), 0)
     grad_pw_shift, grad_pw_scale = grad.sum((0, 2, 3)), (grad * pointwise).sum((0, 2, 3))
-    grad = grad * pw_scale[:, None, None]
-    grad_pw_weight = _pointwise_weight_gradient(grad, active) if need_pw_weight else x.new_empty(0)
-    grad = F.conv_transpose2d(grad, pw_weight)
+    grad_pointwise = grad * pw_scale[:, None, None]
 
+    grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
     grad = torch.ops.aten.threshold_backward(grad, inner, 0)
     grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
-    grad = grad * dw_scale[:, None, None]
-    grad_x, grad_dw_weight = torch.ops.aten.convolution_backward(
-        grad, x, dw_weight, None, [1, 1], [2, 2], [1, 1], False, [0, 0], x.shape[1], [need_x, need_dw_weight, False]
-    )[:2]
-    grad_x = grad_x if need_x else x.new_empty(0)
-    grad_dw_weight = grad_dw_weight if need_dw_weight else x.new_empty(0)
-    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
+    grad_depthwise = grad * dw_scale[:, None, None]
 
-
-def _pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
-    dtype, (batch, out_channels, height, width), channels = grad.dtype, grad.shape, active.shape[1]
-    grad_weight = torch.empty((out_channels, channels, 1, 1), dtype=dtype)
+    # A correlation with the turned kernel.
+    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty(0)
+    dtype, sizes = x.dtype, tuple(x.shape)
+    grad_dw_weight = torch.empty(dw_weight.shape if need_dw_weight else (0,), dtype=dtype)
+    grad_pw_weight = torch.empty(pw_weight.shape if need_pw_weight else (0,), dtype=dtype)
     _native.call(
-        "nnconv5_weight_gradient",
+        "nnconv5_weight_gradients",
         dtype,
-        (batch, channels, out_channels, height * width),
-        _native.pointer(grad, "grad", tuple(grad.shape), dtype),
-        _native.pointer(active, "active", tuple(active.shape), dtype),
-        _native.pointer(grad_weight, "grad_weight", tuple(grad_weight.shape), dtype),
+        (batch, channels, out_channels, height, width),
+        _native.pointer(x, "x", sizes, dtype),
+        _native.pointer(active, "active", sizes, dtype),
+        _native.pointer(grad_depthwise, "grad_depthwise", sizes, dtype),
+        _native.pointer(grad_pointwise, "grad_pointwise", (batch, out_channels, height, width), dtype),
+        _native.pointer(grad_dw_weight if need_dw_weight else None, "grad_dw_weight", (channels, 1, 5, 5), dtype),
+        _native.pointer(
+            grad_pw_weight if need_pw_weight else None, "grad_pw_weight", (out_channels, channels, 1, 1), dtype
+        ),
     )
-    return grad_weight
+    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]

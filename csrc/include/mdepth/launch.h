@@ -13,7 +13,7 @@
   int min_reprojection(const MinReprojectionParams&);         \
   int edge_aware_smoothness(const EdgeAwareSmoothnessParams&); \
   int nnconv5(const NnConv5Params&);                          \
-  int nnconv5_weight_gradient(const NnConv5WeightGradientParams&); \
+  int nnconv5_weight_gradients(const NnConv5WeightGradientsParams&); \
   int ordinal_decode(const OrdinalDecodeParams&);             \
   int ordinal_loss(const OrdinalLossParams&);                 \
   int ordinal_loss_backward(const OrdinalLossParams&);        \

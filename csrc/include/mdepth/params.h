@@ -111,13 +111,16 @@ struct NnConv5Params {
   void* out;              // out (B, O, 2 H, 2 W)
 };
 
-struct NnConv5WeightGradientParams {
+struct NnConv5WeightGradientsParams {
   Dtype dtype;
   int threads;
-  int64_t batch, channels, out_channels, pixels;
-  const void* grad;         // (B, O, pixels), of the pointwise product
-  const void* activations;  // (B, C, pixels), what it was taken of
-  void* grad_weight;        // out (O, C)
+  int64_t batch, channels, out_channels, height, width;
+  const void* x;               // (B, C, H, W)
+  const void* active;          // (B, C, H, W), what the pointwise product was taken of
+  const void* grad_depthwise;  // (B, C, H, W), by the depthwise product
+  const void* grad_pointwise;  // (B, O, H, W), by the pointwise product
+  void* grad_dw_weight;        // out (C, 1, 5, 5) or null: not wanted
+  void* grad_pw_weight;        // out (O, C, 1, 1) or null
 };
 
 }  // namespace mdepth
