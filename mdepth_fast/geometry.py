@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "backproject",
     "disparity_to_depth",
+    "disparity_to_inverse_depth",
     "flip_geometry",
     "invert_pose",
     "pose_matrix",
@@ -25,10 +26,15 @@ def disparity_to_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: flo
 
     `disparity` in [0, 1]; 0 gives `max_depth`, 1 gives `min_depth` (Monodepth2, arXiv 1806.01260, section 3).
     """
+    return disparity_to_inverse_depth(disparity, min_depth, max_depth).reciprocal()
+
+
+def disparity_to_inverse_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: float = 100.0) -> Tensor:
+    """1 / depth of a sigmoid map, see `disparity_to_depth`. Affine, so it commutes with bilinear resizing."""
     if not 0 < min_depth < max_depth:
         raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
     far = 1.0 / max_depth
-    return 1.0 / (far + (1.0 / min_depth - far) * disparity)
+    return far + (1.0 / min_depth - far) * disparity
 
 
 def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ def pytest_configure(config):
     reason = _native.unavailable()
     if reason:
         raise pytest.UsageError(f"the tests need the compiled module: {reason}")
+    # A child process started in the checkout must import the installed package, not the sources without the module.
+    os.environ["PYTHONSAFEPATH"] = "1"
     select = _dispatch.select
 
     def counted(op, backend, device):

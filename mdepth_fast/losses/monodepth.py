@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdepth_fast.geometry import disparity_to_depth
+from mdepth_fast.geometry import disparity_to_inverse_depth
 from mdepth_fast.ops import MinReprojection, edge_aware_smoothness, min_reprojection, photometric_loss
 
 __all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "MonodepthParts", "PhotometricLoss"]
@@ -167,7 +167,9 @@ class MonodepthLoss(nn.Module):
                 )
         with torch.autocast(target.device.type, enabled=False):
             maps = [one if one.dtype == torch.float64 else one.float() for one in disparities]
-            depths = [disparity_to_depth(_resize(one, target), self.min_depth, self.max_depth) for one in maps]
+            # Scaled while small, then resized: the affine map commutes with the interpolation.
+            inverses = [disparity_to_inverse_depth(one, self.min_depth, self.max_depth) for one in maps]
+            depths = [_resize(one, target).reciprocal() for one in inverses]
             photometric, selection = self.min_reprojection(target, sources, depths, K, T, source_K=source_K)
             if pyramid is None:
                 pyramid = image_pyramid(target, maps)

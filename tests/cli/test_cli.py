@@ -292,6 +292,7 @@ def test_ctrl_c_ends_a_training_run_with_130_and_one_line(tmp_path: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         guard = threading.Timer(100, process.kill)

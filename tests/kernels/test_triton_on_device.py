@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES, gradients
+from cases import gradients
 from scenes import relative_error, scene
+from triton_blocks import CASES
 
 from mdepth_fast.ops import inverse_warp, min_reprojection
 

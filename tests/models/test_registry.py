@@ -6,7 +6,7 @@ NAMES = ["monodepth2_resnet18", "monodepth2_resnet50", "posecnn", "posenet_resne
 
 
 def test_names():
-    assert list_models() == NAMES
+    assert [name for name in list_models() if not name.startswith("tiny_")] == NAMES  # other tests register tiny ones
     assert list_models("posenet*") == ["posenet_resnet18", "posenet_resnet50"]
     assert list_models("nothing*") == []
 

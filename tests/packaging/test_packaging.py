@@ -95,9 +95,14 @@ def test_editable_install(source, tmp_path):
     """In an environment of its own, which sees torch and the build tools of this one."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    here = [path for path in sys.path if path.endswith("site-packages")]
+    parent = tmp_path / "parent"  # all that this environment has, but for this package
+    parent.mkdir()
+    for folder in (Path(path) for path in sys.path if path.endswith("site-packages")):
+        for entry in folder.iterdir():
+            if not entry.name.startswith(("mdepth_fast", "__editable__")) and not (parent / entry.name).exists():
+                (parent / entry.name).symlink_to(entry)
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (site / "parent.pth").write_text("\n".join(here) + "\n")
+    (site / "parent.pth").write_text(f"{parent}\n")
     run(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", source)
     code = "import mdepth_fast, mdepth_fast.kernels, mdepth_fast._C as c; print(mdepth_fast.__file__, c.__file__)"
     package, module = run(python, "-c", code, cwd=tmp_path).split()

@@ -1,11 +1,13 @@
-"""The tiles of every Triton kernel, found by type so that a new one cannot be forgotten."""
+"""The ops with Triton kernels, and the tiles of every kernel, found by type so that a new one cannot be forgotten."""
 
 import importlib
+import importlib.util
 
-from cases import CASES
+import cases
 
 from mdepth_fast.kernels._launch import Block
 
+CASES = [case for case in cases.CASES if importlib.util.find_spec(f"mdepth_fast.kernels.{case.name}")]
 MODULES = [importlib.import_module(f"mdepth_fast.kernels.{case.name}") for case in CASES]
 
 

@@ -13,7 +13,15 @@ import triton_blocks
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mdepth_fast.kernels import _launch, edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+from mdepth_fast.kernels import (
+    _launch,
+    edge_aware_smoothness,
+    inverse_warp,
+    min_reprojection,
+    ordinal_decode,
+    ordinal_loss,
+    photometric_loss,
+)
 
 CAPABILITIES = (80, 90, 120)
 REGISTERS_OF_AN_SM = 65536
@@ -66,6 +74,15 @@ def _reprojection(dtype, everything):
         min_reprojection.forward(target, sources, [depth], projection, noise, 0.85, auto_mask, padding, need_grad)
 
 
+def _ordinal(dtype, everything):
+    logits, depth = torch.zeros(2, 160, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
+    thresholds, one = torch.zeros(81, dtype=dtype), torch.ones((), dtype=dtype)
+    ordinal_decode.forward(logits, thresholds)
+    for valid in (None, depth > 0)[: 2 if everything else 1]:
+        ordinal_loss.forward(logits, depth, thresholds, valid)
+        ordinal_loss.backward(one, one.long(), logits, depth, thresholds, valid)
+
+
 def _launches(dtype, everything):
     """Label -> (kernel, warps, arguments) of every launch that differs from the others."""
     found = {}
@@ -83,7 +100,7 @@ def _launches(dtype, everything):
     with pytest.MonkeyPatch.context() as patch:
         for module in triton_blocks.MODULES:
             patch.setattr(module, "launch", record)
-        for run in (_photometric, _warp, _smoothness, _reprojection):
+        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal):
             run(dtype, everything)
     return found
 
