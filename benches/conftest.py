@@ -1,6 +1,7 @@
 """pytest-benchmark over `mdepth_fast.benchmark`'s cases: a row per backend, the reference first, ratios at the end.
 
-MDEPTH_BENCH_SIZE (default 4x192x640) sets batch, height and width; MDEPTH_BENCH_ROUNDS (default 5) the timed runs.
+MDEPTH_BENCH_SIZE (batch x height x width, such as 4x192x640) replaces every case's own size, MDEPTH_BENCH_ROUNDS
+(default 5) sets the timed runs.
 """
 
 import os
@@ -12,7 +13,7 @@ import torch
 
 from mdepth_fast import benchmark as core
 
-SIZE = tuple(int(number) for number in os.environ.get("MDEPTH_BENCH_SIZE", "4x192x640").split("x"))
+SIZE = os.environ.get("MDEPTH_BENCH_SIZE", "")
 ROUNDS = int(os.environ.get("MDEPTH_BENCH_ROUNDS", "5"))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -31,17 +32,18 @@ def compare(benchmark, variant):
 
     def run(name):
         case = core.CASES[name]
-        label = f"{name} {'x'.join(map(str, SIZE))} {DEVICE.type}"
+        size = tuple(map(int, SIZE.split("x"))) if SIZE else case.size
+        label = f"{name} {'x'.join(map(str, size))} {DEVICE.type}"
         benchmark.group = label
         reason = core.unavailable(case, variant, DEVICE)
         if reason:
             _reasons[label][variant] = reason
             pytest.skip(f"{variant}: {reason}")
-        step, measurement = core.prepare(case, variant, *SIZE, device=DEVICE)
+        step, measurement = core.prepare(case, variant, *size, device=DEVICE)
         benchmark.extra_info.update(
             kept_bytes=measurement.kept_bytes,
             peak_bytes=measurement.peak_bytes,
-            gradient_error=measurement.gradient_error,
+            error=measurement.error,
         )
         benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
         if benchmark.stats:  # absent under --benchmark-disable
@@ -59,7 +61,7 @@ def pytest_benchmark_update_machine_info(machine_info):
 def pytest_terminal_summary(terminalreporter):
     for label in _medians:
         medians = _medians[label]
-        terminalreporter.write_line(f"\n{label}, forward + backward")
+        terminalreporter.write_line(f"\n{label}")
         for variant in core.VARIANTS:
             if variant in medians:
                 ratios = [

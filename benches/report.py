@@ -16,6 +16,7 @@ import mdepth_fast
 from mdepth_fast import benchmark as core
 
 HERE = Path(__file__).parent
+GPU_BATCH = 4  # times the batch of a CPU
 
 
 def device_name(device: torch.device) -> str:
@@ -44,12 +45,12 @@ def table(results: Path) -> str:
         "",
         "Forward + backward, medians of interleaved runs in one process; written by `benches/report.py`. Floor: the",
         "least bytes at the measured copy speed or the least arithmetic at the matrix-product speed, whichever takes",
-        "longer. Gradient error: relative L2 distance to float64.",
+        "longer. Error: relative L2 distance to float64, of the gradients where there are any.",
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
         lines += ["", f"## {records[0]['device']}", ""]
-        lines += ["| case | variant | median | x eager | x compile | of the floor | kept | peak | gradient error |"]
+        lines += ["| case | variant | median | x eager | x compile | of the floor | kept | peak | error |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
         for record in records:
             seconds = {row["variant"]: row["seconds"] for row in record["rows"] if not row["reason"]}
@@ -63,7 +64,7 @@ def table(results: Path) -> str:
                 lines.append(
                     f"{head} {row['seconds'] * 1e3:.3g} ms | {ratios[0]} | {ratios[1]} | "
                     f"{record['floor_seconds'] / row['seconds']:.0%} | {row['kept_bytes'] / 2**20:.1f} MiB | "
-                    f"{row['peak_bytes'] / 2**20:.1f} MiB | {row['gradient_error']:.1e} |"
+                    f"{row['peak_bytes'] / 2**20:.1f} MiB | {row['error']:.1e} |"
                 )
         versions = records[0]["versions"]
         lines += ["", ", ".join(f"{name} {version}" for name, version in versions.items())]
@@ -78,12 +79,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    size = arguments.size or ("12x192x640" if device.type == "cuda" else "4x192x640")
     rounds = arguments.rounds or (30 if device.type == "cuda" else 5)
-    batch, height, width = map(int, size.split("x"))
     name, speed = device_name(device), core.device_speed(device)
     folder = HERE / "results" / re.sub(r"[^\w.-]+", "_", name)
     for case in (core.CASES[case] for case in arguments.cases):
+        batch, height, width = map(int, arguments.size.split("x")) if arguments.size else case.size
+        if device.type == "cuda" and not arguments.size:
+            batch *= GPU_BATCH
+        size = f"{batch}x{height}x{width}"
         rows = core.measure(case, batch, height, width, device=device, rounds=rounds)
         print(core.table(case, f"{size} on {name}", rows), flush=True)
         record = {

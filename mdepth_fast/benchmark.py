@@ -30,17 +30,20 @@ VARIANTS = ("eager", "compile", *(name for name in _dispatch.BACKENDS if name !=
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: `inputs(batch, height, width)` gives tensors by name, `call(**tensors)` takes them, and
-    those named in `differentiable` get gradients. Bytes and operations are the least that any kernel could do; the
-    larger of their times is the floor."""
+    """One thing to measure: `inputs(batch, height, width)` gives tensors by name, `call(**tensors)` takes them.
+
+    Those named in `differentiable` get gradients; without any only the forward is run. Bytes and operations are the
+    least that any kernel could do; the larger of their times is the floor.
+    """
 
     name: str
     op: str
     inputs: Callable[[int, int, int], dict[str, Any]]
     differentiable: tuple[str, ...]
     call: Callable[..., Tensor]
-    bytes_per_pixel: int  # of forward + backward, every input read and every output written once a pass
-    flops_per_pixel: int  # of forward + backward
+    bytes_per_pixel: float  # of forward + backward, every input read and every output written once a pass
+    flops_per_pixel: float  # of forward + backward
+    size: tuple[int, int, int] = (4, 192, 640)  # batch, height and width unless asked otherwise
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Measurement:
     seconds_each: list[float] = field(default_factory=list)
     kept_bytes: int = 0  # kept between forward and backward, beyond the inputs
     peak_bytes: int = 0  # largest extra memory of a step
-    gradient_error: float = float("nan")  # relative L2 error of all gradients against float64
+    error: float = float("nan")  # relative L2 error of all gradients (or of the output) against float64
 
 
 def scene(batch: int, height: int, width: int, sources: int = 2, scales: int = 4) -> dict[str, Any]:
@@ -107,6 +110,53 @@ def _loss_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
 
 def _whole_loss(target: Tensor, sources: Tensor, disparities: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
     return MonodepthLoss()(disparities, target, sources, K, T)
+
+
+def _ordinal_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    thresholds = torch.logspace(0, 1.9, 81)  # 80 bins, spaced as in DORN
+    logits = 3 * torch.randn(batch, 160, height, width, generator=generator)
+    return {
+        "logits": logits,
+        "depth": 1 + 78 * scene(batch, height, width, 1, 1)["disparities"][0] / 0.06,
+        "thresholds": thresholds,
+    }
+
+
+def _decode_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    inputs = _ordinal_inputs(batch, height, width)
+    return {name: inputs[name] for name in ("logits", "thresholds")}
+
+
+def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
+    """One block of FastDepth's decoder in inference; a pixel is one of its input."""
+
+    def inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        return {
+            "x": normal(batch, channels, height, width),
+            "dw_weight": normal(channels, 1, 5, 5) / 5,
+            "dw_scale": normal(channels).abs(),
+            "dw_shift": normal(channels),
+            "pw_weight": normal(outputs, channels, 1, 1) / channels**0.5,
+            "pw_scale": normal(outputs).abs(),
+            "pw_shift": normal(outputs),
+        }
+
+    return Case(
+        f"nnconv5_{channels}",
+        "nnconv5",
+        inputs,
+        (),
+        ops.nnconv5,
+        bytes_per_pixel=4 * (channels + 4 * outputs) + 4 * channels * (outputs + 27) / side**2,
+        flops_per_pixel=2 * channels * (25 + outputs),
+        size=(1, side, side),
+    )
 
 
 def _min_reprojection(target: Tensor, sources: Tensor, depths: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
@@ -163,6 +213,30 @@ CASES = {
             bytes_per_pixel=36 + 4 + 11,  # images, selections, disparities and their gradients
             flops_per_pixel=8 * 548 + 708 + 220,
         ),
+        Case(
+            "ordinal_decode",
+            "ordinal_decode",
+            _decode_inputs,
+            (),
+            lambda **t: ops.ordinal_decode(**t)[0],
+            bytes_per_pixel=160 * 4 + 4 + 8,  # logits, depth, label
+            flops_per_pixel=80 * 2,
+            size=(2, 385, 513),
+        ),
+        Case(
+            "ordinal_loss",
+            "ordinal_loss",
+            _ordinal_inputs,
+            ("logits",),
+            ops.ordinal_loss,
+            bytes_per_pixel=3 * 160 * 4 + 8,  # logits twice and their gradient once
+            flops_per_pixel=80 * 40,
+            size=(2, 385, 513),
+        ),
+        *(
+            _nnconv5_case(*shape)
+            for shape in ((1024, 512, 7), (512, 256, 14), (256, 128, 28), (128, 64, 56), (64, 32, 112))
+        ),
     )
 }
 
@@ -187,6 +261,9 @@ class Step:
             return self.call(**self.inputs)
 
     def __call__(self) -> list[Tensor]:
+        if not self.leaves:
+            with torch.no_grad():
+                return [self.forward()]
         output = self.forward()
         return list(torch.autograd.grad(output, self.leaves, torch.ones_like(output)))
 
@@ -248,9 +325,9 @@ def prepare(
     inputs = {name: _convert(value, device=device) for name, value in case.inputs(batch, height, width).items()}
     exact = Step(case, "eager", {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()})()
     step, one = Step(case, variant, inputs), Measurement(variant)
-    one.gradient_error = _relative_error(step(), exact)
+    one.error = _relative_error(step(), exact)
     # float32 flips the winner of a few pixels; anything beyond that is a wrong kernel.
-    assert one.gradient_error < 0.05, f"{case.name}, {variant}: gradients are off by {one.gradient_error:.2g}"
+    assert one.error < 0.05, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
     del exact
     one.kept_bytes = kept_bytes(step)
     one.peak_bytes = peak_bytes(step, device)
@@ -342,8 +419,8 @@ def table(case: Case, size: str, results: list[Measurement]) -> str:
     by_name = {one.variant: one for one in results}
     eager, compiled = by_name.get("eager"), by_name.get("compile")
     lines = [
-        f"{case.name}  {size}, forward + backward",
-        f"  {'variant':<9}{'median':>11}{'x eager':>9}{'x compile':>11}{'kept':>12}{'peak':>12}{'gradient error':>16}",
+        f"{case.name}  {size}, {'forward + backward' if case.differentiable else 'forward'}",
+        f"  {'variant':<9}{'median':>11}{'x eager':>9}{'x compile':>11}{'kept':>12}{'peak':>12}{'error':>10}",
     ]
     for one in results:
         if one.reason:
@@ -351,7 +428,7 @@ def table(case: Case, size: str, results: list[Measurement]) -> str:
             continue
         lines.append(
             f"  {one.variant:<9}{one.seconds * 1e3:>8.2f} ms{_ratio(eager, one):>9}{_ratio(compiled, one):>11}"
-            f"{one.kept_bytes / 2**20:>8.1f} MiB{one.peak_bytes / 2**20:>8.1f} MiB{one.gradient_error:>16.1e}"
+            f"{one.kept_bytes / 2**20:>8.1f} MiB{one.peak_bytes / 2**20:>8.1f} MiB{one.error:>10.1e}"
         )
     return "\n".join(lines)
 

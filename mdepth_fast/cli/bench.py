@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Times forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend."
     )
     parser.add_argument("cases", nargs="*", help="what to time (default: everything)")
-    parser.add_argument("--size", default="4x192x640", help="batch x height x width (default: %(default)s)")
+    parser.add_argument("--size", default="", help="batch x height x width, such as 4x192x640 (default: per case)")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each, after one warm-up (default: 5)")
     parser.add_argument("--variants", default="", help="comma-separated; default: eager, compile and every backend")
     parser.add_argument("--device", default="auto", help='"cpu", "cuda", ... (default: the GPU where there is one)')
@@ -31,19 +31,19 @@ def run(arguments: argparse.Namespace) -> None:
     for variant in variants:
         if variant not in VARIANTS:
             raise ValueError(f"--variants: expected some of {', '.join(VARIANTS)}, got {variant!r}")
-    size = arguments.size.split("x")
-    if len(size) != 3 or not all(number.isdigit() and int(number) > 0 for number in size):
+    size = arguments.size.split("x") if arguments.size else ()
+    if size and (len(size) != 3 or not all(number.isdigit() and int(number) > 0 for number in size)):
         raise ValueError(f"--size: expected batch x height x width like 4x192x640, got {arguments.size!r}")
     if arguments.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, got {arguments.rounds}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
-    batch, height, width = map(int, size)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
     results = {}
     for name in names:
+        batch, height, width = map(int, size) if size else CASES[name].size
         with progress(name) as track:
             results[name] = measure(
                 CASES[name],
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
                 rounds=arguments.rounds,
                 track=track,
             )
-        print(table(CASES[name], f"{arguments.size} on {where}", results[name]), end="\n\n", flush=True)
+        print(table(CASES[name], f"{batch}x{height}x{width} on {where}", results[name]), end="\n\n", flush=True)
     if "eager" in variants:
-        chart(results, arguments.chart, f"{arguments.size}, forward + backward, {where}")
+        chart(results, arguments.chart, where)
         print(f"chart: {arguments.chart}")

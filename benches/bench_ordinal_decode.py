@@ -1,0 +1,2 @@
+def test_ordinal_decode(compare):
+    compare("ordinal_decode")

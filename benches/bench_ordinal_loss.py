@@ -1,0 +1,2 @@
+def test_ordinal_loss(compare):
+    compare("ordinal_loss")
