@@ -227,6 +227,96 @@ py::object edge_aware_smoothness(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(edge_aware_smoothness), plan_edge_aware_smoothness, p);
 }
 
+void ordinal_decode(int dtype, int threads, std::vector<int64_t> size, Address logits, Address thresholds,
+                    Address depth, Address label) {
+  OrdinalDecodeParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.bins = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.logits = at<void>(logits);
+  p.thresholds = at<void>(thresholds);
+  p.depth = at<void>(depth);
+  p.label = at<int64_t>(label);
+  launch(MDEPTH_PICK(ordinal_decode), p);
+}
+
+OrdinalLossParams ordinal_loss_params(int dtype, int threads, const std::vector<int64_t>& size, Address logits,
+                                      Address depth, Address thresholds, Address valid, Address count) {
+  OrdinalLossParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.bins = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.logits = at<void>(logits);
+  p.depth = at<void>(depth);
+  p.thresholds = at<void>(thresholds);
+  p.valid = at<bool>(valid);
+  p.count = at<int64_t>(count);
+  return p;
+}
+
+void ordinal_loss(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth, Address thresholds,
+                  Address valid, Address count, Address loss) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+  p.loss = at<double>(loss);
+  launch(MDEPTH_PICK(ordinal_loss), p);
+}
+
+void ordinal_loss_backward(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth,
+                           Address thresholds, Address valid, Address count, Address grad, Address grad_logits) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+  p.grad = at<void>(grad);
+  p.grad_logits = at<void>(grad_logits);
+  launch(MDEPTH_PICK(ordinal_loss_backward), p);
+}
+
+void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Address dw_weight, Address dw_scale,
+             Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift, Address skip, Address out) {
+  NnConv5Params p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.out_channels = size.at(2);
+  p.height = size.at(3);
+  p.width = size.at(4);
+  p.x = at<void>(x);
+  p.dw_weight = at<void>(dw_weight);
+  p.dw_scale = at<void>(dw_scale);
+  p.dw_shift = at<void>(dw_shift);
+  p.pw_weight = at<void>(pw_weight);
+  p.pw_scale = at<void>(pw_scale);
+  p.pw_shift = at<void>(pw_shift);
+  p.skip = at<void>(skip);
+  p.out = at<void>(out);
+  launch(MDEPTH_PICK(nnconv5), p);
+}
+
+void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size, Address x, Address active,
+                              Address grad_depthwise, Address grad_pointwise, Address grad_dw_weight,
+                              Address grad_pw_weight) {
+  NnConv5WeightGradientsParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.out_channels = size.at(2);
+  p.height = size.at(3);
+  p.width = size.at(4);
+  p.x = at<void>(x);
+  p.active = at<void>(active);
+  p.grad_depthwise = at<void>(grad_depthwise);
+  p.grad_pointwise = at<void>(grad_pointwise);
+  p.grad_dw_weight = at<void>(grad_dw_weight);
+  p.grad_pw_weight = at<void>(grad_pw_weight);
+  launch(MDEPTH_PICK(nnconv5_weight_gradients), p);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -270,4 +360,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("photometric_loss_backward", &photometric_loss_backward);
   m.def("min_reprojection", &min_reprojection);
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
+  m.def("nnconv5", &nnconv5);
+  m.def("nnconv5_weight_gradients", &nnconv5_weight_gradients);
+  m.def("ordinal_decode", &ordinal_decode);
+  m.def("ordinal_loss", &ordinal_loss);
+  m.def("ordinal_loss_backward", &ordinal_loss_backward);
 }

@@ -8,7 +8,15 @@ import torch
 
 from mdepth_fast import _dispatch, _native
 
-OPS = ("inverse_warp", "photometric_loss", "min_reprojection", "edge_aware_smoothness")
+OPS = (
+    "inverse_warp",
+    "photometric_loss",
+    "min_reprojection",
+    "edge_aware_smoothness",
+    "ordinal_decode",
+    "ordinal_loss",
+    "nnconv5",
+)
 
 
 def info() -> dict[str, Any]:

@@ -3,6 +3,18 @@
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
+from mdepth_fast.ops.nnconv5 import nnconv5
+from mdepth_fast.ops.ordinal_decode import ordinal_decode
+from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
 
-__all__ = ["MinReprojection", "edge_aware_smoothness", "inverse_warp", "min_reprojection", "photometric_loss"]
+__all__ = [
+    "MinReprojection",
+    "edge_aware_smoothness",
+    "inverse_warp",
+    "min_reprojection",
+    "nnconv5",
+    "ordinal_decode",
+    "ordinal_loss",
+    "photometric_loss",
+]

@@ -22,6 +22,30 @@ def tensor(value: object, name: str, shape: Sequence[int | None], symbols: str) 
     return value
 
 
+def mask(value: object, name: str, shape: tuple[int, ...], symbols: str) -> None:
+    """A bool tensor of `shape`, or None."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a bool tensor {symbols} or None, got {got}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {symbols} = {shape}, got {tuple(value.shape)}")
+
+
+def ordinal_bins(logits: Tensor) -> int:
+    """K of logits (B, 2K, H, W)."""
+    if logits.shape[1] < 2 or logits.shape[1] % 2:
+        raise ValueError(f"logits: expected an even number of channels, 2 a threshold, got {logits.shape[1]}")
+    return logits.shape[1] // 2
+
+
+def increasing(value: Tensor, name: str) -> None:
+    """Looked at where it costs nothing: not on a GPU, not while a compiler traces."""
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((value.diff() > 0).all()):
+        raise ValueError(f"{name}: expected increasing numbers, got {value.tolist()}")
+
+
 def same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is not None and other.device != first.device:

@@ -1,7 +1,7 @@
 """Every public op as a function of its tensors, so that one test can ask the same of all of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from scenes import scene
@@ -11,12 +11,19 @@ from mdepth_fast import ops
 
 @dataclass(frozen=True)
 class Case:
-    """`call(backend, *inputs)` returns the differentiable outputs; `inputs(...)` builds arguments by name."""
+    """`call(backend, *inputs)` returns the outputs; `inputs(...)` builds arguments by name.
+
+    `shared` names the inputs without a batch dimension, `of_nothing` is the scalar loss of an empty batch.
+    """
 
     name: str
     inputs: Callable[..., dict[str, torch.Tensor]]
     differentiable: tuple[str, ...]
     call: Callable[..., list[torch.Tensor]]
+    shared: tuple[str, ...] = ()
+    of_nothing: float = float("nan")  # the mean over nothing, as PyTorch has it
+    layer: bool = False  # computed in float32 as all are, but returned in its input's dtype
+    small: dict[str, int] = field(default_factory=lambda: {"height": 4, "width": 5})  # for gradcheck
 
 
 def _warp_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
@@ -63,11 +70,70 @@ def _smoothness(backend, disparity, image):
     return [ops.edge_aware_smoothness(disparity, image, backend=backend)]
 
 
+def _ordinal_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, bins=19):
+    """More bins than the kernels take together; a third of the depths is missing, some lie outside all bins."""
+    generator = torch.Generator().manual_seed(seed)
+    thresholds = torch.exp(torch.linspace(0.0, 3.0, bins + 1, dtype=torch.float64))
+    depth = 25 * torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    missing = torch.rand(depth.shape, generator=generator) < 1 / 3
+    logits = 3 * torch.randn(batch, 2 * bins, height, width, generator=generator, dtype=torch.float64)
+    depth = depth.masked_fill(missing, 0.0)
+    return {"logits": logits.to(dtype), "depth": depth.to(dtype), "thresholds": thresholds.to(dtype)}
+
+
+def _decode_inputs(**sizes):
+    inputs = _ordinal_inputs(**sizes)
+    return {"logits": inputs["logits"], "thresholds": inputs["thresholds"]}
+
+
+def _decode(backend, logits, thresholds):
+    return list(ops.ordinal_decode(logits, thresholds, backend=backend))
+
+
+def _ordinal_loss(backend, logits, depth, thresholds):
+    return [ops.ordinal_loss(logits, depth, thresholds, backend=backend)]
+
+
+def _nnconv5_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return {
+        "x": normal(batch, channels, height, width),
+        "dw_weight": 0.3 * normal(channels, 1, 5, 5),
+        "dw_scale": normal(channels),
+        "dw_shift": normal(channels),
+        "pw_weight": 0.5 * normal(out_channels, channels, 1, 1),
+        "pw_scale": normal(out_channels),
+        "pw_shift": normal(out_channels),
+        "skip": normal(batch, out_channels, 2 * height, 2 * width),
+    }
+
+
+def _nnconv5(backend, *, skip, **tensors):
+    return [ops.nnconv5(**tensors, skip=skip, backend=backend)]
+
+
+_NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
+
 CASES = [
     Case("inverse_warp", _warp_inputs, ("source", "depth", "K", "T", "source_K"), _warp),
     Case("photometric_loss", _photometric_inputs, ("prediction", "target"), _photometric),
     Case("min_reprojection", _reprojection_inputs, ("depth", "depth_1", "K", "T", "source_K"), _reprojection),
     Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
+    Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
+    Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
+    Case(
+        "nnconv5",
+        _nnconv5_inputs,
+        ("x", *_NNCONV5_WEIGHTS, "skip"),
+        _nnconv5,
+        shared=_NNCONV5_WEIGHTS,
+        layer=True,
+        small={"height": 2, "width": 3, "channels": 2, "out_channels": 3},
+    ),
 ]
 
 
@@ -78,6 +144,9 @@ def gradients(case, backend, inputs, weight_seed=1):
         for name, value in inputs.items()
     }
     outputs = case.call(backend, **leaves)
+    if not case.differentiable:
+        assert not any(o.requires_grad for o in outputs)
+        return outputs, []
     generator = torch.Generator().manual_seed(weight_seed)
     weights = [torch.rand(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
     total = sum((w * o).sum() for w, o in zip(weights, outputs))

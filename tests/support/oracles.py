@@ -92,3 +92,54 @@ def edge_aware_smoothness(disparity, image):
                     weight = np.exp(-np.abs(image[b, :, y, x] - image[b, :, y + 1, x]).mean())
                     along_y.append(abs(d[y, x] - d[y + 1, x]) * weight)
     return np.mean(along_x) + np.mean(along_y)
+
+
+def ordinal_decode(logits, thresholds):
+    """One image: logits (2K,H,W): depth (H,W), label (H,W)."""
+    bins, height, width = len(logits) // 2, *logits.shape[1:]
+    depth, label = np.zeros((height, width)), np.zeros((height, width), int)
+    for y in range(height):
+        for x in range(width):
+            for k in range(bins):
+                no, yes = np.exp(logits[2 * k, y, x]), np.exp(logits[2 * k + 1, y, x])
+                label[y, x] += yes / (no + yes) > 0.5
+            bin_ = min(label[y, x], bins - 1)
+            depth[y, x] = 0.5 * thresholds[bin_] + 0.5 * thresholds[bin_ + 1]
+    return depth, label
+
+
+def ordinal_loss(logits, depth, thresholds, valid):
+    """A batch: logits (B,2K,H,W), depth (B,H,W), valid (B,H,W)."""
+    bins = logits.shape[1] // 2
+    costs = []
+    for b, y, x in np.argwhere(valid):
+        inside = [k for k in range(bins) if thresholds[k] <= depth[b, y, x] < thresholds[k + 1]]
+        true_bin = inside[0] if inside else (0 if depth[b, y, x] < thresholds[0] else bins - 1)
+        cost = 0.0
+        for k in range(bins):
+            no, yes = np.exp(logits[b, 2 * k, y, x]), np.exp(logits[b, 2 * k + 1, y, x])
+            cost -= np.log((yes if k < true_bin else no) / (no + yes))
+        costs.append(cost)
+    return np.mean(costs)
+
+
+def nnconv5(x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, skip):
+    """One image: x (C,H,W), dw_weight (C,5,5), pw_weight (O,C), skip (O,2H,2W): (O,2H,2W)."""
+    channels, height, width = x.shape
+    inner = np.zeros((channels, height, width))
+    for c in range(channels):
+        for y in range(height):
+            for x_ in range(width):
+                total = 0.0
+                for dy in range(5):
+                    for dx in range(5):
+                        if 0 <= y + dy - 2 < height and 0 <= x_ + dx - 2 < width:
+                            total += dw_weight[c, dy, dx] * x[c, y + dy - 2, x_ + dx - 2]
+                inner[c, y, x_] = max(dw_scale[c] * total + dw_shift[c], 0.0)
+    out = np.zeros(skip.shape)
+    for o in range(len(out)):
+        for y in range(2 * height):
+            for x_ in range(2 * width):
+                total = sum(pw_weight[o, c] * inner[c, y // 2, x_ // 2] for c in range(channels))
+                out[o, y, x_] = max(pw_scale[o] * total + pw_shift[o], 0.0) + skip[o, y, x_]
+    return out

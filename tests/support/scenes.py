@@ -41,18 +41,20 @@ def scene(batch=2, height=7, width=13, count=2, scales=1, dtype=torch.float32, s
 
 def awkward_layouts(tensor):
     """The same values in memory that is not contiguous, by name."""
-    channels_last = tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.mT.clone().mT
     padded = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 3), torch.nan, dtype=tensor.dtype)
     padded[..., 1 : 1 + 2 * tensor.shape[-1] : 2] = tensor
-    return {
-        "channels_last": channels_last,
-        "strided": padded[..., 1 : 1 + 2 * tensor.shape[-1] : 2],
-        "transposed": tensor.mT.contiguous().mT,
-    }
+    layouts = {"strided": padded[..., 1 : 1 + 2 * tensor.shape[-1] : 2]}
+    if tensor.dim() > 1:
+        layouts["transposed"] = tensor.mT.contiguous().mT
+    if tensor.dim() == 4:
+        layouts["channels_last"] = tensor.contiguous(memory_format=torch.channels_last)
+    return layouts
 
 
 def relative_error(got, want):
-    """L2 error of a list of tensors, relative to the norm of all of `want`, in double."""
+    """L2 error of a list of tensors, relative to the norm of all of `want`, in double; 0 for no tensors at all."""
+    if not want and not got:
+        return 0.0
     got, want = (torch.cat([t.detach().double().flatten() for t in list_]) for list_ in (got, want))
     assert torch.isfinite(want).all() and torch.isfinite(got).all()
     return float((got - want).norm() / want.norm().clamp_min(1e-300))

@@ -13,6 +13,11 @@
   int photometric_loss_backward(const PhotometricLossParams&); \
   int min_reprojection(const MinReprojectionParams&);         \
   int edge_aware_smoothness(const EdgeAwareSmoothnessParams&); \
+  int nnconv5(const NnConv5Params&);                          \
+  int nnconv5_weight_gradients(const NnConv5WeightGradientsParams&); \
+  int ordinal_decode(const OrdinalDecodeParams&);             \
+  int ordinal_loss(const OrdinalLossParams&);                 \
+  int ordinal_loss_backward(const OrdinalLossParams&);        \
   }                                                           \
   }
 

@@ -84,4 +84,55 @@ struct EdgeAwareSmoothnessParams {
   double* workspace;      // GPU
 };
 
+struct OrdinalDecodeParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, bins, height, width;
+  const void* logits;      // (B, 2 bins, H, W)
+  const void* thresholds;  // (bins + 1,)
+  void* depth;             // out (B, 1, H, W)
+  int64_t* label;          // out (B, 1, H, W)
+};
+
+struct OrdinalLossParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, bins, height, width;
+  const void* logits;      // (B, 2 bins, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const void* thresholds;  // (bins + 1,)
+  const bool* valid;       // (B, 1, H, W) or null: finite depth > 0
+  double* loss;            // out: one number; forward only
+  int64_t* count;          // valid pixels: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_logits;       // out (B, 2 bins, H, W)
+};
+
+struct NnConv5Params {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, out_channels, height, width;
+  const void* x;          // (B, C, H, W)
+  const void* dw_weight;  // (C, 1, 5, 5)
+  const void* dw_scale;   // (C,)
+  const void* dw_shift;   // (C,)
+  const void* pw_weight;  // (O, C, 1, 1)
+  const void* pw_scale;   // (O,)
+  const void* pw_shift;   // (O,)
+  const void* skip;       // (B, O, 2 H, 2 W) or null
+  void* out;              // out (B, O, 2 H, 2 W)
+};
+
+struct NnConv5WeightGradientsParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, out_channels, height, width;
+  const void* x;               // (B, C, H, W)
+  const void* active;          // (B, C, H, W), what the pointwise product was taken of
+  const void* grad_depthwise;  // (B, C, H, W), by the depthwise product
+  const void* grad_pointwise;  // (B, O, H, W), by the pointwise product
+  void* grad_dw_weight;        // out (C, 1, 5, 5) or null: not wanted
+  void* grad_pw_weight;        // out (O, C, 1, 1) or null
+};
+
 }  // namespace mdepth

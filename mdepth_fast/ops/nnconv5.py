@@ -1,0 +1,273 @@
+"""One decoder stage of FastDepth: depthwise 5x5, pointwise, nearest-neighbour doubling, skip."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdepth_fast import _dispatch, _native
+from mdepth_fast.ops import _checks
+
+
+def nnconv5(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    *,
+    skip: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`relu(pw_scale * pw(relu(dw_scale * dw(x) + dw_shift)) + pw_shift)`, every pixel doubled both ways, `+ skip`.
+
+    NNConv5 of Wofk et al., arXiv 1903.03273, section III-A, with the scale and shift that each batch normalisation is
+    when its statistics are fixed: `scale = gamma / sqrt(var + eps)`, `shift = beta - mean * scale`.
+
+    Args:
+        x: (B, C, H, W).
+        dw_weight: (C, 1, 5, 5), depthwise, zero padding 2.
+        dw_scale, dw_shift: (C,).
+        pw_weight: (O, C, 1, 1), pointwise.
+        pw_scale, pw_shift: (O,).
+        skip: (B, O, 2 H, 2 W) or None.
+        backend: "cpu", "reference", ...; None chooses.
+
+    Returns:
+        (B, O, 2 H, 2 W) in the dtype of `x` (half and bfloat16 are computed in float32). Gradients go to every tensor.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+    """
+    _checks.tensor(x, "x", (None, None, None, None), "(B, C, H, W)")
+    batch, channels, height, width = x.shape
+    if 0 in (channels, height, width):
+        raise ValueError(f"x: expected C, H and W of at least 1, got shape {tuple(x.shape)}")
+    _checks.tensor(dw_weight, "dw_weight", (channels, 1, 5, 5), "(C, 1, 5, 5)")
+    _checks.tensor(dw_scale, "dw_scale", (channels,), "(C,)")
+    _checks.tensor(dw_shift, "dw_shift", (channels,), "(C,)")
+    _checks.tensor(pw_weight, "pw_weight", (None, channels, 1, 1), "(O, C, 1, 1)")
+    out = pw_weight.shape[0]
+    _checks.tensor(pw_scale, "pw_scale", (out,), "(O,)")
+    _checks.tensor(pw_shift, "pw_shift", (out,), "(O,)")
+    _checks.same_device(x, "x", dw_weight=dw_weight, dw_scale=dw_scale, dw_shift=dw_shift)
+    _checks.same_device(x, "x", pw_weight=pw_weight, pw_scale=pw_scale, pw_shift=pw_shift, skip=skip)
+    if skip is not None:
+        _checks.tensor(skip, "skip", (batch, out, 2 * height, 2 * width), "(B, O, 2 H, 2 W)")
+    dtype = _checks.working_dtype(x)
+    dw = dw_weight.to(dtype), dw_scale.to(dtype), dw_shift.to(dtype)
+    pw = pw_weight.to(dtype), pw_scale.to(dtype), pw_shift.to(dtype)
+    addend = None if skip is None else skip.to(dtype)
+    if _dispatch.uses_reference("nnconv5", backend, x.device):
+        with _dispatch.full_precision(x.device):
+            return reference(x.to(dtype), *dw, *pw, addend).to(x.dtype)
+    return torch.ops.mdepth.nnconv5(x.to(dtype), *dw, *pw, addend, backend or "").to(x.dtype)
+
+
+def reference(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    inner = F.relu(_affine(_depthwise(x, dw_weight), dw_scale, dw_shift))
+    outer = F.relu(_affine(F.conv2d(inner, pw_weight), pw_scale, pw_shift))
+    doubled = F.interpolate(outer, scale_factor=2, mode="nearest")
+    return doubled if skip is None else doubled + skip
+
+
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=2, groups=x.shape[1])
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * scale[:, None, None] + shift[:, None, None]
+
+
+@torch.library.custom_op("mdepth::nnconv5", mutates_args=())
+def _op(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    skip: Tensor | None,
+    backend: str,
+) -> Tensor:
+    run = _dispatch.select("nnconv5", backend, x.device)
+    weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
+    return run(x.contiguous(), *(w.contiguous() for w in weights), None if skip is None else skip.contiguous())
+
+
+@torch.library.custom_op("mdepth::nnconv5_backward", mutates_args=())
+def _op_backward(
+    grad: Tensor,
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    need_x: bool,
+    need_dw_weight: bool,
+    need_pw_weight: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of the first seven inputs of the forward; empty where a product would be made that nobody needs."""
+    run = _dispatch.select("nnconv5_backward", backend, x.device)
+    weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
+    return run(
+        grad.contiguous(), x.contiguous(), *(w.contiguous() for w in weights), need_x, need_dw_weight, need_pw_weight
+    )
+
+
+@_op.register_fake
+def _(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    skip: Tensor | None,
+    backend: str,
+) -> Tensor:
+    batch, _, height, width = x.shape
+    return x.new_empty((batch, pw_weight.shape[0], 2 * height, 2 * width))
+
+
+@_op_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    need_x: bool,
+    need_dw_weight: bool,
+    need_pw_weight: bool,
+    backend: str,
+) -> list[Tensor]:
+    tensors = (x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
+    needs = (need_x, need_dw_weight, True, True, need_pw_weight, True, True)
+    return [t.new_empty(t.shape if need else (0,)) for t, need in zip(tensors, needs)]
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, _, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    needs = ctx.needs_input_grad
+    skip = grad if needs[7] else None
+    if not any(needs[:7]):
+        return *[None] * 7, skip, None
+    wanted = (needs[0], needs[1], needs[4])
+    grads = torch.ops.mdepth.nnconv5_backward(grad, *ctx.saved_tensors, *wanted, ctx.backend)
+    return *(g if need else None for g, need in zip(grads, needs)), skip, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
+_dispatch.register_autocast(_op)
+
+
+@_dispatch.implementation("nnconv5", "cpu")
+def _cpu(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    skip: Tensor | None,
+) -> Tensor:
+    dtype, (batch, channels, height, width), out_channels = x.dtype, x.shape, pw_weight.shape[0]
+    shape = (batch, out_channels, 2 * height, 2 * width)
+    out = torch.empty(shape, dtype=dtype)
+    _native.call(
+        "nnconv5",
+        dtype,
+        (batch, channels, out_channels, height, width),
+        _native.pointer(x, "x", (batch, channels, height, width), dtype),
+        _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype),
+        _native.pointer(dw_scale, "dw_scale", (channels,), dtype),
+        _native.pointer(dw_shift, "dw_shift", (channels,), dtype),
+        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), dtype),
+        _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype),
+        _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype),
+        _native.pointer(skip, "skip", shape, dtype),
+        _native.pointer(out, "out", shape, dtype),
+    )
+    return out
+
+
+@_dispatch.implementation("nnconv5_backward", "cpu")
+def _cpu_backward(
+    grad: Tensor,
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_scale: Tensor,
+    dw_shift: Tensor,
+    pw_weight: Tensor,
+    pw_scale: Tensor,
+    pw_shift: Tensor,
+    need_x: bool,
+    need_dw_weight: bool,
+    need_pw_weight: bool,
+) -> list[Tensor]:
+    """The activations are computed again, so that nothing but inputs is kept. The products are PyTorch's but for the
+    gradients of the weights."""
+    batch, channels, height, width = x.shape
+    out_channels = pw_weight.shape[0]
+    matrix = pw_weight.view(out_channels, channels)
+
+    depthwise = _depthwise(x, dw_weight)
+    inner = _affine(depthwise, dw_scale, dw_shift)
+    active = F.relu(inner)
+    pointwise = torch.matmul(matrix, active.flatten(2)).view(batch, out_channels, height, width)
+
+    grad = grad[..., ::2, :] + grad[..., 1::2, :]  # every pixel was written four times
+    grad = grad[..., ::2] + grad[..., 1::2]
+    grad = torch.ops.aten.threshold_backward(grad, _affine(pointwise, pw_scale, pw_shift), 0)
+    grad_pw_shift, grad_pw_scale = grad.sum((0, 2, 3)), (grad * pointwise).sum((0, 2, 3))
+    grad_pointwise = grad * pw_scale[:, None, None]
+
+    grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
+    grad = torch.ops.aten.threshold_backward(grad, inner, 0)
+    grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
+    grad_depthwise = grad * dw_scale[:, None, None]
+
+    # A correlation with the turned kernel.
+    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty(0)
+    dtype, sizes = x.dtype, tuple(x.shape)
+    grad_dw_weight = torch.empty(dw_weight.shape if need_dw_weight else (0,), dtype=dtype)
+    grad_pw_weight = torch.empty(pw_weight.shape if need_pw_weight else (0,), dtype=dtype)
+    _native.call(
+        "nnconv5_weight_gradients",
+        dtype,
+        (batch, channels, out_channels, height, width),
+        _native.pointer(x, "x", sizes, dtype),
+        _native.pointer(active, "active", sizes, dtype),
+        _native.pointer(grad_depthwise, "grad_depthwise", sizes, dtype),
+        _native.pointer(grad_pointwise, "grad_pointwise", (batch, out_channels, height, width), dtype),
+        _native.pointer(grad_dw_weight if need_dw_weight else None, "grad_dw_weight", (channels, 1, 5, 5), dtype),
+        _native.pointer(
+            grad_pw_weight if need_pw_weight else None, "grad_pw_weight", (out_channels, channels, 1, 1), dtype
+        ),
+    )
+    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
