@@ -114,4 +114,25 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+inline Plan plan_ordinal_decode(const OrdinalDecodeParams& p) {
+  Plan plan;
+  plan.add(with_dtype("ordinal_decode", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);
+  return plan;
+}
+
+inline Plan plan_ordinal_loss(const OrdinalLossParams& p) {
+  const int64_t blocks = p.batch * runs_per_plane(p.height * p.width);
+  Plan plan;
+  plan.workspace = 2 * blocks;  // cost and number of the pixels of each block
+  plan.add(with_dtype("ordinal_loss", p.dtype), blocks, kRunThreads);
+  plan.add("ordinal_loss_sum", 1, kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_ordinal_loss_backward(const OrdinalLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("ordinal_loss_backward", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);
+  return plan;
+}
+
 }  // namespace mdepth
