@@ -275,11 +275,11 @@ py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(ordinal_loss_backward), plan_ordinal_loss_backward, p);
 }
 
-void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Address dw_weight, Address dw_scale,
-             Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift, Address skip, Address out) {
+py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
+                   Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
+                   Address skip, Address out) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -294,9 +294,10 @@ void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Addre
   p.pw_shift = at<void>(pw_shift);
   p.skip = at<void>(skip);
   p.out = at<void>(out);
-  launch(MDEPTH_PICK(nnconv5), p);
+  return run(where, MDEPTH_PICK(nnconv5), plan_nnconv5, p);
 }
 
+// On a GPU this is left to the vendor's libraries.
 void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size, Address x, Address active,
                               Address grad_depthwise, Address grad_pointwise, Address grad_dw_weight,
                               Address grad_pw_weight) {

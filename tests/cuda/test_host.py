@@ -12,6 +12,7 @@ from mdepth_fast.ops import (
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
+    nnconv5,
     ordinal_decode,
     ordinal_loss,
     photometric_loss,
@@ -218,6 +219,34 @@ def test_ordinal_masks_and_what_is_not_finite(host):
         bad[1, 0, 7, 5] = value
         assert ordinal_loss(logits, bad, thresholds, valid=bad == bad, backend="host").isfinite() == (value != value)
         assert ordinal_loss(logits, bad, thresholds, valid=bad != 0.5, backend="host").isnan()
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 16, 130, 8, 17)])
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_nnconv5_chunks_and_groups_of_channels(size, with_skip, host):
+    """Several chunks of input channels, several groups of output channels, with something left over; frozen weights."""
+    batch, channels, out_channels, height, width = size
+    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(
+        batch, height, width, torch.float64, channels=channels, out_channels=out_channels
+    )
+    if not with_skip:
+        del inputs["skip"]
+    for name in ("x", "dw_weight", "pw_weight"):
+        results = []
+        for backend in ("host", "reference"):
+            leaf = inputs[name].clone().requires_grad_()
+            out = nnconv5(**{**inputs, name: leaf}, backend=backend)
+            results.append(([out], torch.autograd.grad(out.sum(), [leaf])))
+        (got, got_grads), (want, want_grads) = results
+        assert relative_error(got, want) < 1e-13 and relative_error(got_grads, want_grads) < 1e-11
+
+
+def test_nnconv5_nan_stays_where_its_window_is(host):
+    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(1, 12, 40)
+    inputs["x"][0, 1, 6, 20] = torch.nan
+    window = torch.zeros_like(inputs["skip"], dtype=torch.bool)
+    window[..., 8:18, 36:46] = True
+    assert torch.equal(nnconv5(**inputs, backend="host").isnan(), window)
 
 
 def test_every_kernel_is_reached(host, host_library):

@@ -31,6 +31,15 @@ using WindowShape = BlockShape<0, 4, 4>;
 template <class T>
 using WindowGradientShape = BlockShape<1, 8, sizeof(T) == 4 ? 2 : 1>;
 
+// Pixels of a block of nnconv5, times a group of output channels. A FastDepth decoder starts from 7x7.
+template <class T>
+struct NnConv5Shape {
+  static constexpr int kThreads = 256;
+  static constexpr int kWidth = 8;
+  static constexpr int kHeight = 8;
+  static constexpr int kOutputs = sizeof(T) == 4 ? 128 : 64;
+};
+
 template <class Shape>
 MDEPTH_HD int64_t blocks_per_image(int64_t height, int64_t width) {
   return ((height + Shape::kHeight - 1) / Shape::kHeight) * ((width + Shape::kWidth - 1) / Shape::kWidth);

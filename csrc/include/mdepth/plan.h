@@ -114,6 +114,22 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+template <class T>
+int64_t nnconv5_blocks(const NnConv5Params& p) {
+  using Shape = NnConv5Shape<T>;
+  return p.batch * blocks_per_image<Shape>(p.height, p.width) *
+         ((p.out_channels + Shape::kOutputs - 1) / Shape::kOutputs);
+}
+
+inline Plan plan_nnconv5(const NnConv5Params& p) {
+  check_plane("nnconv5", p.height, p.width);
+  Plan plan;
+  plan.add(with_dtype("nnconv5", p.dtype),
+           p.dtype == Dtype::kFloat64 ? nnconv5_blocks<double>(p) : nnconv5_blocks<float>(p),
+           NnConv5Shape<float>::kThreads);  // double has as many
+  return plan;
+}
+
 inline Plan plan_ordinal_decode(const OrdinalDecodeParams& p) {
   Plan plan;
   plan.add(with_dtype("ordinal_decode", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);

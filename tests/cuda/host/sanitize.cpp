@@ -154,6 +154,27 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   e.grad_disparity = map.get();
   run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
 
+  constexpr int64_t kIn = 19, kOut = 11;  // two chunks of input channels, half of the threads without an output one
+  auto x = numbers<T>(kBatch * kIn * kPlane, -1, 1), dw_weight = numbers<T>(kIn * 25, -1, 1);
+  auto pw_weight = numbers<T>(kOut * kIn, -1, 1), factors = numbers<T>(kIn, -1, 1);
+  auto skip = numbers<T>(kBatch * kOut * 4 * kPlane, -1, 1);
+  Room<T> doubled(kBatch * kOut * 4 * kPlane);
+  NnConv5Params n{};
+  n.dtype = dtype;
+  n.batch = kBatch;
+  n.channels = kIn;
+  n.out_channels = kOut;
+  n.height = kHeight;
+  n.width = kWidth;
+  n.x = x.data();
+  n.dw_weight = dw_weight.data();
+  n.dw_scale = n.dw_shift = factors.data();
+  n.pw_weight = pw_weight.data();
+  n.pw_scale = n.pw_shift = factors.data() + kIn - kOut;
+  n.skip = skip.data();
+  n.out = doubled.get();
+  run("nnconv5", plan_nnconv5, n, {&doubled});
+
   constexpr int64_t kBins = 17;  // one more than share a logarithm
   auto logits = numbers<T>(kBatch * 2 * kBins * kPlane, -3, 3);
   std::vector<T> thresholds(kBins + 1);
