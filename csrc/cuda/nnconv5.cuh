@@ -1,8 +1,8 @@
 // One decoder stage of FastDepth. A block has a square of pixels and a group of output channels, and takes the input
 // channels in chunks: their squares with a border, and the depthwise product of these, lie in shared memory; the
-// pointwise product reads it there, all sums in registers. Each finished pixel goes out as its 2x2 copies, with the skip
-// added. So nothing between input and output is in global memory; blocks of other output channels compute the depthwise
-// product again, at 25 operations to the pointwise product's kOutputs.
+// pointwise product reads it there, all sums in registers. Each finished pixel goes out as its 2x2 copies, with the
+// skip added. So nothing between input and output is in global memory; blocks of other output channels compute the
+// depthwise product again, at 25 operations to the pointwise product's kOutputs.
 #pragma once
 #include "block.cuh"
 
