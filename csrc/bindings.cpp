@@ -77,9 +77,10 @@ py::object launch(int (*kernel)(const Params&), const Params& params) {
   return py::none();
 }
 
-void set_workspace(PhotometricLossParams&, double*) {}
+// Parameters without a member for it belong to plans that need none.
+void set_workspace(...) {}
 template <class Params>
-void set_workspace(Params& params, double* workspace) {
+auto set_workspace(Params& params, double* workspace) -> decltype(void(params.workspace)) {
   params.workspace = workspace;
 }
 
@@ -227,11 +228,10 @@ py::object edge_aware_smoothness(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(edge_aware_smoothness), plan_edge_aware_smoothness, p);
 }
 
-void ordinal_decode(int dtype, int threads, std::vector<int64_t> size, Address logits, Address thresholds,
-                    Address depth, Address label) {
+py::object ordinal_decode(int dtype, const Where& where, std::vector<int64_t> size, Address logits, Address thresholds,
+                          Address depth, Address label) {
   OrdinalDecodeParams p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.bins = size.at(1);
   p.height = size.at(2);
@@ -240,14 +240,13 @@ void ordinal_decode(int dtype, int threads, std::vector<int64_t> size, Address l
   p.thresholds = at<void>(thresholds);
   p.depth = at<void>(depth);
   p.label = at<int64_t>(label);
-  launch(MDEPTH_PICK(ordinal_decode), p);
+  return run(where, MDEPTH_PICK(ordinal_decode), plan_ordinal_decode, p);
 }
 
-OrdinalLossParams ordinal_loss_params(int dtype, int threads, const std::vector<int64_t>& size, Address logits,
-                                      Address depth, Address thresholds, Address valid, Address count) {
+OrdinalLossParams ordinal_loss_params(int dtype, const std::vector<int64_t>& size, Address logits, Address depth,
+                                      Address thresholds, Address valid, Address count) {
   OrdinalLossParams p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.bins = size.at(1);
   p.height = size.at(2);
@@ -260,26 +259,27 @@ OrdinalLossParams ordinal_loss_params(int dtype, int threads, const std::vector<
   return p;
 }
 
-void ordinal_loss(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth, Address thresholds,
-                  Address valid, Address count, Address loss) {
-  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+py::object ordinal_loss(int dtype, const Where& where, std::vector<int64_t> size, Address logits, Address depth,
+                        Address thresholds, Address valid, Address count, Address loss) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, size, logits, depth, thresholds, valid, count);
   p.loss = at<double>(loss);
-  launch(MDEPTH_PICK(ordinal_loss), p);
+  return run(where, MDEPTH_PICK(ordinal_loss), plan_ordinal_loss, p);
 }
 
-void ordinal_loss_backward(int dtype, int threads, std::vector<int64_t> size, Address logits, Address depth,
-                           Address thresholds, Address valid, Address count, Address grad, Address grad_logits) {
-  OrdinalLossParams p = ordinal_loss_params(dtype, threads, size, logits, depth, thresholds, valid, count);
+py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int64_t> size, Address logits,
+                                 Address depth, Address thresholds, Address valid, Address count, Address grad,
+                                 Address grad_logits) {
+  OrdinalLossParams p = ordinal_loss_params(dtype, size, logits, depth, thresholds, valid, count);
   p.grad = at<void>(grad);
   p.grad_logits = at<void>(grad_logits);
-  launch(MDEPTH_PICK(ordinal_loss_backward), p);
+  return run(where, MDEPTH_PICK(ordinal_loss_backward), plan_ordinal_loss_backward, p);
 }
 
-void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Address dw_weight, Address dw_scale,
-             Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift, Address skip, Address out) {
+py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
+                   Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
+                   Address skip, Address out) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
-  p.threads = threads;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -294,9 +294,10 @@ void nnconv5(int dtype, int threads, std::vector<int64_t> size, Address x, Addre
   p.pw_shift = at<void>(pw_shift);
   p.skip = at<void>(skip);
   p.out = at<void>(out);
-  launch(MDEPTH_PICK(nnconv5), p);
+  return run(where, MDEPTH_PICK(nnconv5), plan_nnconv5, p);
 }
 
+// On a GPU this is left to the vendor's libraries.
 void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size, Address x, Address active,
                               Address grad_depthwise, Address grad_pointwise, Address grad_dw_weight,
                               Address grad_pw_weight) {

@@ -185,8 +185,9 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("nnconv5", "cpu")
-def _cpu(
+@_dispatch.native_implementation("nnconv5")
+def _native_run(
+    backend: str,
     x: Tensor,
     dw_weight: Tensor,
     dw_scale: Tensor,
@@ -196,28 +197,32 @@ def _cpu(
     pw_shift: Tensor,
     skip: Tensor | None,
 ) -> Tensor:
-    dtype, (batch, channels, height, width), out_channels = x.dtype, x.shape, pw_weight.shape[0]
+    dtype, device, (batch, channels, height, width) = x.dtype, x.device, x.shape
+    out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device=device)
     _native.call(
         "nnconv5",
         dtype,
         (batch, channels, out_channels, height, width),
-        _native.pointer(x, "x", (batch, channels, height, width), dtype),
-        _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype),
-        _native.pointer(dw_scale, "dw_scale", (channels,), dtype),
-        _native.pointer(dw_shift, "dw_shift", (channels,), dtype),
-        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), dtype),
-        _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype),
-        _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype),
-        _native.pointer(skip, "skip", shape, dtype),
-        _native.pointer(out, "out", shape, dtype),
+        _native.pointer(x, "x", (batch, channels, height, width), dtype, device),
+        _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype, device),
+        _native.pointer(dw_scale, "dw_scale", (channels,), dtype, device),
+        _native.pointer(dw_shift, "dw_shift", (channels,), dtype, device),
+        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), dtype, device),
+        _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype, device),
+        _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype, device),
+        _native.pointer(skip, "skip", shape, dtype, device),
+        _native.pointer(out, "out", shape, dtype, device),
+        backend=backend,
+        device=device,
     )
     return out
 
 
-@_dispatch.implementation("nnconv5_backward", "cpu")
-def _cpu_backward(
+@_dispatch.native_implementation("nnconv5_backward")
+def _native_run_backward(
+    backend: str,
     grad: Tensor,
     x: Tensor,
     dw_weight: Tensor,
@@ -230,8 +235,8 @@ def _cpu_backward(
     need_dw_weight: bool,
     need_pw_weight: bool,
 ) -> list[Tensor]:
-    """The activations are computed again, so that nothing but inputs is kept. The products are PyTorch's but for the
-    gradients of the weights."""
+    """The activations are computed again, so that nothing but inputs is kept. The products are PyTorch's, on the CPU
+    but for the gradients of the weights."""
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     matrix = pw_weight.view(out_channels, channels)
@@ -254,7 +259,49 @@ def _cpu_backward(
 
     # A correlation with the turned kernel.
     grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty(0)
-    dtype, sizes = x.dtype, tuple(x.shape)
+    weight_gradients = _cpu_weight_gradients if backend == "cpu" else _weight_gradients
+    grad_dw_weight, grad_pw_weight = weight_gradients(
+        x, active, grad_depthwise, grad_pointwise, dw_weight, pw_weight, need_dw_weight, need_pw_weight
+    )
+    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
+
+
+def _weight_gradients(
+    x: Tensor,
+    active: Tensor,
+    grad_depthwise: Tensor,
+    grad_pointwise: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    need_dw_weight: bool,
+    need_pw_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the depthwise and the pointwise weights; empty where nobody needs them."""
+    grad_dw_weight, grad_pw_weight = x.new_empty(0), x.new_empty(0)
+    if need_dw_weight:
+        geometry = [1, 1], [2, 2], [1, 1], False, [0, 0], x.shape[1]
+        grad_dw_weight = torch.ops.aten.convolution_backward(
+            grad_depthwise, x, dw_weight, None, *geometry, [False, True, False]
+        )[1]
+    if need_pw_weight:
+        products = torch.matmul(grad_pointwise.flatten(2), active.flatten(2).mT)
+        grad_pw_weight = products.sum(0).view(pw_weight.shape)
+    return grad_dw_weight, grad_pw_weight
+
+
+def _cpu_weight_gradients(
+    x: Tensor,
+    active: Tensor,
+    grad_depthwise: Tensor,
+    grad_pointwise: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    need_dw_weight: bool,
+    need_pw_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same in native code: the same bits for any number of threads, which PyTorch's do not have on the CPU."""
+    dtype, sizes, (batch, channels, height, width) = x.dtype, tuple(x.shape), x.shape
+    out_channels = pw_weight.shape[0]
     grad_dw_weight = torch.empty(dw_weight.shape if need_dw_weight else (0,), dtype=dtype)
     grad_pw_weight = torch.empty(pw_weight.shape if need_pw_weight else (0,), dtype=dtype)
     _native.call(
@@ -270,4 +317,4 @@ def _cpu_backward(
             grad_pw_weight if need_pw_weight else None, "grad_pw_weight", (out_channels, channels, 1, 1), dtype
         ),
     )
-    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
+    return grad_dw_weight, grad_pw_weight

@@ -63,18 +63,21 @@ def _(logits: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("ordinal_decode", "cpu")
-def _cpu(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    dtype, (batch, channels, height, width) = logits.dtype, logits.shape
+@_dispatch.native_implementation("ordinal_decode")
+def _native_run(backend: str, logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, device, (batch, channels, height, width) = logits.dtype, logits.device, logits.shape
     bins, shape = channels // 2, (batch, 1, height, width)
-    depth, label = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=torch.int64)
+    depth = torch.empty(shape, dtype=dtype, device=device)
+    label = torch.empty(shape, dtype=torch.int64, device=device)
     _native.call(
         "ordinal_decode",
         dtype,
         (batch, bins, height, width),
-        _native.pointer(logits, "logits", (batch, channels, height, width), dtype),
-        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype),
-        _native.pointer(depth, "depth", shape, dtype),
-        _native.pointer(label, "label", shape, torch.int64),
+        _native.pointer(logits, "logits", (batch, channels, height, width), dtype, device),
+        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype, device),
+        _native.pointer(depth, "depth", shape, dtype, device),
+        _native.pointer(label, "label", shape, torch.int64, device),
+        backend=backend,
+        device=device,
     )
     return depth, label

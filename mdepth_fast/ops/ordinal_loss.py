@@ -109,29 +109,38 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 _dispatch.register_autocast(_op)
 
 
-@_dispatch.implementation("ordinal_loss", "cpu")
-def _cpu(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    loss, count = torch.empty((), dtype=torch.float64), torch.empty((), dtype=torch.int64)
+@_dispatch.native_implementation("ordinal_loss")
+def _native_run(
+    backend: str, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    device = logits.device
+    loss = torch.empty((), dtype=torch.float64, device=device)
+    count = torch.empty((), dtype=torch.int64, device=device)
     _native.call(
         "ordinal_loss",
         logits.dtype,
         *_arguments(count, logits, depth, thresholds, valid),
-        _native.pointer(loss, "loss", (), torch.float64),
+        _native.pointer(loss, "loss", (), torch.float64, device),
+        backend=backend,
+        device=device,
     )
     return loss.to(logits.dtype), count
 
 
-@_dispatch.implementation("ordinal_loss_backward", "cpu")
-def _cpu_backward(
-    grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
+@_dispatch.native_implementation("ordinal_loss_backward")
+def _native_run_backward(
+    backend: str, grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
 ) -> Tensor:
-    dtype, grad_logits = logits.dtype, torch.empty(logits.shape, dtype=logits.dtype)
+    dtype, device = logits.dtype, logits.device
+    grad_logits = torch.empty(logits.shape, dtype=dtype, device=device)
     _native.call(
         "ordinal_loss_backward",
         dtype,
         *_arguments(count, logits, depth, thresholds, valid),
-        _native.pointer(grad, "grad", (), dtype),
-        _native.pointer(grad_logits, "grad_logits", tuple(logits.shape), dtype),
+        _native.pointer(grad, "grad", (), dtype, device),
+        _native.pointer(grad_logits, "grad_logits", tuple(logits.shape), dtype, device),
+        backend=backend,
+        device=device,
     )
     return grad_logits
 
@@ -139,13 +148,13 @@ def _cpu_backward(
 def _arguments(
     count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
 ) -> tuple[tuple[int, ...] | int, ...]:
-    dtype, (batch, channels, height, width) = logits.dtype, logits.shape
+    dtype, device, (batch, channels, height, width) = logits.dtype, logits.device, logits.shape
     bins, map_shape = channels // 2, (batch, 1, height, width)
     return (
         (batch, bins, height, width),
-        _native.pointer(logits, "logits", tuple(logits.shape), dtype),
-        _native.pointer(depth, "depth", map_shape, dtype),
-        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype),
-        _native.pointer(valid, "valid", map_shape, torch.bool),
-        _native.pointer(count, "count", (), torch.int64),
+        _native.pointer(logits, "logits", tuple(logits.shape), dtype, device),
+        _native.pointer(depth, "depth", map_shape, dtype, device),
+        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype, device),
+        _native.pointer(valid, "valid", map_shape, torch.bool, device),
+        _native.pointer(count, "count", (), torch.int64, device),
     )

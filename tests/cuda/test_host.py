@@ -4,11 +4,19 @@ import inspect
 
 import pytest
 import torch
-from cases import CASES, gradients
+from cases import CASES, assert_empty, gradients
 from scenes import relative_error, scene
 
 import mdepth_fast
-from mdepth_fast.ops import edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+from mdepth_fast.ops import (
+    edge_aware_smoothness,
+    inverse_warp,
+    min_reprojection,
+    nnconv5,
+    ordinal_decode,
+    ordinal_loss,
+    photometric_loss,
+)
 
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -159,9 +167,8 @@ def test_outputs_are_written_everywhere(case, monkeypatch, host):
 
 @per_op
 def test_empty_batch(case, host):
-    outputs, grads = gradients(case, "host", case.inputs(batch=0))
-    assert outputs[0].shape[0] == 0 if outputs[0].dim() > 1 else outputs[0].isnan().all()
-    assert all(g.shape[0] == 0 for g in grads)
+    inputs = case.inputs(batch=0)
+    assert_empty(case, inputs, *gradients(case, "host", inputs))
 
 
 @per_op
@@ -184,6 +191,62 @@ def test_channels_and_single_gradients(host):
         assert relative_error(*grads) < 1e-10
     loss = [edge_aware_smoothness(a[:, :1], b, backend=backend) for backend in ("host", "reference")]
     assert relative_error(loss[:1], loss[1:]) < 1e-12
+
+
+def test_ordinal_masks_and_what_is_not_finite(host):
+    """Runs of pixels without a measurement, NaN where the mask is off and where it is on, thresholds hit exactly."""
+    logits, thresholds = torch.randn(2, 34, 15, 31), torch.arange(1.0, 19.0)
+    depth = torch.randint(0, 20, (2, 1, 15, 31)).float()
+    valid = torch.rand(depth.shape) < 0.3
+    valid[0, :, :9] = False
+    hidden = logits.masked_fill(~valid, torch.nan), depth.masked_fill(~valid, torch.nan)
+    for arguments in ((logits, depth, None), (logits, depth, valid), (*hidden, valid), (logits, depth, valid & False)):
+        results = []
+        for backend in ("host", "cpu"):
+            leaf = arguments[0].clone().requires_grad_()
+            loss = ordinal_loss(leaf, arguments[1], thresholds, valid=arguments[2], backend=backend)
+            results.append((loss, *torch.autograd.grad(loss, leaf)))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+    for channel in (0, 33):
+        bad = logits.clone()
+        bad[1, channel, 7, 5] = torch.nan
+        got, want = (ordinal_decode(bad, thresholds, backend=backend) for backend in ("host", "cpu"))
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        assert got[0].isnan().sum() == 1 and got[1].max() > 9
+        assert ordinal_loss(bad, depth + 1, thresholds, backend="host").isnan()
+    for value in (torch.nan, torch.inf):
+        bad = depth.clone()
+        bad[1, 0, 7, 5] = value
+        assert ordinal_loss(logits, bad, thresholds, valid=bad == bad, backend="host").isfinite() == (value != value)
+        assert ordinal_loss(logits, bad, thresholds, valid=bad != 0.5, backend="host").isnan()
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 16, 130, 8, 17)])
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_nnconv5_chunks_and_groups_of_channels(size, with_skip, host):
+    """Several chunks of input channels, several groups of output channels, with something left over; frozen weights."""
+    batch, channels, out_channels, height, width = size
+    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(
+        batch, height, width, torch.float64, channels=channels, out_channels=out_channels
+    )
+    if not with_skip:
+        del inputs["skip"]
+    for name in ("x", "dw_weight", "pw_weight"):
+        results = []
+        for backend in ("host", "reference"):
+            leaf = inputs[name].clone().requires_grad_()
+            out = nnconv5(**{**inputs, name: leaf}, backend=backend)
+            results.append(([out], torch.autograd.grad(out.sum(), [leaf])))
+        (got, got_grads), (want, want_grads) = results
+        assert relative_error(got, want) < 1e-13 and relative_error(got_grads, want_grads) < 1e-11
+
+
+def test_nnconv5_nan_stays_where_its_window_is(host):
+    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(1, 12, 40)
+    inputs["x"][0, 1, 6, 20] = torch.nan
+    window = torch.zeros_like(inputs["skip"], dtype=torch.bool)
+    window[..., 8:18, 36:46] = True
+    assert torch.equal(nnconv5(**inputs, backend="host").isnan(), window)
 
 
 def test_every_kernel_is_reached(host, host_library):

@@ -137,6 +137,18 @@ CASES = [
 ]
 
 
+def assert_empty(case, inputs, outputs, grads):
+    """What `gradients` returns for a batch of 0: nothing, or the scalar loss of nothing, and no gradient."""
+    if outputs[0].dim() > 1:
+        assert outputs[0].shape[0] == 0
+    else:
+        want = torch.full_like(outputs[0], case.of_nothing)
+        torch.testing.assert_close(outputs[0], want, rtol=0, atol=0, equal_nan=True)
+    for name, grad in zip(case.differentiable, grads):
+        assert grad.shape == inputs[name].shape and (name in case.shared or grad.shape[0] == 0)
+        assert not grad.any()
+
+
 def gradients(case, backend, inputs, weight_seed=1):
     """Outputs and the gradients of every differentiable input, for a fixed random weighting of the outputs."""
     leaves = {

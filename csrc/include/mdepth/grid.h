@@ -8,6 +8,7 @@ namespace mdepth {
 constexpr int kWarp = 32;
 constexpr int kReduceThreads = 128;   // of a block that sums partial results
 constexpr int kOrderedThreads = 128;  // of inverse_warp's ordered scatter
+constexpr int kRunThreads = 128;      // and pixels, of a block that goes through many planes
 constexpr int kElementsPerThread = 4;
 
 // A block's rectangle of owned pixels. Each thread has one column, its lane, and kStrip rows below each other.
@@ -30,10 +31,22 @@ using WindowShape = BlockShape<0, 4, 4>;
 template <class T>
 using WindowGradientShape = BlockShape<1, 8, sizeof(T) == 4 ? 2 : 1>;
 
+// Pixels of a block of nnconv5, times a group of output channels. A FastDepth decoder starts from 7x7.
+template <class T>
+struct NnConv5Shape {
+  static constexpr int kThreads = 256;
+  static constexpr int kWidth = 8;
+  static constexpr int kHeight = 8;
+  static constexpr int kOutputs = sizeof(T) == 4 ? 128 : 64;
+};
+
 template <class Shape>
 MDEPTH_HD int64_t blocks_per_image(int64_t height, int64_t width) {
   return ((height + Shape::kHeight - 1) / Shape::kHeight) * ((width + Shape::kWidth - 1) / Shape::kWidth);
 }
+
+// Blocks of an image whose pixels are taken one after another, whatever their row.
+MDEPTH_HD int64_t runs_per_plane(int64_t plane) { return (plane + kRunThreads - 1) / kRunThreads; }
 
 // First owned pixel of a block.
 struct BlockOrigin {

@@ -106,6 +106,7 @@ struct OrdinalLossParams {
   int64_t* count;          // valid pixels: out in forward, in in backward
   const void* grad;        // one number; backward only, as is all below
   void* grad_logits;       // out (B, 2 bins, H, W)
+  double* workspace;       // GPU, forward only
 };
 
 struct NnConv5Params {

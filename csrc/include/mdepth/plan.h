@@ -114,4 +114,41 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+template <class T>
+int64_t nnconv5_blocks(const NnConv5Params& p) {
+  using Shape = NnConv5Shape<T>;
+  return p.batch * blocks_per_image<Shape>(p.height, p.width) *
+         ((p.out_channels + Shape::kOutputs - 1) / Shape::kOutputs);
+}
+
+inline Plan plan_nnconv5(const NnConv5Params& p) {
+  check_plane("nnconv5", p.height, p.width);
+  Plan plan;
+  plan.add(with_dtype("nnconv5", p.dtype),
+           p.dtype == Dtype::kFloat64 ? nnconv5_blocks<double>(p) : nnconv5_blocks<float>(p),
+           NnConv5Shape<float>::kThreads);  // double has as many
+  return plan;
+}
+
+inline Plan plan_ordinal_decode(const OrdinalDecodeParams& p) {
+  Plan plan;
+  plan.add(with_dtype("ordinal_decode", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);
+  return plan;
+}
+
+inline Plan plan_ordinal_loss(const OrdinalLossParams& p) {
+  const int64_t blocks = p.batch * runs_per_plane(p.height * p.width);
+  Plan plan;
+  plan.workspace = 2 * blocks;  // cost and number of the pixels of each block
+  plan.add(with_dtype("ordinal_loss", p.dtype), blocks, kRunThreads);
+  plan.add("ordinal_loss_sum", 1, kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_ordinal_loss_backward(const OrdinalLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("ordinal_loss_backward", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);
+  return plan;
+}
+
 }  // namespace mdepth

@@ -41,7 +41,7 @@ template <class Params>
 void run(const char* what, Plan (*make_plan)(const Params&), Params p, std::vector<std::vector<char>*> outputs) {
   const Plan plan = make_plan(p);
   std::vector<double> workspace(plan.workspace);
-  if constexpr (!std::is_same_v<Params, PhotometricLossParams>) p.workspace = workspace.data();
+  if constexpr (requires { p.workspace; }) p.workspace = workspace.data();
   std::vector<std::vector<char>> first;
   for (bool descending : {false, true}) {
     for (const Launch& one : plan.launches)
@@ -154,6 +154,60 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   e.grad_disparity = map.get();
   run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
 
+  constexpr int64_t kIn = 19, kOut = 11;  // two chunks of input channels, half of the threads without an output one
+  auto x = numbers<T>(kBatch * kIn * kPlane, -1, 1), dw_weight = numbers<T>(kIn * 25, -1, 1);
+  auto pw_weight = numbers<T>(kOut * kIn, -1, 1), factors = numbers<T>(kIn, -1, 1);
+  auto skip = numbers<T>(kBatch * kOut * 4 * kPlane, -1, 1);
+  Room<T> doubled(kBatch * kOut * 4 * kPlane);
+  NnConv5Params n{};
+  n.dtype = dtype;
+  n.batch = kBatch;
+  n.channels = kIn;
+  n.out_channels = kOut;
+  n.height = kHeight;
+  n.width = kWidth;
+  n.x = x.data();
+  n.dw_weight = dw_weight.data();
+  n.dw_scale = n.dw_shift = factors.data();
+  n.pw_weight = pw_weight.data();
+  n.pw_scale = n.pw_shift = factors.data() + kIn - kOut;
+  n.skip = skip.data();
+  n.out = doubled.get();
+  run("nnconv5", plan_nnconv5, n, {&doubled});
+
+  constexpr int64_t kBins = 17;  // one more than share a logarithm
+  auto logits = numbers<T>(kBatch * 2 * kBins * kPlane, -3, 3);
+  std::vector<T> thresholds(kBins + 1);
+  for (int64_t k = 0; k <= kBins; ++k) thresholds[k] = T(0.2 * double(k));
+  Room<int64_t> label(kBatch * kPlane), count(1);
+  Room<T> grad_logits(kBatch * 2 * kBins * kPlane);
+  OrdinalDecodeParams d{};
+  d.dtype = dtype;
+  d.batch = kBatch;
+  d.bins = kBins;
+  d.height = kHeight;
+  d.width = kWidth;
+  d.logits = logits.data();
+  d.thresholds = thresholds.data();
+  d.depth = map.get();
+  d.label = label.get();
+  run("ordinal_decode", plan_ordinal_decode, d, {&map, &label});
+
+  OrdinalLossParams o{};
+  o.dtype = dtype;
+  o.batch = kBatch;
+  o.bins = kBins;
+  o.height = kHeight;
+  o.width = kWidth;
+  o.logits = logits.data();
+  o.depth = other_depth.data();
+  o.thresholds = thresholds.data();
+  o.count = count.get();
+  o.loss = loss.get();
+  run("ordinal_loss", plan_ordinal_loss, o, {&loss, &count});
+  o.grad = target.data();
+  o.grad_logits = grad_logits.get();
+  run("ordinal_loss_backward", plan_ordinal_loss_backward, o, {&grad_logits});
 }
 
 }  // namespace

@@ -1,0 +1,150 @@
+// One decoder stage of FastDepth. A block has a square of pixels and a group of output channels, and takes the input
+// channels in chunks: their squares with a border, and the depthwise product of these, lie in shared memory; the
+// pointwise product reads it there, all sums in registers. Each finished pixel goes out as its 2x2 copies, with the
+// skip added. So nothing between input and output is in global memory; blocks of other output channels compute the
+// depthwise product again, at 25 operations to the pointwise product's kOutputs.
+#pragma once
+#include "block.cuh"
+
+namespace mdepth {
+
+constexpr int kTaps = 5, kReach = 2;
+
+template <class T>
+struct NnConv5Block : NnConv5Shape<T> {
+  using Shape = NnConv5Shape<T>;
+  static constexpr int kPixels = Shape::kWidth * Shape::kHeight;
+  static constexpr int kLanes = 16;                             // threads whose pixels make up the square
+  static constexpr int kMyPixels = kPixels / kLanes;            // a thread's, kLanes apart
+  static constexpr int kMyOutputs = Shape::kOutputs * kLanes / Shape::kThreads;
+  static constexpr int kStrip = 4;                              // pixels below each other in a depthwise product
+  static constexpr int kChunk = Shape::kThreads * kStrip / kPixels;  // input channels: a strip for every thread
+  static constexpr int kRegionWidth = Shape::kWidth + 2 * kReach;
+  static constexpr int kRegion = kRegionWidth * (Shape::kHeight + 2 * kReach);
+  static constexpr int kRegionStride = kRegion + 8;             // a warp's two channels fall into different banks
+  static constexpr int kWeightStride = Shape::kOutputs + 4;     // the same for neighbouring channels
+};
+
+template <class T>
+__device__ __forceinline__ T scaled_relu(T value, T scale, T shift) {
+  value = value * scale + shift;
+  return value < T(0) ? T(0) : value;  // a NaN passes
+}
+
+// One thread's strip of the depthwise product.
+template <class T>
+__device__ __forceinline__ void depthwise_strip(const T* region, const T* tap, T (&sum)[NnConv5Block<T>::kStrip]) {
+  using Block = NnConv5Block<T>;
+#pragma unroll
+  for (int k = 0; k < Block::kStrip; ++k) sum[k] = T(0);
+#pragma unroll
+  for (int dx = 0; dx < kTaps; ++dx)
+#pragma unroll
+    for (int row = 0; row < Block::kStrip + 2 * kReach; ++row) {
+      const T value = region[row * Block::kRegionWidth + dx];
+#pragma unroll
+      for (int k = 0; k < Block::kStrip; ++k)
+        if (row - k >= 0 && row - k < kTaps) sum[k] += value * tap[(row - k) * kTaps + dx];
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void nnconv5_tile(const NnConv5Params& p) {
+  using Block = NnConv5Block<T>;
+  constexpr int kThreads = Block::kThreads, kChunk = Block::kChunk, kLanes = Block::kLanes;
+  constexpr int kMyOutputs = Block::kMyOutputs, kMyPixels = Block::kMyPixels;
+  __shared__ T region[kChunk * Block::kRegionStride], tap[kChunk * kTaps * kTaps];
+  alignas(16) __shared__ T active[kChunk * Block::kPixels], weight[kChunk * Block::kWeightStride];
+  const int width = int(p.width), height = int(p.height), thread = int(threadIdx.x);
+  const int64_t plane = p.width * p.height, groups = (p.out_channels + Block::kOutputs - 1) / Block::kOutputs;
+  const BlockOrigin origin = block_origin<NnConv5Shape<T>>(blockIdx.x / groups, p.height, p.width);
+  const int64_t first_output = blockIdx.x % groups * Block::kOutputs;
+  const int lane = thread % kLanes, my_output = thread / kLanes * kMyOutputs;
+  const bool has_outputs = first_output + my_output < p.out_channels;
+  const int strips = Block::kPixels / Block::kStrip, my_channel = thread / strips;
+  const int strip_x = thread % Block::kWidth, strip_y = thread % strips / Block::kWidth * Block::kStrip;
+  const T* const image = static_cast<const T*>(p.x) + origin.image * p.channels * plane;
+
+  T sum[kMyOutputs][kMyPixels];
+#pragma unroll
+  for (int m = 0; m < kMyOutputs; ++m)
+#pragma unroll
+    for (int j = 0; j < kMyPixels; ++j) sum[m][j] = T(0);
+
+  for (int64_t c0 = 0; c0 < p.channels; c0 += kChunk) {
+    const int count = p.channels - c0 < kChunk ? int(p.channels - c0) : kChunk;
+    for (int i = thread; i < kChunk * Block::kRegion; i += kThreads) {
+      const int c = i / Block::kRegion, at = i % Block::kRegion;
+      const int x = origin.x - kReach + at % Block::kRegionWidth, y = origin.y - kReach + at / Block::kRegionWidth;
+      const bool exists = c < count && x >= 0 && x < width && y >= 0 && y < height;
+      region[c * Block::kRegionStride + at] = exists ? image[(c0 + c) * plane + y * width + x] : T(0);
+    }
+    for (int i = thread; i < count * kTaps * kTaps; i += kThreads)
+      tap[i] = static_cast<const T*>(p.dw_weight)[c0 * kTaps * kTaps + i];
+    __syncthreads();
+    for (int i = thread; i < kChunk * Block::kOutputs; i += kThreads) {
+      const int c = i % kChunk, o = i / kChunk;
+      weight[c * Block::kWeightStride + o] =
+          c < count && first_output + o < p.out_channels
+              ? static_cast<const T*>(p.pw_weight)[(first_output + o) * p.channels + c0 + c]
+              : T(0);
+    }
+    T strip[Block::kStrip];
+    const bool has_channel = my_channel < count;
+    if (has_channel) {
+      depthwise_strip(region + my_channel * Block::kRegionStride + strip_y * Block::kRegionWidth + strip_x,
+                      tap + my_channel * kTaps * kTaps, strip);
+      const T scale = static_cast<const T*>(p.dw_scale)[c0 + my_channel];
+      const T shift = static_cast<const T*>(p.dw_shift)[c0 + my_channel];
+#pragma unroll
+      for (int k = 0; k < Block::kStrip; ++k) strip[k] = scaled_relu(strip[k], scale, shift);
+    }
+#pragma unroll
+    for (int k = 0; k < Block::kStrip; ++k)
+      active[my_channel * Block::kPixels + (strip_y + k) * Block::kWidth + strip_x] = has_channel ? strip[k] : T(0);
+    __syncthreads();
+    if (!has_outputs) continue;
+#pragma unroll 4
+    for (int c = 0; c < kChunk; ++c) {
+      T pixel[kMyPixels], factor[kMyOutputs];
+#pragma unroll
+      for (int j = 0; j < kMyPixels; ++j) pixel[j] = active[c * Block::kPixels + j * kLanes + lane];
+#pragma unroll
+      for (int m = 0; m < kMyOutputs; ++m) factor[m] = weight[c * Block::kWeightStride + my_output + m];
+#pragma unroll
+      for (int m = 0; m < kMyOutputs; ++m)
+#pragma unroll
+        for (int j = 0; j < kMyPixels; ++j) sum[m][j] += factor[m] * pixel[j];
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < kMyOutputs; ++m) {
+    const int64_t o = first_output + my_output + m;
+    if (o >= p.out_channels) continue;
+    const T scale = static_cast<const T*>(p.pw_scale)[o], shift = static_cast<const T*>(p.pw_shift)[o];
+    const int64_t first = (origin.image * p.out_channels + o) * 4 * plane;
+    T* const out = static_cast<T*>(p.out) + first;
+    const T* const skip = p.skip ? static_cast<const T*>(p.skip) + first : nullptr;
+#pragma unroll
+    for (int j = 0; j < kMyPixels; ++j) {
+      const int x = origin.x + (j * kLanes + lane) % Block::kWidth, y = origin.y + (j * kLanes + lane) / Block::kWidth;
+      if (x >= width || y >= height) continue;
+      const T value = scaled_relu(sum[m][j], scale, shift);
+#pragma unroll
+      for (int copy = 0; copy < 4; ++copy) {
+        const int64_t at = (2 * int64_t(y) + copy / 2) * 2 * width + 2 * x + copy % 2;
+        out[at] = skip ? value + skip[at] : value;
+      }
+    }
+  }
+}
+
+}  // namespace mdepth
+
+// name, threads, parameters, function
+#define MDEPTH_NNCONV5_KERNELS(KERNEL)                                                                           \
+  KERNEL(nnconv5_f32, mdepth::NnConv5Shape<float>::kThreads, NnConv5Params, mdepth::nnconv5_tile<float>)         \
+  KERNEL(nnconv5_f64, mdepth::NnConv5Shape<double>::kThreads, NnConv5Params, mdepth::nnconv5_tile<double>)
+
+MDEPTH_NNCONV5_KERNELS(MDEPTH_DEFINE_KERNEL)
