@@ -81,9 +81,7 @@ def _forward(
                 inner = tl.fma(weight, tl.load(at + (dy * width + dx), mask=on, other=0.0), inner)
         inner = _scaled_relu(inner, dw_scale, dw_shift, c, channels)
         k = first + tl.arange(0, INNER)[None, :]
-        matrix = tl.load(
-            pw_weight + o.to(tl.int64) * channels + k, mask=(o < out_channels) & (k < channels), other=0.0
-        )
+        matrix = tl.load(pw_weight + o.to(tl.int64) * channels + k, mask=(o < out_channels) & (k < channels), other=0.0)
         total = tl.dot(matrix, inner, total, input_precision="ieee", out_dtype=total.dtype)
     total = _scaled_relu(total, pw_scale, pw_shift, o, out_channels)
 
@@ -122,7 +120,7 @@ def _pointwise_weights(
     begin = run * STEPS * COLUMNS
     end = tl.minimum(begin + STEPS * COLUMNS, tl.full((), 1, dtype=tl.int64) * batch * pixels)
     total = tl.zeros((OUT, CHANNELS), dtype=grad.dtype.element_ty)
-    for first in range(begin, end, COLUMNS):  # pixels of all images, as if they were one
+    for first in tl.range(begin, end, COLUMNS, num_stages=2):  # pixels of all images, as if of one
         across = first + tl.arange(0, COLUMNS)[None, :]
         down = first + tl.arange(0, COLUMNS)[:, None]
         of_grad = (across // pixels * out_channels + o) * pixels + across % pixels
