@@ -18,6 +18,7 @@ from mdepth_fast.kernels import (
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
+    nnconv5,
     ordinal_decode,
     ordinal_loss,
     photometric_loss,
@@ -83,6 +84,16 @@ def _ordinal(dtype, everything):
         ordinal_loss.backward(one, one.long(), logits, depth, thresholds, valid)
 
 
+def _nnconv5(dtype, everything):
+    x, grad = torch.zeros(2, 64, 16, 32, dtype=dtype), torch.zeros(2, 48, 32, 64, dtype=dtype)
+    channels, out_channels = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
+    depthwise, pointwise = torch.zeros(64, 1, 5, 5, dtype=dtype), torch.zeros(48, 64, 1, 1, dtype=dtype)
+    weights = depthwise, channels, channels, pointwise, out_channels, out_channels
+    for skip in (grad, None)[: 2 if everything else 1]:
+        nnconv5.forward(x, *weights, skip)
+    nnconv5.backward(grad, x, *weights, True, True, True)
+
+
 def _launches(dtype, everything):
     """Label -> (kernel, warps, arguments) of every launch that differs from the others."""
     found = {}
@@ -100,7 +111,7 @@ def _launches(dtype, everything):
     with pytest.MonkeyPatch.context() as patch:
         for module in triton_blocks.MODULES:
             patch.setattr(module, "launch", record)
-        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal):
+        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal, _nnconv5):
             run(dtype, everything)
     return found
 

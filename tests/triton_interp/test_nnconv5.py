@@ -1,0 +1,77 @@
+"""The Triton kernels of nnconv5, interpreted: blocks of channels and runs of pixels with something left over."""
+
+import pytest
+import torch
+import triton_blocks
+from cases import gradients
+from scenes import relative_error
+
+from mdepth_fast import _dispatch
+from mdepth_fast.kernels import nnconv5 as kernels
+from mdepth_fast.kernels._launch import Block
+from mdepth_fast.ops import nnconv5
+
+CASE = next(case for case in triton_blocks.CASES if case.name == "nnconv5")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (37, 70, 3, 5), (16, 64, 9, 4), (33, 3, 1, 17)], ids=str)
+def test_numbers_of_channels(size, dtype):
+    channels, out_channels, height, width = size
+    sizes = dict(channels=channels, out_channels=out_channels, height=height, width=width)
+    inputs = CASE.inputs(**sizes, dtype=dtype)
+    want, want_grads = gradients(CASE, "reference", {name: value.double() for name, value in inputs.items()})
+    got, got_grads = gradients(CASE, "triton", inputs)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    assert relative_error(got, want) < tolerance
+    for name, a, b in zip(CASE.differentiable, got_grads, want_grads):
+        assert relative_error([a], [b]) < tolerance, name
+
+
+def test_runs_that_end_inside_an_image(monkeypatch):
+    """Several programs add up the gradient of a weight, over runs that neither rows nor images end with."""
+    monkeypatch.setattr(kernels, "POINTWISE_WEIGHTS", Block(2, 16, 4))
+    monkeypatch.setattr(kernels, "DEPTHWISE_WEIGHTS", Block(2, 8, 4))
+    inputs = CASE.inputs(batch=2, channels=2, out_channels=3, height=5, width=9, dtype=torch.float64)
+    _, want = gradients(CASE, "reference", inputs)
+    _, got = gradients(CASE, "triton", inputs)
+    for name, a, b in zip(CASE.differentiable, got, want):
+        assert relative_error([a], [b]) < 1e-12, name
+
+
+def test_without_a_skip_and_frozen_tensors():
+    inputs = CASE.inputs(batch=1, height=3, width=5, channels=2, out_channels=3, dtype=torch.float64)
+    skip = inputs.pop("skip")
+    bare = nnconv5(**inputs, backend="triton")
+    assert relative_error([bare + skip], [nnconv5(**inputs, skip=skip, backend="triton")]) < 1e-15
+    full = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+    nnconv5(**full, backend="reference").sum().backward()
+    for name in ("x", "dw_weight", "pw_weight"):
+        alone = inputs[name].clone().requires_grad_()
+        nnconv5(**{**inputs, name: alone}, backend="triton").sum().backward()
+        assert relative_error([alone.grad], [full[name].grad]) < 1e-12, name
+
+
+def test_products_that_nobody_needs_are_not_made():
+    inputs = CASE.inputs(batch=1, height=2, width=3, channels=2, out_channels=3)
+    run = _dispatch.select("nnconv5_backward", "triton", torch.device("cpu"))
+    grads = run(inputs.pop("skip"), *inputs.values(), False, False, False)
+    assert [grad.numel() for grad in grads] == [0, 0, 2, 2, 0, 3, 3]
+
+
+def test_nan_stays_where_its_window_is():
+    inputs = CASE.inputs(batch=1, height=12, width=40, channels=3, out_channels=2)
+    inputs["x"][0, 1, 6, 20] = torch.nan
+    bad = nnconv5(**inputs, backend="triton").isnan()
+    window = torch.zeros_like(bad)
+    window[..., 8:18, 36:46] = True
+    assert torch.equal(bad, window)
+
+
+def test_a_layer_keeps_the_dtype_of_its_input():
+    inputs = CASE.inputs(batch=1, height=2, width=3)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = {**inputs, "x": inputs["x"].to(dtype)}
+        got, want = (nnconv5(**half, backend=name) for name in ("triton", "reference"))
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want)
