@@ -85,17 +85,14 @@ def _forward(
         total = tl.dot(matrix, inner, total, input_precision="ieee", out_dtype=total.dtype)
     total = _scaled_relu(total, pw_scale, pw_shift, o, out_channels)
 
-    # A pixel and its copy beside it are next to each other in a thread too.
-    twice = tl.broadcast_to(total[:, :, None], (OUT, ROWS * COLUMNS, 2))
-    side = tl.arange(0, 2)[None, None, :]
-    on = ((o < out_channels) & (row < height) & (column < width))[:, :, None] & (side < 2)
+    on = (o < out_channels) & (row < height) & (column < width)
     corner = (image * out_channels + o) * 4 * plane + row.to(tl.int64) * 4 * width + 2 * column
-    for below in tl.static_range(2):
-        to = corner[:, :, None] + below * 2 * width + side
+    for copy in range(4):  # not unrolled: their addresses would take every register
+        to = corner + (copy // 2 * 2 * width + copy % 2)
         if skip is None:
-            tl.store(out + to, twice, mask=on)
+            tl.store(out + to, total, mask=on)
         else:
-            tl.store(out + to, twice + tl.load(skip + to, mask=on, other=0.0), mask=on)
+            tl.store(out + to, total + tl.load(skip + to, mask=on, other=0.0), mask=on)
 
 
 @triton.jit

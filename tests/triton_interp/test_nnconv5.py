@@ -28,14 +28,17 @@ def test_numbers_of_channels(size, dtype):
         assert relative_error([a], [b]) < tolerance, name
 
 
-def test_runs_that_end_inside_an_image(monkeypatch):
-    """Several programs add up the gradient of a weight, over runs that neither rows nor images end with."""
+def test_several_tiles_blocks_of_channels_and_runs(monkeypatch):
+    """Of each more than one, with something left over; runs of pixels that neither rows nor images end with."""
+    monkeypatch.setattr(kernels, "OUT_CHANNELS", 16)
+    monkeypatch.setattr(kernels, "FORWARD", Block(4, 8, 4))
     monkeypatch.setattr(kernels, "POINTWISE_WEIGHTS", Block(2, 16, 4))
-    monkeypatch.setattr(kernels, "DEPTHWISE_WEIGHTS", Block(2, 8, 4))
-    inputs = CASE.inputs(batch=2, channels=2, out_channels=3, height=5, width=9, dtype=torch.float64)
-    _, want = gradients(CASE, "reference", inputs)
-    _, got = gradients(CASE, "triton", inputs)
-    for name, a, b in zip(CASE.differentiable, got, want):
+    monkeypatch.setattr(kernels, "DEPTHWISE_WEIGHTS", Block(4, 8, 4))
+    inputs = CASE.inputs(batch=2, channels=17, out_channels=18, height=5, width=9, dtype=torch.float64)
+    want, want_grads = gradients(CASE, "reference", inputs)
+    got, got_grads = gradients(CASE, "triton", inputs)
+    assert relative_error(got, want) < 1e-12
+    for name, a, b in zip(CASE.differentiable, got_grads, want_grads):
         assert relative_error([a], [b]) < 1e-12, name
 
 
