@@ -157,10 +157,13 @@ def reasons(op: str, device: torch.device) -> dict[str, str | None]:
     return {name: None if name == "reference" else why_not(op, name, device) for name in BACKENDS}
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel(op: str, device: torch.device) -> bool:
     """Whether any backend can run `op`; it asks the compiled module and the driver, which no compiler can trace."""
     return any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ()))
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import the whole compiler with this package.
+_has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:

@@ -295,7 +295,7 @@ def test_ctrl_c_ends_a_training_run_with_130_and_one_line(tmp_path: Path) -> Non
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
-        guard = threading.Timer(100, process.kill)
+        guard = threading.Timer(300, process.kill)
         guard.start()
         try:
             assert process.stdout is not None
