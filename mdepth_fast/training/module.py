@@ -118,7 +118,7 @@ class SelfSupervisedDepth(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.config.optimizer
-        # Fused: the default goes over every parameter several times, a tenth of a training step on a CPU.
+        # Fused: the default goes over every parameter several times, which shows on a CPU.
         optimizer = torch.optim.Adam(self.parameters(), lr=options.lr, fused=True)
         # Stepped by Lightning at the END of an epoch: epochs 0..step_size-1 run at the full rate, as in the paper.
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, options.step_size, options.gamma)
