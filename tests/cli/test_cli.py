@@ -294,6 +294,8 @@ def test_ctrl_c_ends_a_training_run_with_130_and_one_line(tmp_path: Path) -> Non
         text=True,
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         guard = threading.Timer(300, process.kill)
         guard.start()
