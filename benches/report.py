@@ -16,7 +16,6 @@ import mdepth_fast
 from mdepth_fast import benchmark as core
 
 HERE = Path(__file__).parent
-GPU_BATCH = 4  # times the batch of a CPU
 
 
 def device_name(device: torch.device) -> str:
@@ -85,7 +84,7 @@ def main() -> None:
     for case in (core.CASES[case] for case in arguments.cases):
         batch, height, width = map(int, arguments.size.split("x")) if arguments.size else case.size
         if device.type == "cuda" and not arguments.size:
-            batch *= GPU_BATCH
+            batch = case.gpu_batch
         size = f"{batch}x{height}x{width}"
         rows = core.measure(case, batch, height, width, device=device, rounds=rounds)
         print(core.table(case, f"{size} on {name}", rows), flush=True)

@@ -44,6 +44,7 @@ class Case:
     bytes_per_pixel: float  # of forward + backward, every input read and every output written once a pass
     flops_per_pixel: float  # of forward + backward
     size: tuple[int, int, int] = (4, 192, 640)  # batch, height and width unless asked otherwise
+    gpu_batch: int = 12  # the batch where a GPU is measured
 
 
 @dataclass
@@ -156,6 +157,7 @@ def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
         bytes_per_pixel=4 * (channels + 4 * outputs) + 4 * channels * (outputs + 27) / side**2,
         flops_per_pixel=2 * channels * (25 + outputs),
         size=(1, side, side),
+        gpu_batch=32,
     )
 
 
@@ -222,6 +224,7 @@ CASES = {
             bytes_per_pixel=160 * 4 + 4 + 8,  # logits, depth, label
             flops_per_pixel=80 * 2,
             size=(2, 385, 513),
+            gpu_batch=8,
         ),
         Case(
             "ordinal_loss",
@@ -232,6 +235,7 @@ CASES = {
             bytes_per_pixel=3 * 160 * 4 + 8,  # logits twice and their gradient once
             flops_per_pixel=80 * 40,
             size=(2, 385, 513),
+            gpu_batch=8,
         ),
         *(
             _nnconv5_case(*shape)
