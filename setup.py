@@ -22,6 +22,7 @@ class CMakeBuild(build_ext):
         build_dir.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            "--fresh",  # a cache of an earlier build names tools of an isolated environment that is gone
             "-S",
             str(ROOT),
             "-B",
