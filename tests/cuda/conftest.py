@@ -11,7 +11,7 @@ from mdepth_fast import _dispatch, ops  # noqa: F401  (importing ops registers t
 from mdepth_fast.kernels import nvrtc
 
 sys.path.insert(0, str(Path(__file__).parent / "host"))
-from build import build
+from host_build import build
 
 
 @pytest.fixture(scope="session")

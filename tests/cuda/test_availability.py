@@ -10,8 +10,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from build import ROOT
 from cases import CASES
+from host_build import ROOT
 
 import mdepth_fast
 from mdepth_fast import _dispatch, _native

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from build import ROOT
+from host_build import ROOT
 
 from mdepth_fast.kernels import nvrtc
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 
 import pytest
-from build import build
+from host_build import build
 
 ASAN = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 TSAN = ("-O1", "-g", "-fsanitize=thread")
