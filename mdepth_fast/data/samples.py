@@ -17,6 +17,7 @@ from mdepth_fast.geometry import scale_intrinsics
 
 __all__ = [
     "DataError",
+    "DepthSample",
     "Sample",
     "SkipBroken",
     "SourceName",
@@ -53,6 +54,17 @@ class Sample(_Required, total=False):
     depth: Tensor
     image: Tensor
     skipped: int
+
+
+class DepthSample(TypedDict):
+    """One image with measured depth, CPU tensors at the size of the file (or of the cache).
+
+    target uint8 (3,h,w); depth float32 (1,h',w'), metres, 0 = none, usually of the same size; name says which frame.
+    """
+
+    target: Tensor
+    depth: Tensor
+    name: str
 
 
 class DataError(ValueError):

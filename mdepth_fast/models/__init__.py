@@ -1,6 +1,6 @@
 """Depth and pose nets, by name and by class."""
 
-from .base import DepthModel, DepthPrediction, Model, PoseModel
+from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
 from .checkpoints import load_checkpoint, load_encoder_weights
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
@@ -9,6 +9,7 @@ from .resnet import ResNetEncoder
 __all__ = [
     "DepthModel",
     "DepthPrediction",
+    "DisparityModel",
     "Model",
     "Monodepth2",
     "PoseCNN",

@@ -1,8 +1,8 @@
 """What every net of the package shares: argument checks, prediction, the keys of its published files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from ..geometry import disparity_to_depth
 
-__all__ = ["DepthModel", "DepthPrediction", "Model", "PoseModel", "check_images", "stack_pair"]
+__all__ = ["DepthModel", "DepthPrediction", "DisparityModel", "Model", "PoseModel", "check_images", "stack_pair"]
+
+
+Kind = Literal["metric", "relative", "affine_inverse"]
 
 
 @dataclass(frozen=True)
 class DepthPrediction:
-    """Depth (B, 1, H, W) along the optical axis; "metric" in `unit`, or "relative": up to one factor per image."""
+    """What a net says of images: `depth` (B, 1, H, W) along the optical axis, or its inverse where `kind` says so.
+
+    kind "metric": depth in `unit`; "relative": depth up to one factor per image; "affine_inverse": inverse depth up to
+    a scale and a shift per image, larger is closer (align it before it is compared with anything).
+    """
 
     depth: Tensor
-    kind: Literal["metric", "relative"]
+    kind: Kind
     unit: str | None
 
 
@@ -28,44 +35,63 @@ class Model(nn.Module):
     checkpoint_prefix: ClassVar[str]  # of its keys in a Lightning checkpoint of this package
 
     def published_files(self) -> dict[str, dict[str, str]]:
-        """File name to {key in the published file: key in `state_dict()`}."""
-        raise NotImplementedError
+        """Of a system that is published as a folder: file name to {key in the file: key in `state_dict()`}."""
+        raise ValueError(f"{type(self).__name__} is published as one file, not as a folder")
+
+    def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of one published file under the keys and in the layout of `state_dict()`.
+
+        Content that is no published file of this system comes back as it is: strict matching follows either way.
+        """
+        return content
 
 
 class DepthModel(Model):
-    """A net from images to sigmoid maps, with the range and the unit that turn them into depth."""
+    """A net from images (B, 3, H, W) in [0, 1] to depth; it normalises inside.
+
+    `forward` gives what the loss of its paper takes (a list of maps, logits, ...), `infer` and `to_depth` say what
+    depth that is, and `predict` is the same for all nets.
+    """
 
     checkpoint_prefix = "depth_net."
+    multiple: ClassVar[int] = 32  # height and width that the net takes are multiples of it
 
-    def __init__(
-        self,
-        *,
-        min_depth: float,
-        max_depth: float,
-        scales: Sequence[int],
-        unit: str | None,
-        input_size: tuple[int, int] | None,
-    ) -> None:
+    def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
         super().__init__()
-        if not 0 < min_depth < max_depth:
-            raise ValueError(
-                f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}"
-            )
-        if not scales or len(set(scales)) != len(scales) or not set(scales) <= {0, 1, 2, 3}:
-            raise ValueError(f"scales: expected distinct numbers out of 0, 1, 2, 3, got {scales!r}")
         if unit not in (None, "m"):
             raise ValueError(f'unit: expected "m" or None, got {unit!r}')
-        self.min_depth, self.max_depth = min_depth, max_depth
-        self.scales = tuple(scales)
         self.unit = unit
         self.input_size = input_size
+
+    @property
+    def kind(self) -> Kind:
+        return "metric" if self.unit else "relative"
+
+    def infer(self, images: Tensor) -> Tensor:
+        """Images (B, 3, h, w) at the size of the net to the map (B, 1, h', w') that `predict` resizes bilinearly."""
+        raise NotImplementedError
+
+    def to_depth(self, values: Tensor) -> Tensor:
+        """The resized map of `infer` to what `DepthPrediction` holds."""
+        return values
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which `predict` resizes images of this one."""
+        return self.input_size or (_nearest(height, self.multiple), _nearest(width, self.multiple))
+
+    def ground_truth(self, depth: Tensor, size: tuple[int, int]) -> Tensor:
+        """Depth (B, 1, H, W) at the size of the images to the pixels that an output of `size` (h, w) is compared with.
+
+        Nearest, so that nothing is averaged over an edge or with a missing value.
+        """
+        return depth if depth.shape[-2:] == size else F.interpolate(depth, size, mode="nearest-exact")
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, size: tuple[int, int] | None = None, flip: bool = False) -> DepthPrediction:
         """Depth of images (3, H, W) or (B, 3, H, W), floating point in [0, 1], of any size, on the device of the net.
 
-        The images are resized to `size` (H, W), else to `input_size`, else to the nearest multiple of 32; the disparity
-        is resized back bilinearly and inverted. Runs in eval mode and leaves every module in the mode it had.
+        The images are resized to `size` (H, W), else to `network_size`; the map of the net is resized back
+        bilinearly and turned into depth. Runs in eval mode and leaves every module in the mode it had.
         `flip` blends in the mirrored prediction of the mirrored image as published (arXiv 1806.01260, after Monodepth,
         arXiv 1609.03677): the mean of both, and near the left and right border the one that sees past the occlusion.
 
@@ -78,26 +104,57 @@ class DepthModel(Model):
             low, high = images.amin().item(), images.amax().item()
             raise ValueError(f"images: expected values in [0, 1], got {low:.4g} to {high:.4g}")
         images = images.to(next(self.parameters()))
-        height, width = shape = images.shape[-2:]
-        height, width = size or self.input_size or (_nearest_multiple(height), _nearest_multiple(width))
+        shape = (images.shape[-2], images.shape[-1])
+        height, width = size or self.network_size(*shape)
         if (height, width) != shape:
-            images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
+            images = self.resize(images, (height, width))
 
         modes = [(module, module.training) for module in self.modules()]
         try:
             self.eval()
-            finest = self.scales.index(min(self.scales))
             if flip:
-                plain, mirrored = self(torch.cat([images, images.flip(-1)]))[finest].chunk(2)
-                disparity = _blend_flipped(plain, mirrored.flip(-1))
+                plain, mirrored = self.infer(torch.cat([images, images.flip(-1)])).chunk(2)
+                values = _blend_flipped(plain, mirrored.flip(-1))
             else:
-                disparity = self(images)[finest]
+                values = self.infer(images)
         finally:
             for module, training in modes:
                 module.training = training
-        disparity = F.interpolate(disparity, shape, mode="bilinear", align_corners=False)
-        depth = disparity_to_depth(disparity, self.min_depth, self.max_depth)
-        return DepthPrediction(depth, "metric" if self.unit else "relative", self.unit)
+        values = F.interpolate(values, shape, mode="bilinear", align_corners=False)
+        return DepthPrediction(self.to_depth(values), self.kind, self.unit)
+
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images (B, 3, h, w) to `size`, as the system was trained."""
+        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+class DisparityModel(DepthModel):
+    """A net whose `forward` gives sigmoid maps at several scales, with the range that turns them into depth."""
+
+    def __init__(
+        self,
+        *,
+        min_depth: float,
+        max_depth: float,
+        scales: Sequence[int],
+        unit: str | None,
+        input_size: tuple[int, int] | None,
+    ) -> None:
+        super().__init__(unit=unit, input_size=input_size)
+        if not 0 < min_depth < max_depth:
+            raise ValueError(
+                f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}"
+            )
+        if not scales or len(set(scales)) != len(scales) or not set(scales) <= {0, 1, 2, 3}:
+            raise ValueError(f"scales: expected distinct numbers out of 0, 1, 2, 3, got {scales!r}")
+        self.min_depth, self.max_depth = min_depth, max_depth
+        self.scales = tuple(scales)
+
+    def infer(self, images: Tensor) -> Tensor:
+        return self(images)[self.scales.index(min(self.scales))]
+
+    def to_depth(self, values: Tensor) -> Tensor:
+        return disparity_to_depth(values, self.min_depth, self.max_depth)
 
 
 class PoseModel(Model):
@@ -129,8 +186,8 @@ def stack_pair(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second], 1)
 
 
-def _nearest_multiple(length: int) -> int:
-    return max(64, int(length / 32 + 0.5) * 32)
+def _nearest(length: int, multiple: int) -> int:
+    return max(2 * multiple, int(length / multiple + 0.5) * multiple)
 
 
 def _blend_flipped(plain: Tensor, mirrored: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
             }
             if not content:
                 raise ValueError(f"{path}: expected a Lightning checkpoint with keys {prefix}*, found none")
-        state = _matched(content, own, path)
+        state = _matched(model.translate(content), own, path)
     model.load_state_dict(state)
     if size is not None and isinstance(model, DepthModel):
         model.input_size = size

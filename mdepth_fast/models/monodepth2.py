@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DepthModel, PoseModel, check_images, stack_pair
+from .base import DisparityModel, PoseModel, check_images, stack_pair
 from .checkpoints import load_encoder_weights
 from .resnet import ResNetEncoder
 
@@ -86,7 +86,7 @@ class _DepthDecoder(nn.Module):
         return [maps[scale] for scale in self.scales]
 
 
-class Monodepth2(DepthModel):
+class Monodepth2(DisparityModel):
     """Depth net of Monodepth2: ResNet encoder, U-Net decoder, a sigmoid map per scale.
 
     `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32 from 64 on, and returns a list of maps

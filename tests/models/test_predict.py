@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from mdepth_fast.geometry import disparity_to_depth
-from mdepth_fast.models import DepthModel, DepthPrediction, create_model
+from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
 
 
-class Brightness(DepthModel):
+class Brightness(DisparityModel):
     """Its disparity is the red channel; it records the sizes and modes it was called with."""
 
     def __init__(self, **kwargs):

@@ -14,7 +14,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from mdepth_fast.models import register_model
-from mdepth_fast.models.base import DepthModel, PoseModel
+from mdepth_fast.models.base import DisparityModel, PoseModel
 from mdepth_fast.training.config import Config
 from mdepth_fast.training.run import train
 
@@ -24,7 +24,7 @@ def conv(inputs: int, outputs: int, stride: int, norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class TinyDepth(DepthModel):
+class TinyDepth(DisparityModel):
     """Four sigmoid maps at full, 1/2, 1/4 and 1/8 size, as the real networks give."""
 
     def __init__(
