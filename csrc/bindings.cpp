@@ -277,9 +277,10 @@ py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int6
 
 py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
                    Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
-                   Address skip, Address out) {
+                   Address skip, Address out, int product) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
+  p.product = Product(product);
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -331,7 +332,10 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("max_scales") = kMaxScales;
   m.attr("enums") = py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
-                             py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros));
+                             py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
+                             py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
+                             py::arg("float16") = int(Product::kFloat16),
+                             py::arg("bfloat16") = int(Product::kBFloat16));
 #if defined(MDEPTH_HAS_CUDA)
   m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
   m.def("cuda_driver", &cuda::driver_version);
