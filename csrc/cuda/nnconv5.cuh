@@ -145,21 +145,19 @@ __device__ __forceinline__ void nnconv5_tile(const NnConv5Params& p) {
 }
 
 // The same with the pointwise product on tensor cores. `Number` is what x, pw_weight, skip and out are made of (Tf32:
-// float). A warp has 16 output channels and all pixels; where there are too few for all warps, part of the pixels. What
-// a chunk needs from global memory is fetched while the one before is computed.
+// float). A warp has 16 output channels and all pixels; where there are too few for all warps, part of the pixels. Half
+// a warp has an input channel of the chunk; what it needs of the next one is fetched while this one is computed.
 template <class Number>
 struct NnConv5Tensor : NnConv5Block<float> {
   static constexpr int kRows = 16, kColumns = 8;  // of a product: output channels, pixels (a row of the square)
   static constexpr int kSteps = kChunk / (kStepWords * kPerWord<Number>);
   static constexpr int kWords = kSteps * kStepWords;
   static constexpr int kWordStride = kWords + 4;  // reads of a fragment fall into different banks
-  static constexpr int kMyRegion = (kChunk * kRegion + kThreads - 1) / kThreads;
-  static constexpr int kMyTaps = (kChunk * kTaps * kTaps + kThreads - 1) / kThreads;
+  static constexpr int kTeam = kThreads / kChunk;  // threads with the same input channel
+  static constexpr int kMyRegion = kRegion / kTeam;
+  static constexpr int kMyTaps = (kTaps * kTaps + kTeam - 1) / kTeam;
   static_assert(kOutputs == kRows * kThreads / kWarp && kWidth == kColumns && kSteps > 0);
-
-  Number x[kMyRegion];
-  float tap[kMyTaps], scale, shift;
-  unsigned weight[kSteps][4];
+  static_assert(kRegion % kTeam == 0 && kTeam == kPixels / kStrip);
 };
 
 // The words (first, ...) of row `o` of the pointwise weights; 0 past the last channel or row.
@@ -184,7 +182,7 @@ template <class Number>
 __device__ __forceinline__ void store_pixel(const NnConv5Params& p, int64_t image, int64_t o, int x, int y, float value) {
   if (o >= p.out_channels || x >= p.width || y >= p.height) return;
   value = scaled_relu(value, static_cast<const float*>(p.pw_scale)[o], static_cast<const float*>(p.pw_shift)[o]);
-  const int64_t corner = ((image * p.out_channels + o) * 2 * p.height + 2 * int64_t(y)) * 2 * p.width + 2 * x;
+  const int64_t corner = (image * p.out_channels + o) * 4 * p.height * p.width + 4 * int64_t(y) * p.width + 2 * x;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     struct alignas(2 * sizeof(Number)) Pair {
@@ -218,9 +216,11 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
   const int64_t plane = p.width * p.height, groups = (p.out_channels + Block::kOutputs - 1) / Block::kOutputs;
   const BlockOrigin origin = block_origin<NnConv5Shape<float>>(blockIdx.x / groups, p.height, p.width);
   const int64_t first_output = blockIdx.x % groups * Block::kOutputs;
-  const int strips = Block::kPixels / Block::kStrip, my_channel = thread / strips;
-  const int strip_x = thread % Block::kWidth, strip_y = thread % strips / Block::kWidth * Block::kStrip;
-  const Number* const image = static_cast<const Number*>(p.x) + origin.image * p.channels * plane;
+  const int member = thread % Block::kTeam, my_channel = thread / Block::kTeam;
+  const int strip_x = member % Block::kWidth, strip_y = member / Block::kWidth * Block::kStrip;
+  float* const my_region = region + my_channel * Block::kRegionStride;
+  float* const my_tap = tap + my_channel * kTaps * kTaps;
+  const Number* const image = static_cast<const Number*>(p.x) + (origin.image * p.channels + my_channel) * plane;
 
   int warps = kThreads / kWarp;  // that have different outputs
   while (warps > 1 && first_output + warps / 2 * Block::kRows >= p.out_channels) warps /= 2;
@@ -233,55 +233,50 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[row][i] = 0;
 
-  Block next;
-  const auto fetch = [&](int64_t c0) {
+  int offset[Block::kMyRegion];  // in a plane; -1 outside the image
 #pragma unroll
-    for (int k = 0; k < Block::kMyRegion; ++k) {
-      const int i = thread + k * kThreads, c = i / Block::kRegion, at = i % Block::kRegion;
-      const int x = origin.x - kReach + at % Block::kRegionWidth, y = origin.y - kReach + at / Block::kRegionWidth;
-      const bool exists = i < kChunk * Block::kRegion && c0 + c < p.channels && x >= 0 && x < width && y >= 0 && y < height;
-      next.x[k] = exists ? image[(c0 + c) * plane + y * width + x] : Number{};
-    }
+  for (int k = 0; k < Block::kMyRegion; ++k) {
+    const int at = member + k * Block::kTeam;
+    const int x = origin.x - kReach + at % Block::kRegionWidth, y = origin.y - kReach + at / Block::kRegionWidth;
+    offset[k] = x >= 0 && x < width && y >= 0 && y < height ? y * width + x : -1;
+  }
+  Number next[Block::kMyRegion];
+  float next_tap[Block::kMyTaps];
+  const auto fetch = [&](int64_t c0) {
+    const bool exists = c0 + my_channel < p.channels;
+#pragma unroll
+    for (int k = 0; k < Block::kMyRegion; ++k)
+      next[k] = exists && offset[k] >= 0 ? image[c0 * plane + offset[k]] : Number{};
 #pragma unroll
     for (int k = 0; k < Block::kMyTaps; ++k) {
-      const int i = thread + k * kThreads;
-      const bool exists = i < kChunk * kTaps * kTaps && c0 * kTaps * kTaps + i < p.channels * kTaps * kTaps;
-      next.tap[k] = exists ? static_cast<const float*>(p.dw_weight)[c0 * kTaps * kTaps + i] : 0.0f;
+      const int at = member + k * Block::kTeam;
+      next_tap[k] = exists && at < kTaps * kTaps
+                        ? static_cast<const float*>(p.dw_weight)[(c0 + my_channel) * kTaps * kTaps + at] : 0.0f;
     }
-    const bool exists = c0 + my_channel < p.channels;  // one that does not is 0 after scale, shift and relu
-    next.scale = exists ? static_cast<const float*>(p.dw_scale)[c0 + my_channel] : 0.0f;
-    next.shift = exists ? static_cast<const float*>(p.dw_shift)[c0 + my_channel] : 0.0f;
-#pragma unroll
-    for (int step = 0; step < Block::kSteps; ++step)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        next.weight[step][i] = weight_word<Number>(
-            p, my_output + i % 2 * 8, c0 + (step * kStepWords + i / 2 * 4 + lane % 4) * kPerWord<Number>);
   };
 
   fetch(0);
   for (int64_t c0 = 0; c0 < p.channels; c0 += kChunk) {
 #pragma unroll
-    for (int k = 0; k < Block::kMyRegion; ++k) {
-      const int i = thread + k * kThreads;
-      if (i < kChunk * Block::kRegion)
-        region[i / Block::kRegion * Block::kRegionStride + i % Block::kRegion] = to_float(next.x[k]);
-    }
+    for (int k = 0; k < Block::kMyRegion; ++k) my_region[member + k * Block::kTeam] = to_float(next[k]);
 #pragma unroll
     for (int k = 0; k < Block::kMyTaps; ++k)
-      if (thread + k * kThreads < kChunk * kTaps * kTaps) tap[thread + k * kThreads] = next.tap[k];
-    const float scale = next.scale, shift = next.shift;
+      if (member + k * Block::kTeam < kTaps * kTaps) my_tap[member + k * Block::kTeam] = next_tap[k];
+    __syncthreads();
+    if (c0 + kChunk < p.channels) fetch(c0 + kChunk);
+    const bool exists = c0 + my_channel < p.channels;  // one that does not is 0 after scale, shift and relu
+    const float scale = exists ? static_cast<const float*>(p.dw_scale)[c0 + my_channel] : 0.0f;
+    const float shift = exists ? static_cast<const float*>(p.dw_shift)[c0 + my_channel] : 0.0f;
     unsigned weight[Block::kSteps][4];
 #pragma unroll
     for (int step = 0; step < Block::kSteps; ++step)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) weight[step][i] = next.weight[step][i];
-    __syncthreads();
-    if (c0 + kChunk < p.channels) fetch(c0 + kChunk);
+      for (int i = 0; i < 4; ++i)
+        weight[step][i] = weight_word<Number>(
+            p, my_output + i % 2 * 8, c0 + (step * kStepWords + i / 2 * 4 + lane % 4) * kPerWord<Number>);
 
     float strip[Block::kStrip];
-    depthwise_strip(region + my_channel * Block::kRegionStride + strip_y * Block::kRegionWidth + strip_x,
-                    tap + my_channel * kTaps * kTaps, strip);
+    depthwise_strip(my_region + strip_y * Block::kRegionWidth + strip_x, my_tap, strip);
 #pragma unroll
     for (int k = 0; k < Block::kStrip; ++k) {
       Number rounded;
@@ -304,11 +299,10 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
   }
 
 #pragma unroll
-  for (int row = 0; row < kSquareRows; ++row) {
-    if (row % parts != part) continue;
+  for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      store_pixel<Number>(p, origin.image, my_output + i / 2 * 8, origin.x + lane % 4 * 2 + i % 2, origin.y + row,
+    for (int row = 0; row < kSquareRows; ++row)
+      if (row % parts == part) store_pixel<Number>(p, origin.image, my_output + i / 2 * 8, origin.x + lane % 4 * 2 + i % 2, origin.y + row,
                           sum[row][i]);
   }
 }
