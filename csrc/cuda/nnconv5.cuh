@@ -169,9 +169,9 @@ __device__ __forceinline__ unsigned weight_word(const NnConv5Params& p, int64_t 
   if constexpr (sizeof(Number) == 4) {
     Number rounded;
     round_to(to_float(*from), rounded);
-    __builtin_memcpy(&word, &rounded, sizeof word);
+    memcpy(&word, &rounded, sizeof word);
   } else if (p.channels % 2 == 0) {
-    __builtin_memcpy(&word, __builtin_assume_aligned(from, 4), sizeof word);
+    memcpy(&word, __builtin_assume_aligned(from, 4), sizeof word);
   } else {
     word = from[0].bits | (first + 1 < p.channels ? unsigned(from[1].bits) << 16 : 0u);
   }
@@ -282,7 +282,7 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
       Number rounded;
       round_to(scaled_relu(strip[k], scale, shift), rounded);
       const int pixel = (strip_y + k) * Block::kWidth + strip_x;
-      __builtin_memcpy(reinterpret_cast<char*>(active + pixel * Block::kWordStride) + my_channel * sizeof(Number),
+      memcpy(reinterpret_cast<char*>(active + pixel * Block::kWordStride) + my_channel * sizeof(Number),
                        &rounded, sizeof rounded);
     }
     __syncthreads();
