@@ -1,6 +1,7 @@
 """The typed configuration of a run: dataclasses, filled from a YAML preset and command-line overrides.
 
 The dataclasses are the only schema: `load_config` lets jsonargparse read types, defaults and help texts from them.
+The `task` of a preset says which of them holds: a run has the settings of its task and no others.
 """
 
 import argparse
@@ -20,10 +21,12 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PoseConfig",
+    "SelfSupervisedConfig",
     "TrainerConfig",
     "config_parser",
     "list_presets",
     "load_config",
+    "preset_task",
 ]
 
 
@@ -134,17 +137,35 @@ class LossConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam over all networks, its rate multiplied by `gamma` at the END of every `step_size`-th epoch.
+    """The optimiser and its schedule.
 
     Args:
-        lr: learning rate.
-        step_size: epochs between the drops.
-        gamma: factor of a drop.
+        name: adam, adamw or sgd.
+        lr: learning rate; where the paper multiplies it for some layers, so does the network's `parameter_groups`.
+        momentum: of sgd.
+        weight_decay: L2 penalty; decoupled from the gradient in adamw.
+        eps: of adam and adamw.
+        schedule: constant; step, times `gamma` at the END of every `step_size`-th epoch; poly, every step from lr down
+            to `end` as (1 - step / steps) ** power; plateau, times `gamma` at the end of an epoch as soon as more than
+            `patience` epochs in a row have not lowered the mean training loss.
+        step_size: step: epochs between the drops.
+        gamma: step and plateau: factor of a drop.
+        power: poly: exponent.
+        end: poly: learning rate after the last step.
+        patience: plateau: epochs without improvement that are put up with.
     """
 
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    schedule: Literal["constant", "step", "poly", "plateau"] = "step"
     step_size: int = 15
     gamma: float = 0.1
+    power: float = 0.9
+    end: float = 0.0
+    patience: int = 2
 
 
 @dataclass
@@ -185,8 +206,70 @@ class TrainerConfig:
 
 
 @dataclass
+class DepthDataConfig:
+    """What is trained and validated on: images with measured depth, at the size of their files.
+
+    Args:
+        name: nyu_labelled (.mat), depth_list (BTS lines), kitti_depth (annotated tree), fastdepth_h5, rgbd_folder.
+        root: folder of the data.
+        cache: folder that keeps the decoded samples, so that later epochs decode nothing; or null.
+        batch_size: samples per step over all processes.
+        repeat: times that every sample is shown per epoch.
+        workers: processes that decode images; 0 decodes in the training process.
+        skip_bad: leave out samples that cannot be read, and count them, where the default stops with an error.
+    """
+
+    name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder"] = "rgbd_folder"
+    root: str | None = None
+    cache: str | None = None
+    batch_size: int = 8
+    repeat: int = 1
+    workers: int = 0
+    skip_bad: bool = False
+
+
+@dataclass
+class DepthModelConfig:
+    """The depth network.
+
+    Args:
+        name: a registered depth network, see `mdepth_fast.models.list_models`.
+        options: further arguments of its constructor, by name.
+        weights: checkpoint or published weights to start from, or null.
+        encoder_weights: published ImageNet weights to start the encoder from, or null.
+        freeze_bn: batch norms keep their statistics, scale and shift.
+    """
+
+    name: str = "fcrn_resnet50_upproj"
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    encoder_weights: str | None = None
+    freeze_bn: bool = False
+
+
+@dataclass
+class DepthAugmentConfig:
+    """TODO"""
+
+    flip: float = 0.5
+
+
+@dataclass
+class DepthLossConfig:
+    """The loss, from `mdepth_fast.losses`.
+
+    Args:
+        name: silog, berhu, ordinal, l1, l2, log_l1 or ssi.
+        options: its arguments, by name.
+    """
+
+    name: Literal["silog", "berhu", "ordinal", "l1", "l2", "log_l1", "ssi"] = "silog"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Config:
-    """A whole run.
+    """What every run has; the sections of its task are added by `SelfSupervisedConfig` and `SupervisedConfig`.
 
     Args:
         run: name of the run; results go to <output>/<run>/<number>.
@@ -199,11 +282,6 @@ class Config:
     output: str = "runs"
     seed: int = 0
     protocol: str = "motorcycle"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    pose: PoseConfig = field(default_factory=PoseConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -211,16 +289,62 @@ class Config:
         """Plain nested dict, as checkpoints and YAML files hold it."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of `to_dict`; what is missing takes its default."""
-        sections = {entry.name: type(getattr(cls(), entry.name)) for entry in fields(cls)}
-        return cls(
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "AnyConfig":
+        """The inverse of `to_dict`; what is missing takes its default, and the task is self-supervised without one."""
+        kind = _task(values)
+        sections = {entry.name: type(getattr(kind(), entry.name)) for entry in fields(kind)}
+        return kind(
             **{
                 key: sections[key](**value) if is_dataclass(sections.get(key)) else value
                 for key, value in values.items()
             }
         )
+
+
+@dataclass
+class SelfSupervisedConfig(Config):
+    """A run that learns depth and motion from video or stereo.
+
+    Args:
+        task: self_supervised.
+    """
+
+    task: Literal["self_supervised"] = "self_supervised"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass
+class SupervisedConfig(Config):
+    """A run that learns depth from measured depth.
+
+    Args:
+        task: supervised.
+        stages: of a network that is trained in parts: their names in order, each with its number of optimiser steps;
+            training ends after the last. Empty for a network that is trained as a whole.
+    """
+
+    task: Literal["supervised"] = "supervised"
+    data: DepthDataConfig = field(default_factory=DepthDataConfig)
+    model: DepthModelConfig = field(default_factory=DepthModelConfig)
+    augment: DepthAugmentConfig = field(default_factory=DepthAugmentConfig)
+    loss: DepthLossConfig = field(default_factory=DepthLossConfig)
+    stages: dict[str, int] = field(default_factory=dict)
+
+
+AnyConfig = SelfSupervisedConfig | SupervisedConfig
+_TASKS: dict[str, type[AnyConfig]] = {"self_supervised": SelfSupervisedConfig, "supervised": SupervisedConfig}
+
+
+def _task(values: dict[str, Any]) -> type[AnyConfig]:
+    task = values.get("task", "self_supervised")
+    if task not in _TASKS:
+        raise ValueError(f"task: expected one of {', '.join(_TASKS)}, got {task!r}")
+    return _TASKS[task]
 
 
 def list_presets() -> list[str]:
@@ -229,7 +353,7 @@ def list_presets() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def _read_yaml(preset: "str | Config") -> tuple[str, dict[str, Any]]:
+def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
     if isinstance(preset, Config):
         return preset.run, preset.to_dict()
     if preset in list_presets():
@@ -250,20 +374,20 @@ def _read_yaml(preset: "str | Config") -> tuple[str, dict[str, Any]]:
 
 
 def config_parser(preset: str | Config) -> Any:
-    """The jsonargparse parser of `Config`, its defaults those of the preset, YAML file or other configuration."""
+    """The jsonargparse parser of a task's settings, its defaults those of the preset, YAML file or configuration."""
     import jsonargparse
 
     path, values = _read_yaml(preset)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config)
     try:
+        parser.add_class_arguments(_task(values))
         parser.set_defaults(parser.parse_object(values))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ValueError) as error:
         raise ValueError(f"{path}: {_one_line(error)}") from error
     return parser
 
 
-def load_config(preset: str | Config, overrides: Sequence[str] = ()) -> Config:
+def load_config(preset: str | Config, overrides: Sequence[str] = ()) -> AnyConfig:
     """The configuration of a preset, YAML file or other configuration, under overrides like `--optimizer.lr=3e-4`.
 
     Raises:

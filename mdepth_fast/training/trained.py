@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
-from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.models import DisparityModel, create_model, load_checkpoint
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import Config
+from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
 
-__all__ = ["Trained", "evaluate", "load_trained"]
+__all__ = ["Trained", "evaluate", "load_trained", "predict_sample"]
 
 # Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
 _PUBLISHED_UNIT = 5.4
@@ -25,7 +26,7 @@ class Trained:
     """A depth network in evaluation mode, its `input_size` the one it was trained at, and its run where known."""
 
     net: Any
-    config: Config | None
+    config: AnyConfig | None
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
@@ -43,7 +44,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         raise ValueError(f"{path}: expected a checkpoint of `mdepth-fast train`, got keys {sorted(checkpoint)[:5]}")
     config = Config.from_dict(checkpoint["mdepth_fast"]["config"])
     config.model.weights = config.model.encoder_weights = None
-    net = build_depth_net(config, checkpoint["mdepth_fast"]["sources"])
+    net = build_depth_net(config, checkpoint["mdepth_fast"].get("sources", ()))
     prefix = "depth_net."
     weights = checkpoint["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
@@ -72,11 +73,25 @@ def evaluate(
 ) -> None:
     """Feeds an evaluator with the depth that `net` predicts for every sample of `dataset`.
 
-    The network sees a sample at the data set's size; resizing and flip post-processing are as the evaluator's protocol
-    says. `track` may wrap the loader in a progress bar.
+    Resizing of the prediction and flip post-processing are as the evaluator's protocol says. `track` may wrap the
+    loader in a progress bar.
     """
-    device = next(net.parameters()).device
     for batch in track(DataLoader(dataset, num_workers=workers)):
-        images = batch["target"].to(device).float() / 255
-        prediction = net.predict(images, size=tuple(images.shape[-2:]), flip=evaluator.protocol.flip)
-        evaluator.update(prediction.depth, batch["depth"], batch["name"][0])
+        depth = predict_sample(net, batch, flip=evaluator.protocol.flip)
+        evaluator.update(depth, batch["depth"], batch["name"][0])
+
+
+def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> Tensor:
+    """The depth (1,1,h,w) that `net` predicts for a batch of one evaluation sample of any data set.
+
+    A net of a self-supervised system sees the target as its data set has resized it. Any other resizes the image as
+    it was published to, from the size of its file.
+    """
+    size = None
+    images = batch["target"]
+    if isinstance(net, DisparityModel) and "sources" in batch:
+        size = (images.shape[-2], images.shape[-1])
+    else:
+        images = batch.get("image", images)
+    images = images.to(next(net.parameters()).device).float() / 255
+    return net.predict(images, size=size, flip=flip).depth

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from mdepth_fast.data import SyntheticScenes
 from mdepth_fast.geometry import invert_pose, pose_matrix
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
-from mdepth_fast.training.module import SelfSupervisedDepth
+from mdepth_fast.training.self_supervised import SelfSupervisedDepth
 
 
 class FramePose(nn.Module):
