@@ -14,19 +14,24 @@ from typing import Any, Literal
 import yaml
 
 __all__ = [
+    "AnyConfig",
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "DepthAugmentConfig",
+    "DepthDataConfig",
+    "DepthLossConfig",
+    "DepthModelConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PoseConfig",
     "SelfSupervisedConfig",
+    "SupervisedConfig",
     "TrainerConfig",
     "config_parser",
     "list_presets",
     "load_config",
-    "preset_task",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What all training has in common as a LightningModule: optimiser, schedule, random numbers, validation, checkpoints."""
+"""What both kinds of training share as a LightningModule: optimiser, schedule, random numbers, validation."""
 
 import hashlib
 from typing import Any, Generic, NamedTuple, TypeVar

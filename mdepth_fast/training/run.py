@@ -26,7 +26,6 @@ from mdepth_fast.training.module import DepthModule
 from mdepth_fast.training.panel import write_panel
 from mdepth_fast.training.self_supervised import SelfSupervisedDepth
 from mdepth_fast.training.setup import build_depth_net, build_pose_net, evaluation_data, training_data
-from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
 from mdepth_fast.visualize import replacing
 

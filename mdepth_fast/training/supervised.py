@@ -35,6 +35,12 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
                     module.eval()
         return self
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Those of the network, where its paper multiplies the rate of some layers; without what is frozen."""
+        hook = getattr(self.depth_net, "parameter_groups", None)
+        groups = hook(lr) if hook else [{"params": self.depth_net.parameters()}]
+        return [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+
     def describe(self, samples: int) -> str:
         return f"on {samples} samples of {self.config.data.name}"
 

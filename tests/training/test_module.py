@@ -1,0 +1,136 @@
+"""What both kinds of training share: optimisers, schedules, parameter groups, the mean loss of an epoch."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor, nn
+
+from mdepth_fast.models.base import DepthModel
+from mdepth_fast.training.config import Config, OptimizerConfig
+from mdepth_fast.training.loader import BatchSampler, TrainLoader
+from mdepth_fast.training.module import DepthModule
+
+
+class Net(DepthModel):
+    def __init__(self) -> None:
+        super().__init__(unit="m", input_size=None)
+        self.encoder, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+
+class Module(DepthModule[Any]):
+    """Its loss is the first parameter of the head times what the batch says, so that losses are known."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        scale = batch.float().mean()
+        loss = 0.0 * sum(p.sum() for p in self.parameters()) + scale
+        self._report(loss, ["sample"] * len(batch))
+        return loss
+
+
+def fit(
+    module: DepthModule[Any], *, epochs: int = 2, values: int = 8, batch_size: int = 2, **options: Any
+) -> list[list[float]]:
+    """The learning rates of every group at every step."""
+    used: list[list[float]] = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            used.append([group["lr"] for group in optimizer.param_groups])
+
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch()],
+        **options,
+    )
+    trainer.fit(module, TrainLoader(range(values), BatchSampler(values, batch_size)))  # type: ignore[arg-type]
+    return used
+
+
+def config(**optimizer: Any) -> Any:
+    return Config.from_dict({"protocol": "synthetic", "optimizer": optimizer})
+
+
+def build(settings: Any) -> Module:
+    return Module(settings, Net())
+
+
+def test_poly_follows_its_formula_at_every_step() -> None:
+    settings = config(name="sgd", lr=0.01, schedule="poly", power=0.9, end=0.001)
+    used = fit(build(settings), epochs=3)
+    expected = [0.001 + 0.009 * (1 - step / 12) ** 0.9 for step in range(12)]
+    assert [rates[0] for rates in used] == pytest.approx(expected)
+    # A limit in steps is what the curve ends at, wherever it lies in an epoch.
+    used = fit(build(settings), epochs=-1, max_steps=7)
+    assert [rates[0] for rates in used] == pytest.approx([0.001 + 0.009 * (1 - step / 7) ** 0.9 for step in range(7)])
+
+
+def test_a_constant_rate_stays() -> None:
+    assert fit(build(config(lr=3e-4, schedule="constant"))) == [[3e-4]] * 8
+
+
+def test_steps_are_taken_at_the_end_of_epochs() -> None:
+    used = fit(build(config(name="sgd", lr=1.0, schedule="step", step_size=2, gamma=0.1)), epochs=5)
+    assert [rates[0] for rates in used] == pytest.approx([1.0] * 8 + [0.1] * 8 + [0.01] * 4)
+
+
+class Given(Module):
+    """The loss is what `losses` says, by epoch and step."""
+
+    def __init__(self, settings: Any, losses: list[list[float]]) -> None:
+        super().__init__(settings, Net())
+        self.losses = losses
+        self.means: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        given = self.losses[self.current_epoch][batch_idx]
+        loss = 0.0 * sum(p.sum() for p in self.parameters()) + given
+        self._report(loss, ["sample"] * len(batch))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.means.append(float(self.trainer.callback_metrics["epoch_loss"]))
+
+
+def test_a_plateau_of_the_mean_training_loss_drops_the_rate() -> None:
+    """Epochs of means 4, 3, 3, 3 | 3, 2: with patience 1 the second epoch without improvement is one too many."""
+    losses = [[5.0, 3.0], [4.0, 2.0], [2.0, 4.0], [1.0, 5.0], [3.0, 3.0], [2.0, 2.0], [2.0, 2.0]]
+    settings = config(name="sgd", lr=1.0, schedule="plateau", gamma=0.5, patience=1)
+    module = Given(settings, losses)
+    used = fit(module, epochs=7, values=4)
+    assert module.means == pytest.approx([4, 3, 3, 3, 3, 2, 2])
+    rates = [step[0] for step in used[::2]]
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "expected"),
+    [
+        ({"name": "adam", "eps": 1e-3}, torch.optim.Adam, {"eps": 1e-3, "weight_decay": 0.0}),
+        ({"name": "adamw", "eps": 1e-3, "weight_decay": 0.01}, torch.optim.AdamW, {"eps": 1e-3, "weight_decay": 0.01}),
+        (
+            {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
+            torch.optim.SGD,
+            {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False},
+        ),
+    ],
+)
+def test_the_optimiser_is_as_configured(settings: dict[str, Any], kind: type, expected: dict[str, Any]) -> None:
+    module = build(config(lr=0.02, schedule="constant", **settings))
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in ("lr", *expected)} == {"lr": 0.02, **expected}
+
+
+def test_runs_that_were_saved_before_keep_their_optimiser() -> None:
+    old = Config.from_dict({"run": "old", "optimizer": {"lr": 1e-3, "step_size": 4, "gamma": 0.5}}).optimizer
+    assert old == OptimizerConfig("adam", 1e-3, schedule="step", step_size=4, gamma=0.5)
