@@ -16,7 +16,6 @@ from mdepth_fast.training.trained import predict_sample
 __all__ = ["DepthModule", "Preview"]
 
 _SHOWN = ("abs_rel", "rmse", "d1")
-_EPOCH_LOSS = "epoch_loss"  # the mean training loss of an epoch: what a plateau is seen in
 
 C = TypeVar("C", bound=AnyConfig)
 
@@ -45,7 +44,7 @@ class DepthModule(LightningModule, Generic[C]):
         self.config: C = config
         self.depth_net = depth_net
         self.evaluator = Evaluator(config.protocol)
-        # Sum and number of the losses of the running epoch.
+        # Sum and number of the losses since the last epoch that a plateau was looked for in.
         self._epoch_loss: Tensor | float = 0.0
         self._epoch_steps = 0
 
@@ -83,10 +82,6 @@ class DepthModule(LightningModule, Generic[C]):
         """Whether numbers of this step are looked at, which waits for the device."""
         return self.global_step % self.config.trainer.log_every_n_steps == 0
 
-    def on_train_epoch_end(self) -> None:
-        self.log(_EPOCH_LOSS, self._epoch_loss / self._epoch_steps)
-        self._epoch_loss, self._epoch_steps = 0.0, 0
-
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups of an optimiser; a group may have a rate of its own."""
         return [{"params": list(self.parameters())}]
@@ -117,10 +112,18 @@ class DepthModule(LightningModule, Generic[C]):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if options.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, factor=options.gamma, patience=options.patience)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": _EPOCH_LOSS}}
+            # Lightning's own plateau forgets an epoch in which a run is resumed: see `lr_scheduler_step`.
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "reduce_on_plateau": False}}
         # Stepped by Lightning at the END of an epoch: epochs 0..step_size-1 run at the full rate, as in Monodepth2.
         scheduler = StepLR(optimizer, options.step_size, options.gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+            return
+        scheduler.step(self._epoch_loss / self._epoch_steps)
+        self._epoch_loss, self._epoch_steps = 0.0, 0
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator = Evaluator(self.config.protocol)
@@ -138,8 +141,8 @@ class DepthModule(LightningModule, Generic[C]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mdepth_fast"] = {
             "config": self.config.to_dict(),
-            _EPOCH_LOSS: (float(self._epoch_loss), self._epoch_steps),
+            "epoch_loss": (float(self._epoch_loss), self._epoch_steps),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._epoch_loss, self._epoch_steps = checkpoint["mdepth_fast"].get(_EPOCH_LOSS, (0.0, 0))
+        self._epoch_loss, self._epoch_steps = checkpoint["mdepth_fast"].get("epoch_loss", (0.0, 0))

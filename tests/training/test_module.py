@@ -87,7 +87,6 @@ class Given(Module):
     def __init__(self, settings: Any, losses: list[list[float]]) -> None:
         super().__init__(settings, Net())
         self.losses = losses
-        self.means: list[float] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         given = self.losses[self.current_epoch][batch_idx]
@@ -95,20 +94,16 @@ class Given(Module):
         self._report(loss, ["sample"] * len(batch))
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        self.means.append(float(self.trainer.callback_metrics["epoch_loss"]))
-
 
 def test_a_plateau_of_the_mean_training_loss_drops_the_rate() -> None:
-    """Epochs of means 4, 3, 3, 3 | 3, 2: with patience 1 the second epoch without improvement is one too many."""
-    losses = [[5.0, 3.0], [4.0, 2.0], [2.0, 4.0], [1.0, 5.0], [3.0, 3.0], [2.0, 2.0], [2.0, 2.0]]
-    settings = config(name="sgd", lr=1.0, schedule="plateau", gamma=0.5, patience=1)
-    module = Given(settings, losses)
-    used = fit(module, epochs=7, values=4)
-    assert module.means == pytest.approx([4, 3, 3, 3, 3, 2, 2])
-    rates = [step[0] for step in used[::2]]
-    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+    """Patience 1: the second epoch in a row that does not lower the mean is one too many, whatever its steps do."""
+    losses = [[6.0, 0.0, 6.0], [5.0, 0.0, 4.0], [4.0, 2.0, 3.0], [3.0, 4.0, 2.0], [2.0, 6.0, 1.0], [1.0, 4.0, 1.0]]
+    assert [sum(epoch) / 3 for epoch in losses] == [4, 3, 3, 3, 3, 2]
+    module = Given(config(name="sgd", lr=1.0, schedule="plateau", gamma=0.5, patience=1), [*losses, *losses])
+    used = fit(module, epochs=12, values=6)
+    rates = [step[0] for step in used[::3]]
+    # Dropped after epochs 3, 7 and 9.
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
 
 
 @pytest.mark.parametrize(
