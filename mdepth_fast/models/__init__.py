@@ -2,11 +2,14 @@
 
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
 from .checkpoints import load_checkpoint, load_encoder_weights
+from .dpt import DPT, DPTGeometry
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
 
 __all__ = [
+    "DPT",
+    "DPTGeometry",
     "DepthModel",
     "DepthPrediction",
     "DisparityModel",

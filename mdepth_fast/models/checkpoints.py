@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import DepthModel, Model
+from .vit import VisionTransformer
 
 __all__ = ["load_checkpoint", "load_encoder_weights"]
 
@@ -58,11 +59,15 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
 def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str]) -> None:
     """Fill a `ResNetEncoder` from a state dict in torchvision's format, the classifier left aside.
 
+    A `VisionTransformer` is filled from one in timm's format.
+
     Where the encoder takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal
     images give the activations of one. Errors as in `load_checkpoint`.
     """
     path = Path(path)
     content = {key: value for key, value in _read(path).items() if key not in _CLASSIFIER}
+    if isinstance(encoder, VisionTransformer):
+        content = dict(encoder.translate(content))
     own = encoder.state_dict()
     stem = content.get("conv1.weight")
     if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:

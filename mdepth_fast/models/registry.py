@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from .base import Model
+from .dpt import DPT
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 
 __all__ = ["create_model", "list_models", "register_model"]
@@ -39,3 +40,10 @@ register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
 register_model("posenet_resnet18", partial(PoseNet, layers=18))
 register_model("posenet_resnet50", partial(PoseNet, layers=50))
 register_model("posecnn", PoseCNN)
+for _geometry in ("large", "base", "hybrid"):
+    register_model(f"dpt_{_geometry}", partial(DPT, _geometry))
+    # The published constants and sizes of the hybrid; for the others nothing is published.
+    register_model(
+        f"dpt_{_geometry}_kitti", partial(DPT, _geometry, scale=6.016e-5, shift=0.00579, target_size=(352, 1216))
+    )
+    register_model(f"dpt_{_geometry}_nyu", partial(DPT, _geometry, scale=3.05e-4, shift=0.1378, target_size=(480, 640)))
