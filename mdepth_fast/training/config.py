@@ -212,12 +212,25 @@ class TrainerConfig:
 
 @dataclass
 class DepthDataConfig:
-    """What is trained and validated on: images with measured depth, at the size of their files.
+    """What is trained and validated on: images with measured depth.
 
     Args:
-        name: nyu_labelled (.mat), depth_list (BTS lines), kitti_depth (annotated tree), fastdepth_h5, rgbd_folder.
-        root: folder of the data.
-        cache: folder that keeps the decoded samples, so that later epochs decode nothing; or null.
+        name: nyu_labelled (nyu_depth_v2_labeled.mat), depth_list (BTS lists), kitti_depth (raw data and annotated
+            depth), fastdepth_h5 (train/ and val/ of .h5 files), rgbd_folder (a folder of images, one of depth maps).
+        root: folder of the data; of kitti_depth, that of the raw data.
+        depth_root: depth_list and kitti_depth: folder of the depth maps, or null for the root.
+        images: rgbd_folder: folder of the images below the root, or a pattern such as "rgb_*.jpg".
+        depth: rgbd_folder: the same of the depth maps, whose names have the same numbers.
+        units_per_metre: depth_list and rgbd_folder: value of a metre in 16-bit depth, NYU 1000, KITTI 256.
+        split: what is trained on. depth_list: the list; kitti_depth: lines "date/drive index side", or null for all of
+            train/; nyu_labelled: file of frame numbers, or null for the 795 of splits.mat.
+        val_split: what is validated on: the same of the other part, or null for nothing, of nyu_labelled for the 654
+            frames of splits.mat; kitti_depth: "val" for all of val/; rgbd_folder: a folder like the root.
+        filled: nyu_labelled: validate on depth with its holes filled, as Eigen and FCRN; training never sees that.
+        crop: part of the images that is trained on, [top, bottom, left, right], or kb, the 352x1216 of the KITTI depth
+            benchmark; null for all.
+        cache: folder that keeps the decoded samples, so that later epochs decode nothing, or null.
+        cache_size: [height, width] that they are kept at, or null for that of the files, which have to be of one size.
         batch_size: samples per step over all processes.
         repeat: times that every sample is shown per epoch.
         workers: processes that decode images; 0 decodes in the training process.
@@ -226,7 +239,16 @@ class DepthDataConfig:
 
     name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder"] = "rgbd_folder"
     root: str | None = None
+    depth_root: str | None = None
+    images: str = "images"
+    depth: str = "depth"
+    units_per_metre: float = 1000.0
+    split: str | None = None
+    val_split: str | None = None
+    filled: bool = False
+    crop: list[int] | Literal["kb"] | None = None
     cache: str | None = None
+    cache_size: list[int] | None = None
     batch_size: int = 8
     repeat: int = 1
     workers: int = 0
@@ -254,9 +276,46 @@ class DepthModelConfig:
 
 @dataclass
 class DepthAugmentConfig:
-    """TODO"""
+    """From an image to the network's input: `mdepth_fast.data.DepthAugment`, in this order.
 
+    Args:
+        height: height of the network input.
+        width: width of the network input.
+        resize: [rows, columns] of the resized image, null for a side that keeps its length; or the length of the
+            shorter side; or null for the file's size.
+        scale: range of a factor by which the image grows.
+        depth_from_scale: depth is divided by that factor, as if the camera had come nearer.
+        rotate: largest angle in degrees, either way.
+        crop: where the window is cut out, random or centre.
+        crop_size: [rows, columns] of the window, or null for that of the network input.
+        flip: probability of a horizontal flip.
+        recolor: probability that the colours of a sample change, by all of the following together.
+        gamma: range of the exponent.
+        brightness: range of a factor of all channels.
+        color: range of a factor of each channel.
+        jitter: brightness, contrast and saturation, factors 1 +- these.
+        min_depth: depth counts as measured above it, in metres.
+        max_depth: and up to this, or null.
+        drop_extremes: the smallest and largest depth of an image count as not measured.
+    """
+
+    height: int = 228
+    width: int = 304
+    resize: int | list[int | None] | None = None
+    scale: tuple[float, float] = (1.0, 1.5)
+    depth_from_scale: bool = True
+    rotate: float = 5.0
+    crop: Literal["random", "centre"] = "random"
+    crop_size: list[int] | None = None
     flip: float = 0.5
+    recolor: float = 1.0
+    gamma: tuple[float, float] = (1.0, 1.0)
+    brightness: tuple[float, float] = (1.0, 1.0)
+    color: tuple[float, float] = (0.8, 1.2)
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    min_depth: float = 0.0
+    max_depth: float | None = None
+    drop_extremes: bool = False
 
 
 @dataclass

@@ -42,7 +42,7 @@ class DepthModule(LightningModule, Generic[C]):
     def __init__(self, config: C, depth_net: DepthModel) -> None:
         super().__init__()
         self.config: C = config
-        self.depth_net = depth_net
+        self.depth_net: Any = depth_net
         self.evaluator = Evaluator(config.protocol)
         # Sum and number of the losses since the last epoch that a plateau was looked for in.
         self._epoch_loss: Tensor | float = 0.0

@@ -15,9 +15,10 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from mdepth_fast.data import SkipBroken
+from mdepth_fast.data import SkipBroken, collate_depth
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.config import AnyConfig, SupervisedConfig
@@ -26,6 +27,7 @@ from mdepth_fast.training.module import DepthModule
 from mdepth_fast.training.panel import write_panel
 from mdepth_fast.training.self_supervised import SelfSupervisedDepth
 from mdepth_fast.training.setup import build_depth_net, build_pose_net, evaluation_data, training_data
+from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
 from mdepth_fast.visualize import replacing
 
@@ -121,6 +123,10 @@ def train(
 
     options = vars(config.trainer).copy()
     every = options.pop("checkpoint_every_n_steps")
+    stages = config.stages if isinstance(config, SupervisedConfig) else {}
+    if stages:
+        limits = [sum(stages.values()), config.trainer.max_steps]
+        options["max_steps"] = min(limit for limit in limits if limit >= 0)
     bar = sys.stdout.isatty()
     trainer = Trainer(
         **options,
@@ -138,6 +144,9 @@ def train(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch sampler shares out every global batch itself
     )
+    if isinstance(module, SupervisedDepth) and isinstance(trainer.strategy, DDPStrategy):
+        # Parameters that a published file has and nothing reads (DPT), or that another stage trains.
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     sampler = BatchSampler(
         len(dataset),
         config.data.batch_size,
@@ -152,6 +161,7 @@ def train(
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
         pin_memory=trainer.strategy.root_device.type == "cuda",
+        collate_fn=collate_depth if isinstance(module, SupervisedDepth) else None,
     )
     held_out_loader = None
     if held_out is not None:
@@ -194,7 +204,7 @@ def train(
 
 def _build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
     if isinstance(config, SupervisedConfig):
-        raise NotImplementedError
+        return SupervisedDepth(config, build_depth_net(config))
     sources = tuple(dataset.sources)
     return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
 

@@ -6,10 +6,28 @@ from typing import Any
 
 from torch import nn
 
-from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data import (
+    Cached,
+    DepthList,
+    FastDepthH5,
+    FrameFolder,
+    KittiDepth,
+    KittiRaw,
+    MotorcycleStereo,
+    NyuLabelled,
+    RgbdFolder,
+    SyntheticScenes,
+)
 from mdepth_fast.data.kitti import list_frames
 from mdepth_fast.models import create_model, load_checkpoint
-from mdepth_fast.training.config import AnyConfig, DataConfig, DepthDataConfig, SelfSupervisedConfig, SupervisedConfig
+from mdepth_fast.training.config import (
+    AnyConfig,
+    DataConfig,
+    DepthDataConfig,
+    DepthLossConfig,
+    SelfSupervisedConfig,
+    SupervisedConfig,
+)
 
 __all__ = ["build_depth_net", "build_pose_net", "evaluation_data", "training_data"]
 
@@ -20,7 +38,7 @@ def training_data(config: AnyConfig) -> Any:
     Of a self-supervised run, its `sources` say the mode: offsets M, "stereo" S, both MS.
     """
     if isinstance(config, SupervisedConfig):
-        return _depth_data(config.data, "train")
+        return _cached(config.data, _depth_data(config.data, training=True))
     data = config.data
     size = _size(data)
     given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
@@ -42,7 +60,7 @@ def training_data(config: AnyConfig) -> Any:
 def evaluation_data(config: AnyConfig) -> Any:
     """The samples with ground truth that belong to a training set: held out where there are any, or None."""
     if isinstance(config, SupervisedConfig):
-        return _depth_data(config.data, "test")
+        return _depth_data(config.data, training=False)
     data = config.data
     size = _size(data)
     if data.name == "motorcycle":
@@ -68,8 +86,47 @@ def evaluation_data(config: AnyConfig) -> Any:
     return None
 
 
-def _depth_data(data: DepthDataConfig, part: str) -> Any:
-    raise NotImplementedError
+def _depth_data(data: DepthDataConfig, *, training: bool) -> Any:
+    """One part of measured data; None where there is none to validate on."""
+    root, depth_root = _root(data), Path(data.depth_root or data.root or "")
+    split = data.split if training else data.val_split
+    crop: Any = None
+    if training and data.crop is not None:
+        crop = data.crop if isinstance(data.crop, str) else tuple(data.crop)
+    if data.name == "nyu_labelled":
+        path = root / "nyu_depth_v2_labeled.mat"
+        filled = data.filled and not training
+        return NyuLabelled(path, "train" if training else "test", splits=split, filled=filled, crop=crop)
+    if data.name == "fastdepth_h5":
+        return FastDepthH5(root, "train" if training else "val", crop=crop)
+    if data.name == "kitti_depth" and training:
+        split = split or "train"
+    if not training and not split:
+        return None
+    if data.name == "kitti_depth":
+        return KittiDepth(root, depth_root, str(split), crop=crop, skip_missing=data.skip_bad)
+    if data.name == "rgbd_folder":
+        root = Path(split) if split and not training else root
+        return RgbdFolder(root / data.images, root / data.depth, units_per_metre=data.units_per_metre, crop=crop)
+    if not split:
+        raise ValueError("data.split: expected the list of frames of depth_list, got none; give --data.split=FILE")
+    return DepthList(split, root, depth_root, units_per_metre=data.units_per_metre, crop=crop)
+
+
+def _cached(data: DepthDataConfig, dataset: Any) -> Any:
+    size = data.cache_size
+    if size is not None and len(size) != 2:
+        raise ValueError(f"data.cache_size: expected [height, width], got {size}")
+    return Cached(dataset, data.cache, (size[0], size[1]) if size else None) if data.cache else dataset
+
+
+def build_loss(loss: DepthLossConfig, net: Any) -> nn.Module:
+    """The loss of a supervised run."""
+    class L1(nn.Module):  # XXX
+        def forward(self, output: Any, depth: Any) -> Any:
+            mask = depth > 0
+            return (output - depth)[mask].abs().mean()
+    return L1()
 
 
 def _size(data: DataConfig) -> dict[str, Any]:

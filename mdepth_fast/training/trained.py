@@ -45,6 +45,8 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     config = Config.from_dict(checkpoint["mdepth_fast"]["config"])
     config.model.weights = config.model.encoder_weights = None
     net = build_depth_net(config, checkpoint["mdepth_fast"].get("sources", ()))
+    if stage := checkpoint["mdepth_fast"].get("stage"):
+        net.stage = stage
     prefix = "depth_net."
     weights = checkpoint["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_run
-from tiny_run import read_record, tiny_config
+from tiny_run import read_record, tiny_config, tiny_supervised, write_frames
 
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.run import train
@@ -24,9 +24,28 @@ def spawn(record: Path, config: dict[str, Any], **options: Any) -> subprocess.Co
     )
 
 
-@pytest.mark.parametrize(("every", "workers"), [(3, 0), (4, 2)], ids=["mid-epoch", "end of epoch, loader workers"])
-def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int, workers: int) -> None:
-    config = {"trainer__checkpoint_every_n_steps": every, "data__workers": workers}
+# Stages that change after the resumption; a rate that falls by what was seen before it; dropout.
+_SUPERVISED = {
+    "stages": {"coarse": 9, "fine": 11},
+    "optimizer__lr": 0.03,
+    "optimizer__schedule": "plateau",
+    "optimizer__patience": 0,
+    "optimizer__gamma": 0.5,
+    "model__options": {"dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize(
+    ("every", "workers", "settings"),
+    [(3, 0, {}), (4, 2, {}), (3, 0, _SUPERVISED), (4, 0, _SUPERVISED)],
+    ids=["mid-epoch", "end of epoch, loader workers", "supervised, mid-epoch", "supervised, end of epoch"],
+)
+def test_a_killed_run_goes_on_with_the_same_numbers(
+    tmp_path: Path, every: int, workers: int, settings: dict[str, Any]
+) -> None:
+    config = {"trainer__checkpoint_every_n_steps": every, "data__workers": workers, **settings}
+    if settings:
+        config["root"] = str(write_frames(tmp_path / "frames"))
     whole = spawn(tmp_path / "whole", {**config, "output": str(tmp_path / "a")})
     assert whole.returncode == 0, whole.stderr
     config["output"] = str(tmp_path / "b")
@@ -43,6 +62,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int, 
     assert {step: expected[step] for step in before} == before
     assert {step: expected[step] for step in rest} == rest, "bit for bit, learning rate included"
     assert len({line["loss"] for line in expected.values()}) == 20, "the losses differ from step to step"
+    assert len({line["lr"] for line in expected.values()}) > 1, "and so do the rates"
     assert [path.name for path in (tmp_path / "b" / "tiny").iterdir()] == ["001"], "it goes on in its own folder"
 
 
@@ -70,17 +90,19 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["self_supervised", "supervised"])
+def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path, task: str) -> None:
     """Without batch norm and augmentation: statistics and random numbers belong to a process, the rest is shared."""
-    config = {
-        "output": str(tmp_path),
-        "model__name": "tiny_depth_without_norm",
-        "pose__name": "tiny_pose_without_norm",
-        "data__batch_size": 4,
-        "augment__flip": 0.0,
-        "augment__jitter": 0.0,
-        "trainer__max_epochs": 3,
-    }
+    config: dict[str, Any] = {"output": str(tmp_path), "data__batch_size": 4, "augment__flip": 0.0}
+    config["trainer__max_epochs"] = 3
+    if task == "supervised":
+        # Every stage leaves parameters without a gradient, and each has others.
+        config |= {"root": str(write_frames(tmp_path / "frames")), "stages": {"coarse": 3, "fine": 3}}
+        config |= {"model__name": "tiny_metric_without_norm", "augment__recolor": 0.0, "augment__scale": [1, 1]}
+        config |= {"augment__rotate": 0.0, "augment__crop": "centre"}
+    else:
+        config |= {"model__name": "tiny_depth_without_norm", "pose__name": "tiny_pose_without_norm"}
+        config |= {"augment__jitter": 0.0}
     one = spawn(tmp_path / "one", config)
     assert one.returncode == 0, one.stderr
     two = spawn(tmp_path / "two", {**config, "trainer__devices": 2, "trainer__strategy": "ddp"})
