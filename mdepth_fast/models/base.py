@@ -38,6 +38,10 @@ class Model(nn.Module):
         """Of a system that is published as a folder: file name to {key in the file: key in `state_dict()`}."""
         raise ValueError(f"{type(self).__name__} is published as one file, not as a folder")
 
+    def translate_file(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of the file `name` of a published folder under the keys of `published_files()`."""
+        return content
+
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of one published file under the keys and in the layout of `state_dict()`.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import DepthModel, Model
+from .numpy_pickle import read_numpy_pickle
 from .vit import VisionTransformer
 
 __all__ = ["load_checkpoint", "load_encoder_weights"]
@@ -34,7 +35,7 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     size = None
     if path.is_dir():
         for name, keys in model.published_files().items():
-            content = _read(path / name)
+            content = dict(model.translate_file(name, _read(path / name)))
             size = (content["height"], content["width"]) if content.keys() >= _METADATA else size
             content = {key: value for key, value in content.items() if key not in _METADATA | _CLASSIFIER}
             expected = {key: own[to] for key, to in keys.items()}
@@ -79,6 +80,8 @@ def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str]) -> No
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if path.suffix in (".npy", ".pk", ".pkl"):
+        return read_numpy_pickle(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:

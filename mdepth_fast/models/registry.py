@@ -8,6 +8,8 @@ from typing import Any
 
 from .base import Model
 from .dpt import DPT
+from .eigen2014 import Eigen2014
+from .fcrn import FCRN
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 
 __all__ = ["create_model", "list_models", "register_model"]
@@ -35,6 +37,13 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_FACTORIES, pattern))
 
 
+register_model("eigen2014_nyu", Eigen2014)
+register_model(
+    "eigen2014_kitti", partial(Eigen2014, input_size=(172, 576), fine_rows=116, log_depth_mean=2.7, log_depth_std=0.6)
+)
+register_model("fcrn_resnet50_upproj", partial(FCRN, upsampling="upproj"))
+register_model("fcrn_resnet50_upconv", partial(FCRN, upsampling="upconv"))
+register_model("fcrn_resnet50_deconv", partial(FCRN, upsampling="deconv"))
 register_model("monodepth2_resnet18", partial(Monodepth2, layers=18))
 register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
 register_model("posenet_resnet18", partial(PoseNet, layers=18))
