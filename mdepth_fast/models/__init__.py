@@ -2,6 +2,7 @@
 
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
 from .checkpoints import load_checkpoint, load_encoder_weights
+from .dorn import DORN, sid_thresholds, ud_thresholds
 from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
 from .fcrn import FCRN, UpConvolution
@@ -10,6 +11,7 @@ from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
 
 __all__ = [
+    "DORN",
     "DPT",
     "FCRN",
     "DPTGeometry",
@@ -29,4 +31,6 @@ __all__ = [
     "load_checkpoint",
     "load_encoder_weights",
     "register_model",
+    "sid_thresholds",
+    "ud_thresholds",
 ]
