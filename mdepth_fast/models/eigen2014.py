@@ -172,25 +172,26 @@ class Eigen2014(DepthModel):
             self.coarse.eval()
         return self
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the stage trains, as published: dictionaries of name, params, lr and weight_decay for an optimiser.
+    def parameter_groups(self, lr: float = 0.001) -> list[dict[str, Any]]:
+        """What the stage trains: dictionaries of name, params, lr and weight_decay for an optimiser.
 
-        They are for SGD with momentum 0.9, 32 images a step and the loss of the release, whose logarithms are divided
-        by `log_depth_std`. The paper calls the last convolution of the fine stack its layer 3.
+        `lr`, with the default as published, times 1 for convolutions, 10 for the second of the fine stack and 100 for
+        full layers: for SGD with momentum 0.9, 32 images a step and the loss of the release, whose logarithms are
+        divided by `log_depth_std`. The paper calls the last convolution of the fine stack its layer 3.
         """
         coarse, fine = self.coarse, self.fine
         groups: list[tuple[str, list[nn.Module], float, float]]
         if self.stage == "coarse":
             convolutions: list[nn.Module] = [coarse.conv1, coarse.conv2, coarse.conv3, coarse.conv4, coarse.conv5]
             groups = [
-                ("coarse.conv", convolutions, 0.001, 5e-4),
-                ("coarse.full", [coarse.full1, coarse.full2], 0.1, 1e-4),
+                ("coarse.conv", convolutions, lr, 5e-4),
+                ("coarse.full", [coarse.full1, coarse.full2], 100 * lr, 1e-4),
             ]
         else:
-            groups = [("fine.conv1,3", [fine.conv1, fine.conv3], 0.001, 1e-4), ("fine.conv2", [fine.conv2], 0.01, 1e-4)]
+            groups = [("fine.conv1,3", [fine.conv1, fine.conv3], lr, 1e-4), ("fine.conv2", [fine.conv2], 10 * lr, 1e-4)]
         return [
-            {"name": name, "params": [p for m in modules for p in m.parameters()], "lr": lr, "weight_decay": decay}
-            for name, modules, lr, decay in groups
+            {"name": name, "params": [p for m in modules for p in m.parameters()], "lr": rate, "weight_decay": decay}
+            for name, modules, rate, decay in groups
         ]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Activations and weights are channels_last: oneDNN and cuDNN convolve fastest the
 replaces one per layer. What follows a batch norm is done in place: its backward needs its input, not its output.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 def stage(
-    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int, **options: int
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int, **options: Any
 ) -> nn.Sequential:
     """`count` blocks from `inputs` channels to `width * block.expansion`, the first of them with the stride."""
     rest = (block(width * block.expansion, width, 1, **options) for _ in range(count - 1))

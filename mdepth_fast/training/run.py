@@ -249,5 +249,6 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*module\\(s\\) in eval mode.*",  # what is frozen
     ):
         warnings.filterwarnings("ignore", message)

@@ -35,26 +35,33 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
         for stage, steps in config.stages.items():
             if steps < 1:
                 raise ValueError(f"stages.{stage}: expected at least one step, got {steps}")
-            depth_net.stage = stage
+            self._enter(stage)
             learning += [parameter for parameter in depth_net.parameters() if parameter.requires_grad]
         if config.stages:
-            self._enter_stage(0)
+            self._enter_stage_of(0)
         # Distributed training exchanges the gradients of what requires one before the first step.
         for parameter in learning:
             parameter.requires_grad_(True)
         self.train()
 
-    def _enter_stage(self, step: int) -> None:
+    def _enter_stage_of(self, step: int) -> None:
         names, ends = list(self.config.stages), accumulate(self.config.stages.values())
-        self.depth_net.stage = next((name for name, end in zip(names, ends) if step < end), names[-1])
+        self._enter(next((name for name, end in zip(names, ends) if step < end), names[-1]))
+
+    def _enter(self, stage: str) -> None:
+        self.depth_net.stage = stage
+        self._freeze_norms()
 
     def train(self, mode: bool = True) -> "SupervisedDepth":
         super().train(mode)
+        self._freeze_norms()
+        return self
+
+    def _freeze_norms(self) -> None:
         if self.config.model.freeze_bn:
             for module in self.depth_net.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
+                    module.eval().requires_grad_(False)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Those of the network, where its paper multiplies the rate of some layers; without what never learns."""
@@ -62,11 +69,11 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
         groups = []
         for stage in self.config.stages or [None]:
             if stage:
-                self.depth_net.stage = stage
+                self._enter(stage)
             found = hook(lr) if hook else [{"params": self.depth_net.parameters()}]
             groups += [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in found]
         if self.config.stages:
-            self._enter_stage(self.global_step)
+            self._enter_stage_of(self.global_step)
         return [group for group in groups if group["params"]]
 
     def describe(self, samples: int) -> str:
@@ -77,7 +84,7 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if self.config.stages:
-            self._enter_stage(self.global_step)
+            self._enter_stage_of(self.global_step)
         # Dropout draws from the global state.
         torch.manual_seed(self._seed(batch_idx, "dropout"))
         batch = self.augment(batch, self._generator(batch_idx))

@@ -117,8 +117,11 @@ for suffix, with_norm in (("", True), ("_without_norm", False)):
     register_model(f"tiny_metric{suffix}", partial(TinyMetric, norm=with_norm))
 
 
-def write_frames(root: Path, count: int = 8, size: tuple[int, int] = (48, 64)) -> Path:
-    """A folder of `images` and `depth` (16-bit millimetres): blocks whose brightness says how near they are."""
+def write_frames(root: Path, count: int = 8, size: tuple[int, int] = (48, 64), holes: float = 0.2) -> Path:
+    """A folder of `images` and `depth` (16-bit millimetres): blocks whose brightness says how near they are.
+
+    A share `holes` of the depth is missing.
+    """
     numbers = np.random.default_rng(0)
     for name in ("images", "depth"):
         (root / name).mkdir(parents=True)
@@ -126,7 +129,7 @@ def write_frames(root: Path, count: int = 8, size: tuple[int, int] = (48, 64)) -
         depth = np.kron(numbers.uniform(1, 6, (size[0] // 8, size[1] // 8)), np.ones((8, 8)))
         grey = np.clip(260 - 40 * depth + numbers.normal(0, 4, size), 0, 255).astype(np.uint8)
         Image.fromarray(np.stack([grey] * 3, 2)).save(root / "images" / f"{index:03d}.png")
-        millimetres = np.where(numbers.random(size) < 0.2, 0, 1000 * depth).astype(np.uint16)
+        millimetres = np.where(numbers.random(size) < holes, 0, 1000 * depth).astype(np.uint16)
         Image.fromarray(millimetres).save(root / "depth" / f"{index:03d}.png")
     return root
 

@@ -123,5 +123,3 @@ def test_parameter_groups_are_those_of_the_network(frames: Path) -> None:
     assert {id(parameter) for parameter in last["params"]} == {id(parameter) for parameter in net.coarse[3].parameters()}
 
 
-def test_a_step_depends_on_its_place_alone_dropout_included(frames: Path) -> None:
-    ...
