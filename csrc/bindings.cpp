@@ -275,6 +275,31 @@ py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(ordinal_loss_backward), plan_ordinal_loss_backward, p);
 }
 
+py::object depth_metrics(int dtype, const Where& where, std::vector<int64_t> size, std::vector<int64_t> window,
+                         std::vector<double> ranges, bool inverse, Address prediction, Address ground_truth,
+                         Address scale, Address shift, Address sums) {
+  DepthMetricsParams p{};
+  p.dtype = Dtype(dtype);
+  p.batch = size.at(0);
+  p.height = size.at(1);
+  p.width = size.at(2);
+  p.top = window.at(0);
+  p.bottom = window.at(1);
+  p.left = window.at(2);
+  p.right = window.at(3);
+  p.min_valid = ranges.at(0);
+  p.max_valid = ranges.at(1);
+  p.min_depth = ranges.at(2);
+  p.max_depth = ranges.at(3);
+  p.inverse = inverse;
+  p.prediction = at<void>(prediction);
+  p.ground_truth = at<void>(ground_truth);
+  p.scale = at<double>(scale);
+  p.shift = at<double>(shift);
+  p.sums = at<double>(sums);
+  return run(where, MDEPTH_PICK(depth_metrics), plan_depth_metrics, p);
+}
+
 py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
                    Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
                    Address skip, Address out) {
@@ -355,6 +380,7 @@ PYBIND11_MODULE(_C, m) {
   py::implicitly_convertible<int, Where>();
   m.def("isa", [] { return isa_name(active_isa); });
   m.def("set_isa", &set_isa);
+  m.def("depth_metrics", &depth_metrics);
   m.def("inverse_warp", &inverse_warp);
   m.def("inverse_warp_backward", &inverse_warp_backward);
   m.def("photometric_loss", &photometric_loss);

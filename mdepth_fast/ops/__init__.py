@@ -1,5 +1,6 @@
 """The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
 
+from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
@@ -9,7 +10,9 @@ from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
 
 __all__ = [
+    "DEPTH_SUMS",
     "MinReprojection",
+    "depth_metrics",
     "edge_aware_smoothness",
     "inverse_warp",
     "min_reprojection",

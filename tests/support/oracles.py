@@ -123,6 +123,24 @@ def ordinal_loss(logits, depth, thresholds, valid):
     return np.mean(costs)
 
 
+def depth_metrics(prediction, ground_truth, window, valid, clip, scale=1.0, shift=0.0, inverse=False):
+    """One image: prediction, ground_truth (H,W): the twelve sums."""
+    sums = np.zeros(12)
+    for y in range(window[0], window[1]):
+        for x in range(window[2], window[3]):
+            p, g = prediction[y, x], ground_truth[y, x]
+            if not valid[0] < g < valid[1]:
+                continue
+            p = scale * p + shift
+            if inverse:
+                p = 1 / p if p > 0 else clip[1]
+            p = min(max(p, clip[0]), clip[1])
+            e, ratio = np.log(p) - np.log(g), max(p / g, g / p)
+            errors = [abs(p - g) / g, (p - g) ** 2 / g, ((p - g) / g) ** 2, (p - g) ** 2, e * e, e, abs(e)]
+            sums += [1, *errors, *(ratio < 1.25**j for j in (1, 2, 3)), (1 / p - 1 / g) ** 2]
+    return sums
+
+
 def nnconv5(x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, skip):
     """One image: x (C,H,W), dw_weight (C,5,5), pw_weight (O,C), skip (O,2H,2W): (O,2H,2W)."""
     channels, height, width = x.shape

@@ -7,6 +7,7 @@
 #define MDEPTH_CPU_PROTOTYPES(isa)                            \
   namespace mdepth {                                          \
   namespace isa {                                             \
+  int depth_metrics(const DepthMetricsParams&);               \
   int inverse_warp(const InverseWarpParams&);                 \
   int inverse_warp_backward(const InverseWarpParams&);        \
   int photometric_loss(const PhotometricLossParams&);         \

@@ -109,6 +109,27 @@ struct OrdinalLossParams {
   double* workspace;       // GPU, forward only
 };
 
+// Sums over pixels from which the depth metrics follow, with depths p and g and e = ln p - ln g: how many pixels;
+// |p - g| / g; (p - g)^2 / g; (p - g)^2 / g^2; (p - g)^2; e^2; e; |e|; max(p / g, g / p) < 1.25, 1.25^2, 1.25^3;
+// (1 / p - 1 / g)^2.
+constexpr int kDepthSums = 12;
+
+struct DepthMetricsParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, height, width;
+  int64_t top, bottom, left, right;  // the window that counts, half-open
+  double min_valid, max_valid;       // ground truth strictly between counts
+  double min_depth, max_depth;       // predictions are clipped to these
+  bool inverse;                      // predictions are inverse depths
+  const void* prediction;            // (B, H, W)
+  const void* ground_truth;          // (B, H, W)
+  const double* scale;               // (B,) or null: 1
+  const double* shift;               // (B,) or null: 0
+  double* sums;                      // out (B, kDepthSums)
+  double* workspace;                 // GPU
+};
+
 struct NnConv5Params {
   Dtype dtype;
   int threads;

@@ -114,6 +114,16 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+inline Plan plan_depth_metrics(const DepthMetricsParams& p) {
+  check_plane("depth_metrics", p.height, p.width);
+  const int64_t blocks = p.batch * metrics_blocks(p);
+  Plan plan;
+  plan.workspace = kDepthSums * blocks;
+  plan.add(with_dtype("depth_metrics", p.dtype), blocks, kRunThreads);
+  plan.add("depth_metrics_sum", p.batch, kReduceThreads);
+  return plan;
+}
+
 template <class T>
 int64_t nnconv5_blocks(const NnConv5Params& p) {
   using Shape = NnConv5Shape<T>;

@@ -7,6 +7,7 @@
 
 inline constexpr int kFirstBarrier = __COUNTER__ + 1;
 
+#include "depth_metrics.cuh"
 #include "edge_aware_smoothness.cuh"
 #include "inverse_warp.cuh"
 #include "nnconv5.cuh"
@@ -32,7 +33,8 @@ struct HostKernel {
   {#name, [](const void* params) { ::name(*static_cast<const mdepth::Params*>(params)); }},
 
 inline const HostKernel host_kernels[] = {
-    MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(HOST_KERNEL) MDEPTH_INVERSE_WARP_KERNELS(HOST_KERNEL)
+    MDEPTH_DEPTH_METRICS_KERNELS(HOST_KERNEL) MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(HOST_KERNEL)
+        MDEPTH_INVERSE_WARP_KERNELS(HOST_KERNEL)
         MDEPTH_MIN_REPROJECTION_KERNELS(HOST_KERNEL) MDEPTH_NNCONV5_KERNELS(HOST_KERNEL)
             MDEPTH_ORDINAL_DECODE_KERNELS(HOST_KERNEL) MDEPTH_ORDINAL_LOSS_KERNELS(HOST_KERNEL)
                 MDEPTH_PHOTOMETRIC_LOSS_KERNELS(HOST_KERNEL)};

@@ -154,6 +154,24 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   e.grad_disparity = map.get();
   run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
 
+  DepthMetricsParams r{};
+  Room<double> sums(kBatch * kDepthSums);
+  const std::vector<double> factors_of_images(kBatch, 1.1);
+  r.dtype = dtype;
+  r.batch = kBatch;
+  r.height = kHeight;
+  r.width = kWidth;
+  r.top = 1;
+  r.bottom = kHeight;
+  r.right = kWidth - 1;
+  r.max_valid = r.max_depth = 2.5;
+  r.min_depth = 0.1;
+  r.prediction = depth.data();
+  r.ground_truth = other_depth.data();
+  r.scale = factors_of_images.data();
+  r.sums = sums.get();
+  run("depth_metrics", plan_depth_metrics, r, {&sums});
+
   constexpr int64_t kIn = 19, kOut = 11;  // two chunks of input channels, half of the threads without an output one
   auto x = numbers<T>(kBatch * kIn * kPlane, -1, 1), dw_weight = numbers<T>(kIn * 25, -1, 1);
   auto pw_weight = numbers<T>(kOut * kIn, -1, 1), factors = numbers<T>(kIn, -1, 1);
