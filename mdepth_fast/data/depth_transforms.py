@@ -149,10 +149,10 @@ class DepthAugment(nn.Module):
         if self.training and self.recolor:
             target = self._recolor(target, colors, order)
         if self.depth_from_scale:
-            depth = depth / scale
-        # Not so where NaN.
-        measured = (depth > self.min_depth) & (depth <= self.max_depth)
-        out["target"], out["depth"] = target, torch.where(measured, depth, 0.0)
+            depth.div_(scale)
+        out["target"] = target.clamp_(max=1)
+        # The comparison holds for no NaN.
+        out["depth"] = torch.threshold_(torch.where(depth <= self.max_depth, depth, 0.0), self.min_depth, 0.0)
         return out
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -221,15 +221,16 @@ class DepthAugment(nn.Module):
             images = F.interpolate(pixels, small, mode="bilinear", align_corners=False, antialias=True)
         images = images.float()
         target = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        target = target.div_(255).clamp_(max=1)
+        target.mul_(1 / 255)
 
-        grid += 2 * _NUDGE / grid.new_tensor([size[1], size[0]])
-        if self.training and (self.rotate or self.scale[0] < 1):
-            target *= (grid.abs() <= 1).all(-1)[:, None]
         depth = depth.float()
         if self.drop_extremes:
             depth = _drop_extremes(depth)
-        return target, F.grid_sample(depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        grid += 2 * _NUDGE / grid.new_tensor([size[1], size[0]])
+        depth = F.grid_sample(depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        if self.training and (self.rotate or self.scale[0] < 1):
+            target.masked_fill_(grid.abs_().amax(-1)[:, None] > 1, 0)
+        return target, depth
 
     def _resample_groups(
         self, images: Tensor, depth: Tensor, theta: Tensor, sizes: list[tuple[int, int]]
@@ -260,12 +261,12 @@ class DepthAugment(nn.Module):
 
     def _recolor(self, images: Tensor, factors: Tensor, order: tuple[int, ...]) -> Tensor:
         if self.gamma != _NONE:
-            images = images.pow(factors[:, 0].view(-1, 1, 1, 1))
+            images = images.pow_(factors[:, 0].view(-1, 1, 1, 1))
         if any(self.jitter):
             images = adjust_color(images, factors[:, 5:], order)
         if self.brightness != _NONE or self.color != _NONE:
-            images = images * (factors[:, 1:4] * factors[:, 4:5])[..., None, None]
-        return images.clamp_(0, 1)
+            images = images.mul_((factors[:, 1:4] * factors[:, 4:5])[..., None, None])
+        return images
 
 
 def _drop_extremes(depth: Tensor) -> Tensor:
