@@ -65,8 +65,8 @@ class DepthAugment(nn.Module):
 
     Defaults are those of Eigen et al. on NYU Depth V2; `AUGMENTATIONS` has published sets. Random numbers come from
     `generator` (a CPU generator) or torch's global one, never from the device: the i-th sample of a batch has the same
-    draws whatever the options, the device and the rest of the batch are. After `eval()` there are resize and centre
-    crop only.
+    draws whatever the options, the device and the rest of the batch are, and CPU and GPU give the same up to rounding
+    (of colours to 8 bits where the CPU makes an image smaller). After `eval()` there are resize and centre crop only.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class DepthAugment(nn.Module):
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {probability}")
         self.flip, self.recolor = flip, recolor
-        if len(jitter) != 3 or not all(0 <= value <= 1 for value in jitter):
+        if not isinstance(jitter, (tuple, list)) or len(jitter) != 3 or not all(0 <= value <= 1 for value in jitter):
             raise ValueError(f"jitter: expected brightness, contrast, saturation in [0, 1], got {jitter!r}")
         self.jitter = tuple(jitter)
-        self.min_depth, self.max_depth = min_depth, float("inf") if max_depth is None else max_depth
+        self.min_depth, self.max_depth = min_depth, torch.finfo().max if max_depth is None else max_depth
         if not 0 <= min_depth < self.max_depth:
             raise ValueError(f"min_depth, max_depth: expected 0 <= min_depth < max_depth, got {min_depth}, {max_depth}")
 
@@ -149,9 +149,10 @@ class DepthAugment(nn.Module):
         if self.training and self.recolor:
             target = self._recolor(target, colors, order)
         if self.depth_from_scale:
-            depth = depth / scale
-        measured = (depth > self.min_depth) & (depth <= self.max_depth) & depth.isfinite()
-        out["target"], out["depth"] = target, torch.where(measured, depth, 0.0)
+            depth.div_(scale)
+        out["target"] = target.clamp_(max=1)
+        # The comparison holds for no NaN.
+        out["depth"] = torch.threshold_(torch.where(depth <= self.max_depth, depth, 0.0), self.min_depth, 0.0)
         return out
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -211,21 +212,25 @@ class DepthAugment(nn.Module):
             x, y, constant = (theta[:, axis, k].view(-1, 1, 1) for k in range(3))
             torch.add(y * rows.view(1, -1, 1) + constant, x * columns.view(1, 1, -1), out=grid[..., axis])
 
-        pixels = images.float()
         resized = self._resized(*size)
         # What the fixed part of the map makes of the image, if that is smaller.
         small = [min(n, round(r * o / w)) for n, r, o, w in zip(size, resized, self.size, self.crop_size)]
         if small != list(size):
-            pixels = F.interpolate(pixels, small, mode="bilinear", align_corners=False, antialias=True)
-        target = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False).div_(255)
-        if self.training and (self.rotate or self.scale[0] < 1):
-            target *= (grid.abs() <= 1).all(-1)[:, None]
+            # On the CPU PyTorch has it for bytes, several times as fast as for floats; on GPUs for floats only.
+            pixels = images if images.device.type == "cpu" else images.float()
+            images = F.interpolate(pixels, small, mode="bilinear", align_corners=False, antialias=True)
+        images = images.float()
+        target = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        target.mul_(1 / 255)
 
         depth = depth.float()
         if self.drop_extremes:
             depth = _drop_extremes(depth)
         grid += 2 * _NUDGE / grid.new_tensor([size[1], size[0]])
-        return target, F.grid_sample(depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        depth = F.grid_sample(depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        if self.training and (self.rotate or self.scale[0] < 1):
+            target.masked_fill_(grid.abs_().amax(-1)[:, None] > 1, 0)
+        return target, depth
 
     def _resample_groups(
         self, images: Tensor, depth: Tensor, theta: Tensor, sizes: list[tuple[int, int]]
@@ -256,12 +261,12 @@ class DepthAugment(nn.Module):
 
     def _recolor(self, images: Tensor, factors: Tensor, order: tuple[int, ...]) -> Tensor:
         if self.gamma != _NONE:
-            images = images.pow(factors[:, 0].view(-1, 1, 1, 1))
+            images = images.pow_(factors[:, 0].view(-1, 1, 1, 1))
         if any(self.jitter):
             images = adjust_color(images, factors[:, 5:], order)
         if self.brightness != _NONE or self.color != _NONE:
-            images = images * (factors[:, 1:4] * factors[:, 4:5])[..., None, None]
-        return images.clamp_(0, 1)
+            images = images.mul_((factors[:, 1:4] * factors[:, 4:5])[..., None, None])
+        return images
 
 
 def _drop_extremes(depth: Tensor) -> Tensor:
@@ -276,26 +281,24 @@ def _within(bounds: tuple[float, float], draws: Tensor) -> Tensor:
 
 
 def _check_range(name: str, given: Sequence[float]) -> tuple[float, float]:
-    if isinstance(given, str) or len(given) != 2 or not 0 < given[0] <= given[1]:
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not 0 < given[0] <= given[1]:
         raise ValueError(f"{name}: expected a range (low, high), 0 < low <= high, got {given!r}")
     return float(given[0]), float(given[1])
 
 
 def _check_pair(name: str, given: Sequence[int]) -> tuple[int, int]:
-    if len(given) != 2 or not all(isinstance(n, int) and n >= 2 for n in given):
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(isinstance(n, int) and n >= 2 for n in given):
         raise ValueError(f"{name}: expected (rows, columns) of at least 2, got {given!r}")
     return given[0], given[1]
 
 
 def _check_resize(resize: Any) -> int | tuple[int | None, int | None] | None:
-    if resize is None:
-        return None
-    sides = [resize] if isinstance(resize, int) else list(resize)
-    if (not isinstance(resize, int) and len(sides) != 2) or not all(
-        side is None or (isinstance(side, int) and side >= 2) for side in sides
-    ):
+    if resize is None or (isinstance(resize, int) and resize >= 2):
+        return resize
+    fits = isinstance(resize, (tuple, list)) and len(resize) == 2
+    if not fits or not all(side is None or (isinstance(side, int) and side >= 2) for side in resize):
         raise ValueError(f"resize: expected the shorter side, (rows, columns) or None, got {resize!r}")
-    return resize if isinstance(resize, int) else (sides[0], sides[1])
+    return resize[0], resize[1]
 
 
 _EIGEN_KITTI: dict[str, Any] = {"scale": (1.0, 1.2), "rotate": 0.0}

@@ -134,8 +134,8 @@ def _read_mat(path: Path, key: str) -> list[int]:
     except ImportError as error:
         raise ImportError("reading splits.mat needs SciPy; or give a text file of frame numbers as splits") from error
     try:
-        content = loadmat(path)
-        return [int(number) for number in np.asarray(content[key]).flatten()]
+        with path.open("rb") as file:
+            return [int(number) for number in np.asarray(loadmat(file)[key]).flatten()]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     # SciPy reports a foreign or damaged file in many ways.
