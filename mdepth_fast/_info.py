@@ -16,6 +16,8 @@ OPS = (
     "ordinal_decode",
     "ordinal_loss",
     "nnconv5",
+    "silog_loss",
+    "berhu_loss",
 )
 
 
