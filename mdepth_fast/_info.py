@@ -17,6 +17,8 @@ OPS = (
     "ordinal_loss",
     "nnconv5",
     "depth_metrics",
+    "silog_loss",
+    "berhu_loss",
 )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from scenes import scene
 
 from mdepth_fast import ops
@@ -93,6 +94,33 @@ def _decode(backend, logits, thresholds):
 
 def _ordinal_loss(backend, logits, depth, thresholds):
     return [ops.ordinal_loss(logits, depth, thresholds, backend=backend)]
+
+
+def _sparse_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """A third of the depths is missing; errors of some percent, and a few large ones."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 1 + 20 * torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    prediction = depth * torch.exp(0.3 * torch.randn(depth.shape, generator=generator, dtype=torch.float64) + 0.1)
+    depth = depth.masked_fill(torch.rand(depth.shape, generator=generator) < 1 / 3, 0.0)
+    return {"prediction": prediction.to(dtype), "depth": depth.to(dtype)}
+
+
+def _silog(backend, prediction, depth):
+    """All forms in one, as each is a scalar."""
+    mask = depth > 0
+    return [
+        ops.silog_loss(prediction, depth, valid="measured", backend=backend),
+        ops.silog_loss(prediction, depth, valid=mask, form="image_mean", scale=3.0, backend=backend),
+        ops.silog_loss(prediction, depth, valid="measured", form="sqrt", variance_focus=0.85, backend=backend),
+        ops.silog_loss(prediction, depth, valid=mask, form="sqrt_unbiased", variance_focus=0.85, backend=backend),
+        ops.silog_loss(0.1 * prediction, depth, valid="measured", log_prediction=True, backend=backend),
+    ]
+
+
+def _berhu(backend, prediction, depth):
+    """A column of constants holds the largest error: the threshold depends on no input, as the gradient has it."""
+    prediction, depth = F.pad(prediction, (0, 1), value=40.0), F.pad(depth, (0, 1), value=10.0)
+    return [ops.berhu_loss(prediction, depth, valid="measured", backend=backend)]
 
 
 def _nnconv5_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
@@ -186,6 +214,8 @@ CASES = [
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
+    Case("silog_loss", _sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
+    Case("berhu_loss", _sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(
         "nnconv5",
         _nnconv5_inputs,

@@ -55,6 +55,11 @@ MDEPTH_HD int64_t metrics_blocks(const DepthMetricsParams& p) {
   return ((p.bottom - p.top) * (p.right - p.left) + kPixels - 1) / kPixels;
 }
 
+// Blocks of kReduceThreads over a plane, each thread with kElementsPerThread of its pixels.
+MDEPTH_HD int64_t spans_per_plane(int64_t plane) {
+  return (plane + kReduceThreads * kElementsPerThread - 1) / (kReduceThreads * kElementsPerThread);
+}
+
 // First owned pixel of a block.
 struct BlockOrigin {
   int64_t image;

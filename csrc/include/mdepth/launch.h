@@ -19,6 +19,10 @@
   int ordinal_decode(const OrdinalDecodeParams&);             \
   int ordinal_loss(const OrdinalLossParams&);                 \
   int ordinal_loss_backward(const OrdinalLossParams&);        \
+  int silog_loss(const SilogLossParams&);                     \
+  int silog_loss_backward(const SilogLossParams&);            \
+  int berhu_loss(const BerhuLossParams&);                     \
+  int berhu_loss_backward(const BerhuLossParams&);            \
   }                                                           \
   }
 

@@ -15,6 +15,7 @@ using int64_t = long long;
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1 };
 enum class Padding : int { kBorder = 0, kZeros = 1 };
+enum class SilogForm : int { kEigen = 0, kImageMean = 1, kSqrt = 2, kSqrtUnbiased = 3 };
 
 // A projection is a row-major 3x4 double matrix [K_source R K^-1 | K_source t].
 constexpr int kProjection = 12;
@@ -128,6 +129,41 @@ struct DepthMetricsParams {
   const double* shift;               // (B,) or null: 0
   double* sums;                      // out (B, kDepthSums)
   double* workspace;                 // GPU
+};
+
+// Which pixels count: those of `valid`, else if `measured` those of finite depth above 0, else all.
+struct SilogLossParams {
+  Dtype dtype;
+  SilogForm form;
+  int threads;
+  int64_t batch, height, width;
+  double variance_focus, scale;
+  bool log_prediction;     // prediction is log(depth)
+  bool measured;
+  const void* prediction;  // (B, 1, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const bool* valid;       // (B, 1, H, W) or null
+  double* loss;            // out: one number; forward only
+  double* coefficients;    // (B, 2), slope and shift of the gradient: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_prediction;   // out (B, 1, H, W)
+  double* workspace;       // GPU, forward only
+};
+
+struct BerhuLossParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, height, width;
+  double threshold;        // share of the largest error
+  bool measured;
+  const void* prediction;  // (B, 1, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const bool* valid;       // (B, 1, H, W) or null
+  double* loss;            // out: one number; forward only
+  double* state;           // (2,), largest error and number of pixels: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_prediction;   // out (B, 1, H, W)
+  double* workspace;       // GPU, forward only
 };
 
 struct NnConv5Params {

@@ -161,4 +161,37 @@ inline Plan plan_ordinal_loss_backward(const OrdinalLossParams& p) {
   return plan;
 }
 
+inline Plan plan_silog_loss(const SilogLossParams& p) {
+  const int64_t blocks = p.batch * spans_per_plane(p.height * p.width);
+  Plan plan;
+  plan.workspace = 3 * (blocks + p.batch);  // sums of each block, of each image
+  plan.add(with_dtype("silog_loss", p.dtype), blocks, kReduceThreads);
+  plan.add("silog_loss_sum", p.batch, kReduceThreads);
+  plan.add("silog_loss_finish", 1, 1);
+  return plan;
+}
+
+inline Plan plan_silog_loss_backward(const SilogLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("silog_loss_backward", p.dtype), p.batch * spans_per_plane(p.height * p.width), kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_berhu_loss(const BerhuLossParams& p) {
+  const int64_t blocks = spans_per_plane(p.batch * p.height * p.width);
+  Plan plan;
+  plan.workspace = 3 * blocks;  // largest error, number of pixels and cost of each block
+  plan.add(with_dtype("berhu_loss_largest", p.dtype), blocks, kReduceThreads);
+  plan.add("berhu_loss_state", 1, kReduceThreads);
+  plan.add(with_dtype("berhu_loss", p.dtype), blocks, kReduceThreads);
+  plan.add("berhu_loss_sum", 1, kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_berhu_loss_backward(const BerhuLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("berhu_loss_backward", p.dtype), spans_per_plane(p.batch * p.height * p.width), kReduceThreads);
+  return plan;
+}
+
 }  // namespace mdepth

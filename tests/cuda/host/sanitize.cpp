@@ -226,6 +226,41 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   o.grad = target.data();
   o.grad_logits = grad_logits.get();
   run("ordinal_loss_backward", plan_ordinal_loss_backward, o, {&grad_logits});
+
+  Room<double> numbers_of_images(2 * kBatch), state(2);
+  SilogLossParams s{};
+  s.dtype = dtype;
+  s.batch = kBatch;
+  s.height = kHeight;
+  s.width = kWidth;
+  s.form = SilogForm::kSqrtUnbiased;
+  s.variance_focus = 0.85;
+  s.scale = 10;
+  s.measured = true;
+  s.prediction = depth.data();
+  s.depth = other_depth.data();
+  s.loss = loss.get();
+  s.coefficients = numbers_of_images.get();
+  run("silog_loss", plan_silog_loss, s, {&loss, &numbers_of_images});
+  s.grad = target.data();
+  s.grad_prediction = map.get();
+  run("silog_loss_backward", plan_silog_loss_backward, s, {&map});
+
+  BerhuLossParams h{};
+  h.dtype = dtype;
+  h.batch = kBatch;
+  h.height = kHeight;
+  h.width = kWidth;
+  h.threshold = 0.2;
+  h.valid = valid.get();
+  h.prediction = depth.data();
+  h.depth = other_depth.data();
+  h.loss = loss.get();
+  h.state = state.get();
+  run("berhu_loss", plan_berhu_loss, h, {&loss, &state});
+  h.grad = target.data();
+  h.grad_prediction = map.get();
+  run("berhu_loss_backward", plan_berhu_loss_backward, h, {&map});
 }
 
 }  // namespace
