@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The data are those of the run that wrote the checkpoint, or of the preset given by --data; settings follow: "
         "`mdepth-fast eval weights/mono_640x192 --data kitti_mono --data.root kitti --data.val_split test_files.txt`."
     )
-    parser.add_argument("weights", help="checkpoint, run folder, or folder with Monodepth2's encoder.pth and depth.pth")
+    parser.add_argument(
+        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+    )
     parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file that says what to evaluate on")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, instead of the preset's")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
@@ -25,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.evaluation import Evaluator, get_protocol
-    from mdepth_fast.training.config import load_config
+    from mdepth_fast.training.config import SelfSupervisedConfig, load_config
     from mdepth_fast.training.setup import evaluation_data
     from mdepth_fast.training.trained import evaluate, load_trained
 
@@ -33,10 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
     preset = arguments.data or trained.config
     if preset is None:
         raise ValueError("--data: published weights do not say what to evaluate on; expected a preset or .yaml file")
-    # The network is evaluated at the size that it was trained at, unless an override says otherwise.
-    size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size)]
+    size = []
+    if isinstance(load_config(preset), SelfSupervisedConfig) and trained.net.input_size:
+        # The network is evaluated at the size that it was trained at, unless an override says otherwise.
+        size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size)]
     config = load_config(preset, [*size, *arguments.overrides])
-    dataset = evaluation_data(config.data, config.seed)
+    dataset = evaluation_data(config)
     if dataset is None:
         raise ValueError(
             f"no ground truth in the data of {config.run}: set --data.val_split (kitti) or --data.depth (folder)"

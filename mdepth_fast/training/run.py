@@ -15,16 +15,19 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from mdepth_fast.data import SkipBroken
+from mdepth_fast.data import SkipBroken, collate_depth
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mdepth_fast.training.config import Config
+from mdepth_fast.training.config import AnyConfig, SupervisedConfig
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
-from mdepth_fast.training.module import SelfSupervisedDepth
+from mdepth_fast.training.module import DepthModule
 from mdepth_fast.training.panel import write_panel
+from mdepth_fast.training.self_supervised import SelfSupervisedDepth
 from mdepth_fast.training.setup import build_depth_net, build_pose_net, evaluation_data, training_data
+from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
 from mdepth_fast.visualize import replacing
 
@@ -57,7 +60,7 @@ class TrainResult:
         return "\n".join(lines)
 
 
-def new_run_folder(config: Config) -> Path:
+def new_run_folder(config: AnyConfig) -> Path:
     """Makes <output>/<run>/<next free number>."""
     parent = Path(config.output) / config.run
     parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def new_run_folder(config: Config) -> Path:
         return folder
 
 
-def find_checkpoint(config: Config, resume: str) -> Path:
+def find_checkpoint(config: AnyConfig, resume: str) -> Path:
     """The checkpoint to go on from: a file, a run folder, or "auto" for the newest run of this name that has one."""
     if resume == "auto":
         parent = Path(config.output) / config.run
@@ -88,7 +91,7 @@ def find_checkpoint(config: Config, resume: str) -> Path:
 
 
 def train(
-    config: Config,
+    config: AnyConfig,
     *,
     resume: str | None = None,
     callbacks: Iterable[Callback] = (),
@@ -111,16 +114,19 @@ def train(
     if checkpoint:
         _compare(config, read_checkpoint(checkpoint), say)
 
-    dataset = training_data(config.data, config.seed)
+    dataset = training_data(config)
     if config.data.skip_bad:
         dataset = SkipBroken(dataset)
-    held_out = evaluation_data(config.data, config.seed)
-    sources = tuple(dataset.sources)
-    module = SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+    held_out = evaluation_data(config)
+    module = _build_module(config, dataset)
     folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
 
     options = vars(config.trainer).copy()
     every = options.pop("checkpoint_every_n_steps")
+    stages = config.stages if isinstance(config, SupervisedConfig) else {}
+    if stages:
+        limits = [sum(stages.values()), config.trainer.max_steps]
+        options["max_steps"] = min(limit for limit in limits if limit >= 0)
     bar = sys.stdout.isatty()
     trainer = Trainer(
         **options,
@@ -138,6 +144,9 @@ def train(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch sampler shares out every global batch itself
     )
+    if isinstance(module, SupervisedDepth) and isinstance(trainer.strategy, DDPStrategy):
+        # Parameters that a published file has and nothing reads (DPT), or that another stage trains.
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     sampler = BatchSampler(
         len(dataset),
         config.data.batch_size,
@@ -152,6 +161,7 @@ def train(
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
         pin_memory=trainer.strategy.root_device.type == "cuda",
+        collate_fn=collate_depth if isinstance(module, SupervisedDepth) else None,
     )
     held_out_loader = None
     if held_out is not None:
@@ -167,13 +177,7 @@ def train(
             with replacing(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
             _write_metrics(record, before, None)
-        mode = "".join(
-            letter for letter, kind in (("M", int), ("S", str)) if any(isinstance(source, kind) for source in sources)
-        )
-        say(
-            f"training {config.model.name} in mode {mode} on {len(dataset)} samples of {config.data.name} at "
-            f"{config.data.height}x{config.data.width}, sources {list(sources)}, into {folder}"
-        )
+        say(f"training {config.model.name} {module.describe(len(dataset))}, into {folder}")
     try:
         trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
     except SystemExit as stop:
@@ -198,7 +202,14 @@ def train(
     )
 
 
-def _evaluate(module: SelfSupervisedDepth, held_out: Any, device: torch.device, config: Config) -> Any:
+def _build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
+    if isinstance(config, SupervisedConfig):
+        return SupervisedDepth(config, build_depth_net(config))
+    sources = tuple(dataset.sources)
+    return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+
+
+def _evaluate(module: DepthModule[Any], held_out: Any, device: torch.device, config: AnyConfig) -> Any:
     if held_out is None:
         return None
     evaluator = Evaluator(config.protocol)
@@ -211,7 +222,7 @@ def _write_metrics(path: Path, before: Any, after: Any) -> None:
         temporary.write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
 
 
-def _compare(config: Config, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
+def _compare(config: AnyConfig, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
     """Says which settings are not those of the interrupted run: its curve goes on exactly only where none is."""
     if "mdepth_fast" not in checkpoint:
         raise ValueError("resume: the checkpoint was not written by `mdepth-fast train`")
@@ -238,5 +249,6 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*module\\(s\\) in eval mode.*",  # what is frozen
     ):
         warnings.filterwarnings("ignore", message)

@@ -281,7 +281,7 @@ def test_help_of_a_preset_lists_its_settings(capsys: pytest.CaptureFixture[str])
         main(["train", "kitti_stereo", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--optimizer.step_size STEP_SIZE epochs between the drops. (type: int, default: 15)" in text
+    assert "--optimizer.step_size STEP_SIZE step: epochs between the drops. (type: int, default: 15)" in text
     assert "default: kitti_stereo" in text
 
 

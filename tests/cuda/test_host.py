@@ -4,11 +4,12 @@ import inspect
 
 import pytest
 import torch
-from cases import CASES, assert_empty, gradients
+from cases import CASES, assert_empty, awkward_metrics, gradients
 from scenes import relative_error, scene
 
 import mdepth_fast
 from mdepth_fast.ops import (
+    depth_metrics,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -221,6 +222,13 @@ def test_ordinal_masks_and_what_is_not_finite(host):
         bad[1, 0, 7, 5] = value
         assert ordinal_loss(logits, bad, thresholds, valid=bad == bad, backend="host").isfinite() == (value != value)
         assert ordinal_loss(logits, bad, thresholds, valid=bad != 0.5, backend="host").isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depth_metrics_of_awkward_numbers_and_windows(dtype, host):
+    for name, arguments in awkward_metrics(dtype).items():
+        got, want = (depth_metrics(**arguments, backend=backend) for backend in ("host", "reference"))
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 16, 130, 8, 17)])

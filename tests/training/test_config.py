@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mdepth_fast.evaluation import PROTOCOLS
-from mdepth_fast.training.config import Config, list_presets, load_config
+from mdepth_fast.training.config import Config, SelfSupervisedConfig, list_presets, load_config
 
 
 def test_every_preset_is_valid_and_names_a_protocol() -> None:
@@ -76,7 +76,7 @@ def test_a_yaml_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("run: mine\noptimizer: {lr: 5.0e-4}\n")
     config = load_config(str(path), ["--seed=3"])
     assert (config.run, config.optimizer.lr, config.seed) == ("mine", 5e-4, 3)
-    assert config.data == Config().data
+    assert config.data == SelfSupervisedConfig().data
 
     path.write_text("optimizer: {rate: 1}\n")
     with pytest.raises(ValueError, match=r"mine\.yaml.*rate"):

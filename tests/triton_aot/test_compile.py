@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from mdepth_fast.kernels import (
     _launch,
+    depth_metrics,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -84,6 +85,14 @@ def _ordinal(dtype, everything):
         ordinal_loss.backward(one, one.long(), logits, depth, thresholds, valid)
 
 
+def _depth_metrics(dtype, everything):
+    maps, factor = torch.zeros(2, 2, 1, 16, 32, dtype=dtype), torch.zeros(2, dtype=torch.float64)
+    depth_metrics.forward(*maps, factor, None, [1, 16, 0, 30], [1e-3, 80.0, 1e-3, 80.0], False)
+    if everything:
+        depth_metrics.forward(*maps, factor, factor, [0, 16, 0, 32], [0.0, torch.inf, 1e-3, 80.0], True)
+        depth_metrics.forward(*maps, None, None, [0, 16, 0, 32], [0.0, 80.0, 1e-3, torch.inf], False)
+
+
 def _nnconv5(dtype, everything):
     x, grad = torch.zeros(2, 64, 16, 32, dtype=dtype), torch.zeros(2, 48, 32, 64, dtype=dtype)
     channels, out_channels = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
@@ -122,7 +131,7 @@ def _launches(dtype, everything):
     with pytest.MonkeyPatch.context() as patch:
         for module in triton_blocks.MODULES:
             patch.setattr(module, "launch", record)
-        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal, _nnconv5):
+        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal, _nnconv5, _depth_metrics):
             run(dtype, everything)
     return found
 
