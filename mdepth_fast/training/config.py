@@ -190,6 +190,7 @@ class TrainerConfig:
         log_every_n_steps: steps between the logged values.
         checkpoint_every_n_steps: steps between the checkpoints.
         check_val_every_n_epoch: epochs between the validations.
+        val_every_n_steps: training batches between them instead, or null.
     """
 
     max_epochs: int = 20
@@ -206,6 +207,7 @@ class TrainerConfig:
     log_every_n_steps: int = 50
     checkpoint_every_n_steps: int = 250
     check_val_every_n_epoch: int = 1
+    val_every_n_steps: int | None = None
 
 
 @dataclass

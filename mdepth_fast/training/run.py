@@ -122,6 +122,8 @@ def train(
 
     options = vars(config.trainer).copy()
     every = options.pop("checkpoint_every_n_steps")
+    if steps := options.pop("val_every_n_steps"):
+        options |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
     stages = config.stages if isinstance(config, SupervisedConfig) else {}
     if stages:
         limits = [sum(stages.values()), config.trainer.max_steps]
