@@ -1,8 +1,9 @@
 """From a configuration to data sets, networks and the module that trains them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -22,6 +23,15 @@ from mdepth_fast.data import (
     collate_depth,
 )
 from mdepth_fast.data.kitti import list_frames
+from mdepth_fast.losses import (
+    BerHuLoss,
+    DepthL1Loss,
+    DepthL2Loss,
+    LogDepthL1Loss,
+    OrdinalLoss,
+    ScaleShiftInvariantLoss,
+    SILogLoss,
+)
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.training.config import (
     AnyConfig,
@@ -42,6 +52,19 @@ __all__ = [
     "evaluation_data",
     "training_data",
 ]
+
+
+T = TypeVar("T")
+
+_LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "silog": SILogLoss,
+    "berhu": BerHuLoss,
+    "ordinal": OrdinalLoss,
+    "l1": DepthL1Loss,
+    "l2": DepthL2Loss,
+    "log_l1": LogDepthL1Loss,
+    "ssi": ScaleShiftInvariantLoss,
+}
 
 
 def training_data(config: AnyConfig) -> Any:
@@ -138,14 +161,27 @@ def cache_size(data: DepthDataConfig) -> tuple[int, int] | None:
 
 
 def build_loss(loss: DepthLossConfig, net: Any) -> nn.Module:
-    """The loss of a supervised run."""
+    """The loss of a supervised run for a network; the bins of an ordinal one are the network's."""
+    options = _tuples(loss.options)
+    if loss.name == "ordinal":
+        if not hasattr(net, "thresholds"):
+            raise ValueError(f"loss.name: ordinal needs a network of ordinal logits, got {type(net).__name__}")
+        options.setdefault("thresholds", net.thresholds)
+    return _called("loss.options", _LOSSES[loss.name], options)
 
-    class L1(nn.Module):  # XXX
-        def forward(self, output: Any, depth: Any) -> Any:
-            mask = depth > 0
-            return (output - depth)[mask].abs().mean()
 
-    return L1()
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """YAML has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _called(setting: str, function: Callable[..., T], options: dict[str, Any]) -> T:
+    try:
+        return function(**options)
+    except TypeError as error:
+        if "keyword argument" in str(error):
+            raise ValueError(f"{setting}: {error}") from error
+        raise
 
 
 def build_loader(
@@ -196,8 +232,8 @@ def build_depth_net(config: AnyConfig, sources: Sequence[int | str] = ()) -> Any
             "input_size": (config.data.height, config.data.width),
         }
     else:
-        options |= config.model.options
-    net = create_model(model.name, **options)
+        options |= _tuples(config.model.options)
+    net: Any = _called("model.options", partial(create_model, model.name), options)
     if model.weights:
         load_checkpoint(net, model.weights)
     return net

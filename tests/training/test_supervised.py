@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning import Callback
 from tiny_run import TinyMetric, tiny_supervised, write_frames
 from torch import Tensor, nn
 
-from mdepth_fast.cli import main
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import load_config
 from mdepth_fast.training.run import train
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import load_trained
