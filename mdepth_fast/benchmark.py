@@ -129,6 +129,17 @@ def _decode_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     return {name: inputs[name] for name in ("logits", "thresholds")}
 
 
+def _sparse_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    """Ground truth as dense as an annotated LiDAR frame: a fifth of the pixels, without order."""
+    generator = torch.Generator().manual_seed(0)
+    depth = 1 + 78 * scene(batch, height, width, 1, 1)["disparities"][0] / 0.06
+    prediction = depth * torch.exp(0.2 * torch.randn(depth.shape, generator=generator))
+    return {
+        "prediction": prediction,
+        "depth": depth.masked_fill(torch.rand(depth.shape, generator=generator) > 0.2, 0.0),
+    }
+
+
 def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
     """One block of FastDepth's decoder in inference; a pixel is one of its input."""
 
@@ -236,6 +247,28 @@ CASES = {
             flops_per_pixel=80 * 40,
             size=(2, 385, 513),
             gpu_batch=8,
+        ),
+        Case(
+            "silog_loss",
+            "silog_loss",
+            _sparse_inputs,
+            ("prediction",),
+            lambda **t: ops.silog_loss(**t, valid="measured"),
+            bytes_per_pixel=2 * 8 + 4,  # both maps twice, the gradient
+            flops_per_pixel=0.2 * 2 * 35,
+            size=(8, 352, 1216),
+            gpu_batch=32,
+        ),
+        Case(
+            "berhu_loss",
+            "berhu_loss",
+            _sparse_inputs,
+            ("prediction",),
+            lambda **t: ops.berhu_loss(**t, valid="measured"),
+            bytes_per_pixel=3 * 8 + 4,  # both maps for the largest error, the cost and the gradient
+            flops_per_pixel=15,
+            size=(8, 352, 1216),
+            gpu_batch=32,
         ),
         *(
             _nnconv5_case(*shape)

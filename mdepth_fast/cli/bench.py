@@ -99,23 +99,29 @@ def _run_loader(words: list[str]) -> None:
     from tempfile import TemporaryDirectory
 
     from mdepth_fast.data import Cached
-    from mdepth_fast.training.config import load_config
-    from mdepth_fast.training.setup import training_data
-    from mdepth_fast.training.throughput import make_loader, measure_loader, measure_training
+    from mdepth_fast.training.config import SupervisedConfig, load_config
+    from mdepth_fast.training.setup import build_loader, cache_size, training_data
+    from mdepth_fast.training.throughput import measure_loader, measure_training
 
     config = load_config(options.preset, overrides)
-    dataset: Any = training_data(config.data, config.seed)
+    folder = options.cache
+    if isinstance(config, SupervisedConfig):
+        # The cache of a run, if it has one, is filled here.
+        folder = folder or config.data.cache
+        size = size or cache_size(config.data)
+        config.data.cache = None
+    dataset: Any = training_data(config)
     batch, workers = config.data.batch_size, config.data.workers
     print(f"loader of {config.run}: {len(dataset)} samples, batches of {batch}, {workers} workers", flush=True)
     with TemporaryDirectory(prefix="mdepth-cache-") as temporary:
         ways = [("decoding", dataset)]
         if hasattr(dataset, "names"):
-            cached = Cached(dataset, options.cache or Path(temporary) / "cache", size)
+            cached = Cached(dataset, folder or Path(temporary) / "cache", size)
             ways += [("storing", cached), ("cached", cached)]
         elif options.cache or size:
             raise ValueError(f"--cache: expected a preset with measured depth, got {options.preset!r}")
         for title, samples in ways:
-            speed = measure_loader(make_loader(config, samples), options.batches)
+            speed = measure_loader(build_loader(config, samples), options.batches)
             rate, each = speed.images_per_second, 1e3 * speed.seconds_per_batch
             print(
                 f"  {title:<10}{rate:10.1f} images/s{each:10.1f} ms a batch, first after {speed.first:.1f} s",

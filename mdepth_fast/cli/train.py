@@ -7,13 +7,15 @@ TAKES_OVERRIDES = True
 
 
 class _Help(argparse.Action):
-    """Help that ends with every setting of the preset, its type and value: they come from the configuration itself."""
+    """Help that ends with the presets, and with every setting of the one given, its type and value."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        parser.print_help()
-        if preset := getattr(namespace, "preset", None):
-            from mdepth_fast.training.config import config_parser
+        from mdepth_fast.training.config import config_parser, list_presets
 
+        parser.print_help()
+        for task in ("self_supervised", "supervised"):
+            print(f"\n{task.replace('_', '-')} presets: {', '.join(list_presets(task))}")
+        if preset := getattr(namespace, "preset", None):
             print(f"\nsettings of {preset} (type, value):\n")
             print(config_parser(preset).format_help().partition("\n\n")[2].partition("\n\n")[2])
         parser.exit()
@@ -26,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Every setting can be changed: `mdepth-fast train motorcycle --optimizer.lr 1e-3 --trainer.max_epochs 5`; "
         "`mdepth-fast train PRESET --help` lists them."
     )
-    parser.add_argument(
-        "preset", help="motorcycle, synthetic, kitti_mono, kitti_stereo, kitti_mono_stereo, folder, or a .yaml file"
-    )
+    parser.add_argument("preset", help="a preset, see below, or a .yaml file")
     parser.add_argument(
         "--resume", metavar="WHERE", help="a checkpoint, a run folder, or auto: the newest run of this preset"
     )

@@ -10,9 +10,11 @@ from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.transforms import Augment
+from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
     "AUGMENTATIONS",
+    "VIEWS",
     "Augment",
     "Cached",
     "DataError",
@@ -20,6 +22,7 @@ __all__ = [
     "DepthDataset",
     "DepthList",
     "DepthSample",
+    "EvaluationView",
     "FastDepthH5",
     "FrameFolder",
     "KittiDepth",

@@ -164,6 +164,14 @@ class DepthAugment(nn.Module):
             return round(height * factor), round(width * factor)
         return self.resize[0] or height, self.resize[1] or width
 
+    def centre_window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right) in pixels of an image of that size, half-open: what is left after `eval()`."""
+        window = []
+        for length, resized, crop in zip((height, width), self._resized(height, width), self.crop_size):
+            start = (resized - crop) // 2
+            window += [round(start * length / resized), round((start + crop) * length / resized)]
+        return window[0], window[1], window[2], window[3]
+
     def _check_window(self, sizes: list[tuple[int, int]], names: Any) -> None:
         for index, size in enumerate(sizes):
             resized = self._resized(*size)

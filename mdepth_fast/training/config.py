@@ -11,8 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 __all__ = [
     "AnyConfig",
     "AugmentConfig",
@@ -192,6 +190,7 @@ class TrainerConfig:
         log_every_n_steps: steps between the logged values.
         checkpoint_every_n_steps: steps between the checkpoints.
         check_val_every_n_epoch: epochs between the validations.
+        val_every_n_steps: training batches between them instead, or null.
     """
 
     max_epochs: int = 20
@@ -208,6 +207,7 @@ class TrainerConfig:
     log_every_n_steps: int = 50
     checkpoint_every_n_steps: int = 250
     check_val_every_n_epoch: int = 1
+    val_every_n_steps: int | None = None
 
 
 @dataclass
@@ -229,6 +229,10 @@ class DepthDataConfig:
         filled: nyu_labelled: validate on depth with its holes filled, as Eigen and FCRN; training never sees that.
         crop: part of the images that is trained on, [top, bottom, left, right], or kb, the 352x1216 of the KITTI depth
             benchmark; null for all.
+        view: what of an image is validated on. whole: all of it; centre: the part that the centre crop of `augment`
+            shows, and ground truth there; kb: the 352x1216 of the KITTI depth benchmark, and ground truth there;
+            stretched: the prediction for the centre is stretched over all ground truth, as FCRN's was; network: image
+            and ground truth as `augment` resizes and crops them, as FastDepth's were.
         cache: folder that keeps the decoded samples, so that later epochs decode nothing, or null.
         cache_size: [height, width] that they are kept at, or null for that of the files, which have to be of one size.
         batch_size: samples per step over all processes.
@@ -247,6 +251,7 @@ class DepthDataConfig:
     val_split: str | None = None
     filled: bool = False
     crop: list[int] | Literal["kb"] | None = None
+    view: Literal["whole", "centre", "kb", "stretched", "network"] = "whole"
     cache: str | None = None
     cache_size: list[int] | None = None
     batch_size: int = 8
@@ -411,13 +416,20 @@ def _task(values: dict[str, Any]) -> type[AnyConfig]:
     return _TASKS[task]
 
 
-def list_presets() -> list[str]:
-    """Names of the configurations inside the package."""
-    folder = resources.files("mdepth_fast") / "configs"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def list_presets(task: str | None = None) -> list[str]:
+    """Names of the configurations inside the package, all or those of one task."""
+    names = []
+    for entry in (resources.files("mdepth_fast") / "configs").iterdir():
+        if entry.name.endswith(".yaml"):
+            supervised = "\ntask: supervised\n" in entry.read_text()
+            if task is None or (task == "supervised") == supervised:
+                names.append(entry.name.removesuffix(".yaml"))
+    return sorted(names)
 
 
 def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
+    import yaml
+
     if isinstance(preset, Config):
         return preset.run, preset.to_dict()
     if preset in list_presets():

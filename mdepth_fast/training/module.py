@@ -27,6 +27,8 @@ class Preview(NamedTuple):
     """uint8 (3,h,w)"""
     depth: Tensor
     """(h,w), predicted"""
+    truth: Tensor | None
+    """(1,h',w'), metres, 0 = none; None where there is no ground truth"""
     selection: Tensor | None
     """int8 (h,w), negative where auto-masking leaves a pixel out; None where there is none to show"""
 

@@ -14,18 +14,18 @@ __all__ = ["write_panel"]
 
 
 def write_panel(path: Path, module: DepthModule[Any], sample: Any) -> None:
-    """Draws what there is: ground truth and error need "depth" in the sample, the auto-mask needs its sources.
+    """Draws what there is: image and prediction, ground truth and error, auto-mask.
 
     Where the protocol scales predictions by the median, so does the panel.
     """
     module = module.eval()
     with torch.inference_mode():
-        image, depth, selection = module.preview(sample)
+        image, depth, measured, selection = module.preview(sample)
     prediction = depth.numpy()
     unit = module.depth_net.unit or "relative"
     cells = [Cell("image", image.permute(1, 2, 0).numpy())]
-    if "depth" in sample:
-        truth = F.interpolate(sample["depth"][None], prediction.shape, mode="nearest")[0, 0].numpy()
+    if measured is not None:
+        truth = F.interpolate(measured[None], prediction.shape, mode="nearest")[0, 0].numpy()
         valid = truth > 0
         title = "prediction"
         if module.evaluator.protocol.alignment == "median":

@@ -18,20 +18,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from mdepth_fast.data import SkipBroken, collate_depth
+from mdepth_fast.data import SkipBroken
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.config import AnyConfig, SupervisedConfig
-from mdepth_fast.training.loader import BatchSampler, TrainLoader
 from mdepth_fast.training.module import DepthModule
 from mdepth_fast.training.panel import write_panel
 from mdepth_fast.training.self_supervised import SelfSupervisedDepth
-from mdepth_fast.training.setup import build_depth_net, build_pose_net, evaluation_data, training_data
+from mdepth_fast.training.setup import build_depth_net, build_loader, build_pose_net, evaluation_data, training_data
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
 from mdepth_fast.visualize import replacing
 
-__all__ = ["TrainResult", "find_checkpoint", "new_run_folder", "train"]
+__all__ = ["TrainResult", "build_module", "find_checkpoint", "new_run_folder", "quieten", "train"]
 
 _CHECKPOINT = "last.ckpt"
 T = TypeVar("T")
@@ -107,7 +106,7 @@ def train(
     Returns:
         The result, or None in the processes of a multi-process run that are not the first.
     """
-    _quieten()
+    quieten()
     seed_everything(config.seed, verbose=False)
     main = (getattr(rank_zero_only, "rank", None) or 0) == 0
     checkpoint = find_checkpoint(config, resume) if resume else None
@@ -118,11 +117,13 @@ def train(
     if config.data.skip_bad:
         dataset = SkipBroken(dataset)
     held_out = evaluation_data(config)
-    module = _build_module(config, dataset)
+    module = build_module(config, dataset)
     folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
 
     options = vars(config.trainer).copy()
     every = options.pop("checkpoint_every_n_steps")
+    if steps := options.pop("val_every_n_steps"):
+        options |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
     stages = config.stages if isinstance(config, SupervisedConfig) else {}
     if stages:
         limits = [sum(stages.values()), config.trainer.max_steps]
@@ -147,21 +148,12 @@ def train(
     if isinstance(module, SupervisedDepth) and isinstance(trainer.strategy, DDPStrategy):
         # Parameters that a published file has and nothing reads (DPT), or that another stage trains.
         trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-    sampler = BatchSampler(
-        len(dataset),
-        config.data.batch_size,
-        seed=config.seed,
-        repeat=config.data.repeat,
+    loader = build_loader(
+        config,
+        dataset,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-    )
-    loader = TrainLoader(
-        dataset,
-        sampler,
-        num_workers=config.data.workers,
-        persistent_workers=config.data.workers > 0,
         pin_memory=trainer.strategy.root_device.type == "cuda",
-        collate_fn=collate_depth if isinstance(module, SupervisedDepth) else None,
     )
     held_out_loader = None
     if held_out is not None:
@@ -202,7 +194,8 @@ def train(
     )
 
 
-def _build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
+def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
+    """The module that trains as configured on this data set."""
     if isinstance(config, SupervisedConfig):
         return SupervisedDepth(config, build_depth_net(config))
     sources = tuple(dataset.sources)
@@ -239,7 +232,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Lightning's greetings and the warnings that no reader of a training log can act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

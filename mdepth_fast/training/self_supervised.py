@@ -125,7 +125,7 @@ class SelfSupervisedDepth(DepthModule[SelfSupervisedConfig]):
                 return_parts=True,
             )
             selection = parts.selection[0][0, 0]
-        return Preview(sample["target"], self.to_depth(disparities[0])[0, 0], selection)
+        return Preview(sample["target"], self.to_depth(disparities[0])[0, 0], sample.get("depth"), selection)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

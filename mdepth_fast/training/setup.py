@@ -1,14 +1,17 @@
 """From a configuration to data sets, networks and the module that trains them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from mdepth_fast.data import (
     Cached,
+    DepthAugment,
     DepthList,
+    EvaluationView,
     FastDepthH5,
     FrameFolder,
     KittiDepth,
@@ -17,8 +20,18 @@ from mdepth_fast.data import (
     NyuLabelled,
     RgbdFolder,
     SyntheticScenes,
+    collate_depth,
 )
 from mdepth_fast.data.kitti import list_frames
+from mdepth_fast.losses import (
+    BerHuLoss,
+    DepthL1Loss,
+    DepthL2Loss,
+    LogDepthL1Loss,
+    OrdinalLoss,
+    ScaleShiftInvariantLoss,
+    SILogLoss,
+)
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.training.config import (
     AnyConfig,
@@ -28,8 +41,30 @@ from mdepth_fast.training.config import (
     SelfSupervisedConfig,
     SupervisedConfig,
 )
+from mdepth_fast.training.loader import BatchSampler, TrainLoader
 
-__all__ = ["build_depth_net", "build_pose_net", "evaluation_data", "training_data"]
+__all__ = [
+    "build_depth_net",
+    "build_loader",
+    "build_loss",
+    "build_pose_net",
+    "cache_size",
+    "evaluation_data",
+    "training_data",
+]
+
+
+T = TypeVar("T")
+
+_LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "silog": SILogLoss,
+    "berhu": BerHuLoss,
+    "ordinal": OrdinalLoss,
+    "l1": DepthL1Loss,
+    "l2": DepthL2Loss,
+    "log_l1": LogDepthL1Loss,
+    "ssi": ScaleShiftInvariantLoss,
+}
 
 
 def training_data(config: AnyConfig) -> Any:
@@ -38,7 +73,8 @@ def training_data(config: AnyConfig) -> Any:
     Of a self-supervised run, its `sources` say the mode: offsets M, "stereo" S, both MS.
     """
     if isinstance(config, SupervisedConfig):
-        return _cached(config.data, _depth_data(config.data, training=True))
+        dataset = _depth_data(config.data, training=True)
+        return Cached(dataset, config.data.cache, cache_size(config.data)) if config.data.cache else dataset
     data = config.data
     size = _size(data)
     given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
@@ -60,7 +96,10 @@ def training_data(config: AnyConfig) -> Any:
 def evaluation_data(config: AnyConfig) -> Any:
     """The samples with ground truth that belong to a training set: held out where there are any, or None."""
     if isinstance(config, SupervisedConfig):
-        return _depth_data(config.data, training=False)
+        held_out = _depth_data(config.data, training=False)
+        if held_out is None:
+            return None
+        return EvaluationView(held_out, config.data.view, DepthAugment(**vars(config.augment)))
     data = config.data
     size = _size(data)
     if data.name == "motorcycle":
@@ -113,20 +152,54 @@ def _depth_data(data: DepthDataConfig, *, training: bool) -> Any:
     return DepthList(split, root, depth_root, units_per_metre=data.units_per_metre, crop=crop)
 
 
-def _cached(data: DepthDataConfig, dataset: Any) -> Any:
-    size = data.cache_size
-    if size is not None and len(size) != 2:
-        raise ValueError(f"data.cache_size: expected [height, width], got {size}")
-    return Cached(dataset, data.cache, (size[0], size[1]) if size else None) if data.cache else dataset
+def cache_size(data: DepthDataConfig) -> tuple[int, int] | None:
+    if data.cache_size is None:
+        return None
+    if len(data.cache_size) != 2:
+        raise ValueError(f"data.cache_size: expected [height, width], got {data.cache_size}")
+    return data.cache_size[0], data.cache_size[1]
 
 
 def build_loss(loss: DepthLossConfig, net: Any) -> nn.Module:
-    """The loss of a supervised run."""
-    class L1(nn.Module):  # XXX
-        def forward(self, output: Any, depth: Any) -> Any:
-            mask = depth > 0
-            return (output - depth)[mask].abs().mean()
-    return L1()
+    """The loss of a supervised run for a network; the bins of an ordinal one are the network's."""
+    options = _tuples(loss.options)
+    if loss.name == "ordinal":
+        if not hasattr(net, "thresholds"):
+            raise ValueError(f"loss.name: ordinal needs a network of ordinal logits, got {type(net).__name__}")
+        options.setdefault("thresholds", net.thresholds)
+    return _called("loss.options", _LOSSES[loss.name], options)
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """YAML has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _called(setting: str, function: Callable[..., T], options: dict[str, Any]) -> T:
+    try:
+        return function(**options)
+    except TypeError as error:
+        if "keyword argument" in str(error):
+            raise ValueError(f"{setting}: {error}") from error
+        raise
+
+
+def build_loader(
+    config: AnyConfig, dataset: Any, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> TrainLoader:
+    """The loader of one process of a run."""
+    data = config.data
+    sampler = BatchSampler(
+        len(dataset), data.batch_size, seed=config.seed, repeat=data.repeat, rank=rank, world_size=world_size
+    )
+    return TrainLoader(
+        dataset,
+        sampler,
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=collate_depth,
+    )
 
 
 def _size(data: DataConfig) -> dict[str, Any]:
@@ -159,8 +232,8 @@ def build_depth_net(config: AnyConfig, sources: Sequence[int | str] = ()) -> Any
             "input_size": (config.data.height, config.data.width),
         }
     else:
-        options |= config.model.options
-    net = create_model(model.name, **options)
+        options |= _tuples(config.model.options)
+    net: Any = _called("model.options", partial(create_model, model.name), options)
     if model.weights:
         load_checkpoint(net, model.weights)
     return net

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from mdepth_fast.data import DepthAugment
 from mdepth_fast.training.config import SupervisedConfig
 from mdepth_fast.training.module import DepthModule, Preview
 from mdepth_fast.training.setup import build_loss
+from mdepth_fast.training.trained import predict_sample
 
 __all__ = ["SupervisedDepth"]
 
@@ -94,8 +96,14 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
         return loss
 
     def preview(self, sample: Any) -> Preview:
-        image = sample["target"]
-        return Preview(image, self.depth_net.predict(image.float() / 255).depth[0, 0], None)
+        image, truth = sample["target"], sample["depth"]
+        if image.is_floating_point():
+            image = (255 * image).round().to(torch.uint8)
+        depth = predict_sample(self.depth_net, default_collate([sample]), flip=False)
+        if "window" in sample:
+            top, bottom, left, right = sample["window"].tolist()
+            depth, truth = (values[..., top:bottom, left:right] for values in (depth, truth))
+        return Preview(image, depth[0, 0], truth, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from mdepth_fast.data import collate_depth
-from mdepth_fast.training.config import Config
-from mdepth_fast.training.loader import BatchSampler, TrainLoader
+from mdepth_fast.training.config import AnyConfig
+from mdepth_fast.training.setup import build_loader
 
-__all__ = ["LoaderSpeed", "TimedLoader", "make_loader", "measure_loader", "measure_training"]
+__all__ = ["LoaderSpeed", "TimedLoader", "measure_loader", "measure_training"]
 
 
 @dataclass
@@ -99,30 +98,14 @@ def measure_loader(
     return timed.speed
 
 
-def make_loader(config: Config, dataset: Any, *, pin_memory: bool = False) -> TrainLoader:
-    """The loader that a run of this configuration has over `dataset`."""
-    data = config.data
-    return TrainLoader(
-        dataset,
-        BatchSampler(len(dataset), data.batch_size, seed=config.seed, repeat=data.repeat),
-        num_workers=data.workers,
-        persistent_workers=data.workers > 0,
-        pin_memory=pin_memory,
-        collate_fn=collate_depth,
-    )
-
-
-def measure_training(config: Config, dataset: Any, steps: int = 20) -> LoaderSpeed:
+def measure_training(config: AnyConfig, dataset: Any, steps: int = 20) -> LoaderSpeed:
     """Speed of the first training steps of a run of this configuration on one device, and their waiting."""
     from lightning import Trainer
 
-    from mdepth_fast.training.module import SelfSupervisedDepth
-    from mdepth_fast.training.run import _quieten
-    from mdepth_fast.training.setup import build_depth_net, build_pose_net
+    from mdepth_fast.training.run import build_module, quieten
 
-    _quieten()
-    sources = tuple(dataset.sources)
-    module = SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+    quieten()
+    module = build_module(config, dataset)
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
@@ -137,6 +120,6 @@ def measure_training(config: Config, dataset: Any, steps: int = 20) -> LoaderSpe
     )
     device = trainer.strategy.root_device
     # Lightning asks for no batch after the last, which is when the last step would be known to be over: one more.
-    timed = TimedLoader(make_loader(config, dataset, pin_memory=device.type == "cuda"), steps + 1, device)
+    timed = TimedLoader(build_loader(config, dataset, pin_memory=device.type == "cuda"), steps + 1, device)
     trainer.fit(module, timed)
     return timed.speed

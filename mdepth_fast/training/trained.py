@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -103,7 +104,8 @@ def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> Tensor:
     """The depth (1,1,h,w) that `net` predicts for a batch of one evaluation sample of any data set.
 
     A net of a self-supervised system sees the target as its data set has resized it. Any other resizes the image as
-    it was published to, from the size of its file.
+    it was published to, from the size of its file. Of a view of a part of the image (see `EvaluationView`), the
+    prediction for the part is drawn outwards to the size of the image: there is no ground truth outside.
     """
     size = None
     images = batch["target"]
@@ -111,5 +113,10 @@ def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
     else:
         images = batch.get("image", images)
-    images = images.to(next(net.parameters()).device).float() / 255
-    return net.predict(images, size=size, flip=flip).depth
+    images = images.to(next(net.parameters()).device)
+    depth = net.predict(images if images.is_floating_point() else images.float() / 255, size=size, flip=flip).depth
+    if "window" in batch:
+        top, bottom, left, right = batch["window"][0].tolist()
+        height, width = batch["depth"].shape[-2:]
+        depth = F.pad(depth, (left, width - right, top, height - bottom), mode="replicate")
+    return depth

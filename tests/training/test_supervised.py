@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning import Callback
 from tiny_run import TinyMetric, tiny_supervised, write_frames
 from torch import Tensor, nn
 
-from mdepth_fast.cli import main
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import load_config
 from mdepth_fast.training.run import train
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import load_trained
@@ -65,9 +62,7 @@ class TestStages:
         assert rates == pytest.approx([0.01, 0.1, 0.005]), "the multipliers of all stages"
 
     def test_a_run_that_ends_in_the_first_predicts_by_the_first(self, frames: Path, tmp_path: Path) -> None:
-        config = tiny_supervised(
-            frames, output=str(tmp_path), stages={"coarse": 6, "fine": 5}, trainer__max_steps=3
-        )
+        config = tiny_supervised(frames, output=str(tmp_path), stages={"coarse": 6, "fine": 5}, trainer__max_steps=3)
         result = train(config)
         assert result is not None
         trained = load_trained(result.folder)
@@ -120,6 +115,6 @@ def test_parameter_groups_are_those_of_the_network(frames: Path) -> None:
     frozen = {id(parameter) for parameter in net.coarse[0][0].parameters()}
     expected = {id(parameter) for parameter in net.coarse[:3].parameters()} - frozen
     assert {id(parameter) for parameter in first["params"]} == expected
-    assert {id(parameter) for parameter in last["params"]} == {id(parameter) for parameter in net.coarse[3].parameters()}
-
-
+    assert {id(parameter) for parameter in last["params"]} == {
+        id(parameter) for parameter in net.coarse[3].parameters()
+    }

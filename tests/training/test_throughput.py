@@ -15,7 +15,7 @@ from PIL import Image
 from mdepth_fast.cli import main
 from mdepth_fast.data import Cached, RgbdFolder
 from mdepth_fast.training import setup
-from mdepth_fast.training.throughput import TimedLoader, make_loader, measure_loader, measure_training
+from mdepth_fast.training.throughput import TimedLoader, measure_loader, measure_training
 
 TINY = ["--model.name=tiny_depth", "--pose.name=tiny_pose", "--data.height=64", "--data.width=96", "--data.workers=0"]
 
@@ -66,8 +66,8 @@ def test_errors() -> None:
 def test_steps_of_a_run() -> None:
     config = tiny_run.tiny_config()
     config.data.length = 4
-    dataset = setup.training_data(config.data, config.seed)
-    assert [len(batch["target"]) for batch in make_loader(config, dataset)] == [2, 2]
+    dataset = setup.training_data(config)
+    assert [len(batch["target"]) for batch in setup.build_loader(config, dataset)] == [2, 2]
     speed = measure_training(config, dataset, 3)
     assert (speed.batches, speed.images) == (3, 6)
     assert 0 < speed.waiting < speed.seconds
@@ -87,15 +87,15 @@ def pairs(folder: Path, count: int = 6) -> RgbdFolder:
 def test_a_cached_epoch_decodes_nothing(tmp_path: Path, workers: int) -> None:
     config = tiny_run.tiny_config(data__workers=workers)
     cached = Cached(pairs(tmp_path), tmp_path / "cache", (32, 48))
-    first = [batch for batch in make_loader(config, cached)]
+    first = [batch for batch in setup.build_loader(config, cached)]
     assert cached.ready == 6
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    again = [batch for batch in make_loader(config, cached)]
+    again = [batch for batch in setup.build_loader(config, cached)]
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one["target"], other["target"]) and torch.equal(one["depth"], other["depth"])
         assert one["target"].shape == (2, 3, 32, 48) and one["name"] == other["name"]
-    assert measure_loader(make_loader(config, cached), 5).images == 10
+    assert measure_loader(setup.build_loader(config, cached), 5).images == 10
 
 
 class TestCommand:
