@@ -129,6 +129,27 @@ def _decode_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     return {name: inputs[name] for name in ("logits", "thresholds")}
 
 
+def lidar_frame(batch: int, height: int, width: int) -> dict[str, Any]:
+    """Depth maps and ground truth as a LiDAR gives it: rows of points below the horizon, one pixel in thirty."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    depth = (70 * height / (height + 14 * (y - 0.4 * height).clamp(min=0))).expand(batch, 1, height, width)
+    beam = (y + 3 * torch.cos(4.0 * x / width)).round() % 6 == 0  # a horizontal circle, seen from above it
+    hit = beam & (x % 2 == 0) & (y > 0.4 * height) & (torch.rand(batch, 1, height, width, generator=generator) < 0.7)
+    error = 0.15 * torch.randn(batch, 1, height, width, generator=generator)
+    return {"prediction": depth * error.exp(), "ground_truth": torch.where(hit, depth, 0).float()}
+
+
+def garg_window(height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of the crop under which KITTI is evaluated."""
+    return int(0.40810811 * height), int(0.99189189 * height), int(0.03594771 * width), int(0.96405229 * width)
+
+
+def _depth_metrics(prediction: Tensor, ground_truth: Tensor) -> Tensor:
+    window = garg_window(prediction.shape[-2], prediction.shape[-1])
+    return ops.depth_metrics(prediction, ground_truth, window=window)
+
+
 def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
     """One block of FastDepth's decoder in inference; a pixel is one of its input."""
 
@@ -235,6 +256,17 @@ CASES = {
             bytes_per_pixel=3 * 160 * 4 + 8,  # logits twice and their gradient once
             flops_per_pixel=80 * 40,
             size=(2, 385, 513),
+            gpu_batch=8,
+        ),
+        Case(
+            "depth_metrics",
+            "depth_metrics",
+            lidar_frame,
+            (),
+            _depth_metrics,
+            bytes_per_pixel=0.54 * (4 + 0.06 * 4),  # of the window: ground truth, predictions where it is
+            flops_per_pixel=0.54 * 0.06 * 80,
+            size=(1, 375, 1242),
             gpu_batch=8,
         ),
         *(

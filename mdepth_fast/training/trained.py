@@ -73,10 +73,19 @@ def evaluate(
     """Feeds an evaluator with the depth that `net` predicts for every sample of `dataset`.
 
     The network sees a sample at the data set's size; resizing and flip post-processing are as the evaluator's protocol
-    says. `track` may wrap the loader in a progress bar.
+    says. A protocol with a `size` compares there: the network's own hooks bring image and ground truth to it.
+    `track` may wrap the loader in a progress bar. ValueError for inverse depth that the protocol does not align.
     """
-    device = next(net.parameters()).device
+    device, protocol = next(net.parameters()).device, evaluator.protocol
     for batch in track(DataLoader(dataset, num_workers=workers)):
-        images = batch["target"].to(device).float() / 255
-        prediction = net.predict(images, size=tuple(images.shape[-2:]), flip=evaluator.protocol.flip)
-        evaluator.update(prediction.depth, batch["depth"], batch["name"][0])
+        images, depth = batch["target"].to(device).float() / 255, batch["depth"]
+        if protocol.size:
+            images, depth = net.resize(images, protocol.size), net.ground_truth(depth, protocol.size)
+        prediction = net.predict(images, size=tuple(images.shape[-2:]), flip=protocol.flip)
+        inverse = prediction.kind == "affine_inverse"
+        if inverse and protocol.alignment != "lsq_disparity":
+            raise ValueError(
+                "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
+                f"kitti_affine or nyu_affine; got {protocol.name}"
+            )
+        evaluator.update(prediction.depth, depth, batch["name"][0], inverse=inverse)
