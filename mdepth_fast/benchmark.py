@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast import _dispatch, ops
+from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 
@@ -129,24 +130,21 @@ def _decode_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     return {name: inputs[name] for name in ("logits", "thresholds")}
 
 
-def lidar_frame(batch: int, height: int, width: int) -> dict[str, Any]:
-    """Depth maps and ground truth as a LiDAR gives it: rows of points below the horizon, one pixel in thirty."""
+def lidar_frame(batch: int, height: int, width: int, scans: int = 1) -> dict[str, Any]:
+    """Depth maps and ground truth as a LiDAR gives it: rows of points below the horizon, one pixel in thirty a scan."""
     generator = torch.Generator().manual_seed(0)
     y, x = torch.arange(height)[:, None], torch.arange(width)
     depth = (70 * height / (height + 14 * (y - 0.4 * height).clamp(min=0))).expand(batch, 1, height, width)
     beam = (y + 3 * torch.cos(4.0 * x / width)).round() % 6 == 0  # a horizontal circle, seen from above it
-    hit = beam & (x % 2 == 0) & (y > 0.4 * height) & (torch.rand(batch, 1, height, width, generator=generator) < 0.7)
+    kept = torch.rand(batch, 1, height, width, generator=generator)
+    hit = beam & (x % 2 == 0) & (kept < 0.7) if scans == 1 else kept < 0.7 * scans / 24  # they overlap
+    hit = hit & (y > 0.4 * height)
     error = 0.15 * torch.randn(batch, 1, height, width, generator=generator)
     return {"prediction": depth * error.exp(), "ground_truth": torch.where(hit, depth, 0).float()}
 
 
-def garg_window(height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of the crop under which KITTI is evaluated."""
-    return int(0.40810811 * height), int(0.99189189 * height), int(0.03594771 * width), int(0.96405229 * width)
-
-
 def _depth_metrics(prediction: Tensor, ground_truth: Tensor) -> Tensor:
-    window = garg_window(prediction.shape[-2], prediction.shape[-1])
+    window = get_protocol("kitti_garg_80").window(prediction.shape[-2], prediction.shape[-1])
     return ops.depth_metrics(prediction, ground_truth, window=window)
 
 
