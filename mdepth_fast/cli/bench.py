@@ -114,14 +114,10 @@ def _run_loader(words: list[str]) -> None:
     batch, workers = config.data.batch_size, config.data.workers
     print(f"loader of {config.run}: {len(dataset)} samples, batches of {batch}, {workers} workers", flush=True)
     with TemporaryDirectory(prefix="mdepth-cache-") as temporary:
-        cached = dataset if isinstance(dataset, Cached) else None
-        ways = [("decoding", cached.dataset if cached else dataset)]
+        ways = [("decoding", dataset)]
         if hasattr(dataset, "names"):
-            if cached is None or options.cache or size:
-                cached = Cached(ways[0][1], options.cache or Path(temporary) / "cache", size)
-            if cached.ready < len(cached):
-                ways.append(("storing", cached))
-            ways.append(("cached", cached))
+            cached = Cached(dataset, folder or Path(temporary) / "cache", size)
+            ways += [("storing", cached), ("cached", cached)]
         elif options.cache or size:
             raise ValueError(f"--cache: expected a preset with measured depth, got {options.preset!r}")
         for title, samples in ways:

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from mdepth_fast.data import SkipBroken
-from mdepth_fast.evaluation import METRICS, Evaluator
+from mdepth_fast.evaluation import COLUMNS, Evaluator
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.config import AnyConfig, SupervisedConfig
 from mdepth_fast.training.module import DepthModule
@@ -52,10 +52,10 @@ class TrainResult:
         """Metrics before and after training under the line that states their protocol."""
         if self.after is None:
             return "no ground truth: no metrics"
-        lines = [self.protocol, " " * 7 + "".join(f"{key:>9}" for key in METRICS)]
+        lines = [self.protocol, " " * 7 + "".join(f"{key:>9}" for key in COLUMNS)]
         for title, row in (("before", self.before), ("after", self.after)):
             if row is not None:
-                lines.append(f"{title:7}" + "".join(f"{row[key]:9.3f}" for key in METRICS))
+                lines.append(f"{title:7}" + "".join(f"{row[key]:9.3f}" for key in COLUMNS))
         return "\n".join(lines)
 
 

@@ -99,7 +99,7 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
         image, truth = sample["target"], sample["depth"]
         if image.is_floating_point():
             image = (255 * image).round().to(torch.uint8)
-        depth = predict_sample(self.depth_net, default_collate([sample]), flip=False)
+        depth = predict_sample(self.depth_net, default_collate([sample])).depth
         if "window" in sample:
             top, bottom, left, right = sample["window"].tolist()
             depth, truth = (values[..., top:bottom, left:right] for values in (depth, truth))

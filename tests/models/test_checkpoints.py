@@ -1,8 +1,6 @@
 """Published folders, plain state dicts, Lightning checkpoints, and files that are broken."""
 
 import functools
-import sys
-import types
 
 import numpy as np
 import pytest
