@@ -177,7 +177,9 @@ class DPT(DepthModel):
         super().__init__(unit=None if scale is None else "m", input_size=input_size)
         if isinstance(geometry, str):
             if geometry not in GEOMETRIES:
-                raise ValueError(f"geometry: expected one of {', '.join(GEOMETRIES)} or a DPTGeometry, got {geometry!r}")
+                raise ValueError(
+                    f"geometry: expected one of {', '.join(GEOMETRIES)} or a DPTGeometry, got {geometry!r}"
+                )
             geometry = GEOMETRIES[geometry]
         if (scale is None) != (shift is None):
             raise ValueError(f"scale, shift: expected both or neither, got {scale} and {shift}")
