@@ -178,6 +178,9 @@ def test_stage_fine_leaves_the_coarse_stack_alone():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.fine.parameters())
     assert all(p.grad is None and not p.requires_grad for p in net.coarse.parameters())
     assert torch.equal(net(images), net(images))  # the frozen stack drops nothing
+    net.coarse.requires_grad_(True)
+    net(images).square().sum().backward()
+    assert all(p.grad is None for p in net.coarse.parameters())
 
 
 def test_stage_may_change_and_modes_follow():
