@@ -104,11 +104,11 @@ class _Reassemble(nn.Module):
         x = F.linear(readout(tokens), project.weight.flatten(1), project.bias)
         if self.scale <= 1:
             return resample(x.transpose(1, 2).unflatten(2, size))
-        k = int(self.scale)
+        k, width = int(self.scale), project.out_channels
         # Windows that do not overlap: one matrix product gives every token its k x k pixels, which take their place.
         weight, bias = resample.weight.permute(0, 2, 3, 1).flatten(1), resample.bias.repeat(k * k)
-        x = torch.addmm(bias, x.flatten(0, 1), weight).view(len(x), *size, k, k, -1)
-        return x.transpose(2, 3).reshape(len(x), size[0] * k, size[1] * k, -1).permute(0, 3, 1, 2)
+        x = torch.addmm(bias, x.flatten(0, 1), weight).view(len(x), *size, k, k, width)
+        return x.transpose(2, 3).reshape(len(x), size[0] * k, size[1] * k, width).permute(0, 3, 1, 2)
 
 
 class _ResidualConvUnit(nn.Module):
