@@ -20,8 +20,9 @@ _BLOCK = 32  # rows and columns of the output per block: narrower wastes overlap
 def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv`, 3x3 with padding 1, of x (B, C, h, w) resized to 2h x 2w, as channels_last."""
     # Matrix products on strips beat one convolution on a CPU only, and autograd would keep every strip.
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
-    if plain or x.dtype not in (torch.float32, torch.float64):
+    training = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
+    slow = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
+    if training or slow or torch.compiler.is_compiling():
         return conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
     (batch, channels, h, w), outputs = x.shape, conv.out_channels
     kernel = conv.weight.permute(2, 1, 3, 0).reshape(3, channels, 3 * outputs)  # dy, C, (dx, output)
