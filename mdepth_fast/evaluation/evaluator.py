@@ -175,8 +175,8 @@ class Comparison(NamedTuple):
 
     def pixels(self) -> tuple[Tensor, Tensor]:
         """Scaled values and ground truth of the pixels that count, (n,)."""
-        mask = self.protocol.mask(self.truth)
-        return self.values[mask] * self.scale, self.truth[mask]
+        counted = self.protocol.mask(self.truth).nonzero(as_tuple=True)
+        return self.values[counted] * self.scale, self.truth[counted]
 
     def _number(self, value: float) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=self.values.device)
@@ -236,6 +236,8 @@ def _as_map(values: Tensor | ArrayLike, argument: str, name: str) -> Tensor:
     """(h, w) in float32 or float64, where it is."""
     if isinstance(values, Tensor):
         found = values.detach()
+        if found.device.type not in ("cpu", "cuda"):
+            found = found.cpu()  # others need not have float64
     else:
         array = np.asarray(values)
         found = torch.from_numpy(np.ascontiguousarray(array if array.dtype.kind == "f" else array.astype(np.float64)))

@@ -4,6 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from mdepth_fast.evaluation.metrics import METRICS
 
 __all__ = ["COLUMNS", "PROTOCOLS", "Protocol", "get_protocol"]
@@ -142,11 +146,14 @@ class Protocol:
     def mask(self, ground_truth: Any) -> Any:
         """Pixels (h, w) of a ground truth (h, w) that count, bool; tensor or array, as what is given."""
         low, high = self.valid_range
-        inside = (ground_truth > low) & (ground_truth < high)
-        height, width = ground_truth.shape
-        top, bottom, left, right = self.window(height, width)
-        inside[:top] = inside[bottom:] = False
-        inside[:, :left] = inside[:, right:] = False
+        top, bottom, left, right = self.window(*ground_truth.shape)
+        inside: Any = (
+            torch.zeros_like(ground_truth, dtype=torch.bool)
+            if isinstance(ground_truth, Tensor)
+            else np.zeros_like(ground_truth, dtype=bool)
+        )
+        window = ground_truth[top:bottom, left:right]
+        inside[top:bottom, left:right] = (window > low) & (window < high)
         return inside
 
 
