@@ -1,7 +1,7 @@
 """NetAdapt (Yang et al., ECCV 2018, arXiv 1804.03230): a network that fits a budget of time, operations or weights."""
 
 from mdepth_fast.netadapt.algorithm import Adapted, Step, netadapt
-from mdepth_fast.netadapt.graph import ChannelGraph, Group, resize_to
+from mdepth_fast.netadapt.graph import ChannelGraph, Group
 from mdepth_fast.netadapt.resources import LatencyTable, measure_latency, resource
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "Step",
     "measure_latency",
     "netadapt",
-    "resize_to",
     "resource",
 ]

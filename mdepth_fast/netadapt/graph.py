@@ -14,7 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["ChannelGraph", "Group", "Layer", "resize_to"]
+from mdepth_fast.models.resize import replace_tensors
+
+__all__ = ["ChannelGraph", "Group", "Layer"]
 
 # Operations that leave the channels of their first argument as they are.
 _PASSING = {
@@ -181,7 +183,7 @@ class ChannelGraph:
                 start += size * segment.repeat
             value = changed.get(name, state[name].detach())
             changed[name] = value.index_select(dimension, torch.cat(parts).to(value.device))
-        _assign(smaller, changed)
+        replace_tensors(smaller, changed)
         return smaller
 
     # How the graph is read.
@@ -322,54 +324,6 @@ class ChannelGraph:
         self._uses = [(name, dimension, settled(segments)) for name, dimension, segments in self._uses]
         for layer in self.layers:
             layer.channels = [[(d, settled(segments)) for d, segments in one] for one in layer.channels]
-
-
-def resize_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """`model`, changed in place to the shapes of a state dict of a smaller copy of it, and filled from that.
-
-    ValueError if the keys differ.
-    """
-    own = model.state_dict()
-    if own.keys() != state.keys():
-        different = sorted(own.keys() ^ state.keys())
-        raise ValueError(
-            f"state: expected the keys of {type(model).__name__}, they differ in {', '.join(different[:3])}"
-        )
-    _assign(model, {name: value for name, value in state.items() if value.shape != own[name].shape})
-    model.load_state_dict(state)
-    return model
-
-
-def _assign(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Puts tensors of other shapes into a network, and tells its modules of their new sizes."""
-    depthwise = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.groups == module.in_channels > 1
-    }
-    for name, value in changed.items():
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        if leaf in module._parameters:
-            old = module._parameters[leaf]
-            setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=old is not None and old.requires_grad))
-        else:
-            module._buffers[leaf] = value.clone()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            first, second = module.weight.shape[:2]
-            if name in depthwise:
-                module.in_channels = module.out_channels = module.groups = first
-            elif isinstance(module, nn.Conv2d):
-                module.out_channels, module.in_channels = first, second * module.groups
-            else:
-                module.in_channels, module.out_channels = first, second * module.groups
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            sized = module.weight if module.weight is not None else module.running_mean
-            if sized is not None:
-                module.num_features = len(sized)
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
 
 
 def _short(node: fx.Node) -> str:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdepth_fast.netadapt import ChannelGraph, resize_to
+from mdepth_fast.models.resize import resize_to
+from mdepth_fast.netadapt import ChannelGraph
 
 
 def separable(inputs, outputs, stride=1):
