@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mdepth-fast netadapt MODEL [--budget SHARE] [--cost WHAT] [--data PRESET] [--SECTION.SETTING VALUE ...]"
     )
     parser.epilog = (
-        "Start from a trained network: `mdepth-fast netadapt fastdepth --model.weights runs/fastdepth_nyu/001/last.ckpt "
+        "Start from a trained network: `mdepth-fast netadapt fastdepth --model.weights runs/fastdepth_nyu/001 "
         "--data.root nyu`; without weights it starts from scratch, which says little about the layers."
     )
     parser.add_argument("model", help="registered depth network, such as fastdepth")
