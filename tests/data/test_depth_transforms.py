@@ -327,7 +327,8 @@ class TestRandomNumbers:
         for options in ({"color": (1, 1)}, {"recolor": 0}, {"gamma": (0.9, 1.1), "jitter": (0.3, 0.3, 0.3)}):
             assert torch.equal(DepthAugment(24, 32, **options)(batch, seeded(1))["depth"], full["depth"])
         numbers = []
-        for augment in (DepthAugment(24, 32), DepthAugment(24, 32, **PLAIN), DepthAugment(24, 32).eval()):
+        jittered = DepthAugment(24, 32, jitter=(0.1, 0.1, 0.1))
+        for augment in (jittered, DepthAugment(24, 32), DepthAugment(24, 32, **PLAIN), DepthAugment(24, 32).eval()):
             generator = seeded(1)
             augment(batch, generator)
             numbers.append(float(torch.rand((), generator=generator)))

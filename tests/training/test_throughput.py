@@ -112,6 +112,11 @@ class TestCommand:
             assert re.fullmatch(rf"  {title} +\d+\.\d images/s +\d+\.\d ms a batch, first after \d+\.\d s", line)
         cached = Cached(dataset, tmp_path / "cache", (32, 48))
         assert cached.ready == 6
+        # The configuration's own cache, full by now.
+        monkeypatch.setattr(setup, "training_data", lambda *_: cached)
+        assert main(words) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["loader", "decoding", "cached"]
+        monkeypatch.setattr(setup, "training_data", lambda *_: dataset)
         # A temporary cache goes.
         assert main(words) == 0
         assert capsys.readouterr().out.count("\n") == 4
