@@ -160,7 +160,8 @@ class ScaleShiftInvariantLoss(nn.Module):
     column of it; a difference counts where both its pixels are valid.
 
     Args:
-        ground_truth: what `depth` holds: "depth", which is inverted, or "inverse_depth".
+        ground_truth: what `depth` holds: "depth", which is inverted (an infinite one that `valid` names to 0), or
+            "inverse_depth".
         alignment: "median": either map minus its median and over its mean absolute deviation, rho(x) = |x|;
             "least_squares": the output scaled and shifted to fit the ground truth best, which is brought to [0, 1]
             before, rho(x) = x^2.
