@@ -7,7 +7,7 @@ stride 2, which is the same sum over the same numbers in one call, with four bia
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -36,13 +36,11 @@ def _up_convolution(x: Tensor, weight: Tensor, bias: Tensor, released_padding: b
         y = F.fold(columns, size, 5, stride=2, padding=padding).contiguous(memory_format=torch.channels_last)
     else:
         y = F.conv_transpose2d(x, weight, stride=2, padding=padding, output_padding=0 if released_padding else 1)
+    bias = bias.to(y.dtype)[:, None, :, None, :]
     if released_padding:
-        y = y[..., :-1, :-1]
-    phases = y.unflatten(3, (width, 2)).unflatten(2, (height, 2))
-    if released_padding:
-        phases = phases.flip(3, 5) + bias[:, None, :, None, :]
+        phases = y[..., :-1, :-1].unflatten(3, (width, 2)).unflatten(2, (height, 2)).flip(3, 5) + bias
         return phases.flatten(4).flatten(2, 3).contiguous(memory_format=torch.channels_last)
-    phases.add_(bias[:, None, :, None, :])
+    y.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(bias)
     return y
 
 
@@ -56,13 +54,15 @@ class UpConvolution(nn.Module):
     By default the four convolutions are padded at the bottom and the right, and all is equal to un-pooling (the value
     at the top left of its 2x2) and a 5x5 convolution. In the released network they are padded at the top and the left,
     so that odd rows and columns look at the neighbour before instead of the one behind; `released_padding` does that.
+    Initialised as stated in the paper, from a normal distribution of variance 0.01, biases zero.
     """
 
     def __init__(self, inputs: int, outputs: int, *, released_padding: bool = False) -> None:
         super().__init__()
         self.released_padding = released_padding
         self.weight = nn.Parameter(torch.empty(inputs, outputs, 5, 5))
-        self.bias = nn.Parameter(torch.empty(outputs, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(outputs, 2, 2))
+        nn.init.normal_(self.weight, std=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         return _up_convolution(x, self.weight, self.bias, self.released_padding)
@@ -134,8 +134,8 @@ class FCRN(DepthModel):
     released_padding  False: the fast up-convolutions equal un-pooling and a 5x5 convolution, as in the paper. True: as
                       in the released network, which its weights need. Weights remember what they were made with, and
                       `load_checkpoint` raises ValueError for the other.
-    dropout           of the features before the last convolution, in training; the facts of the release leave its rate
-                      open (0.5 is the default of the layer it uses)
+    dropout           of the features before the last convolution, in training. The release has the layer, without its
+                      rate; 0.5 is the default of MatConvNet, in which it was trained
     bn_momentum       of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
     input_size        (H, W) to which `predict` resizes
     encoder_weights   path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation. Its
@@ -143,7 +143,7 @@ class FCRN(DepthModel):
                       border. Its 3x3 convolutions of stride 2 see here what the 1x1 before them has left, neighbours
                       twice as far apart as those that they were trained on: a start, not a trained encoder.
 
-    New layers start as stated in the paper, from a normal distribution of variance 0.01, biases zero.
+    All layers after the encoder start as `UpConvolution` does.
     """
 
     published_options: ClassVar[Mapping[str, Any]] = {"released_padding": True}
@@ -177,7 +177,7 @@ class FCRN(DepthModel):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(width, 1, 3, padding=1)
         for module in (self.transit, self.head, *self.levels.modules()):
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | UpConvolution):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for module in self.modules():
@@ -229,7 +229,10 @@ class FCRN(DepthModel):
                 'the released weights are for upsampling="upproj" with released_padding=True, '
                 f'got "{self.upsampling}" with {self.released_padding}: create the model with these options'
             )
-        entries = {f"{layer}.{name}": v for layer, part in content.items() for name, v in _items(part)}
+        entries: dict[str, Any] = {}
+        for layer, part in content.items():
+            named = isinstance(part, Mapping)
+            entries |= {f"{layer}.{name}": v for name, v in part.items()} if named else {layer: part}
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.dim() == 4:
                 entries[key] = value.permute(3, 2, 0, 1)
@@ -248,7 +251,7 @@ class FCRN(DepthModel):
                 for name, variable in _VARIABLES[type(module)].items():
                     if f"{layers[own]}.{variable}" in entries:
                         state[f"{own}.{name}"] = entries.pop(f"{layers[own]}.{variable}")
-        return {"released": self.released} | state | entries
+        return {"released": torch.tensor(self.released_padding)} | state | entries
 
     def _released_layers(self) -> dict[str, str]:
         """Names of modules to names of layers in the release; of an `UpConvolution` without its letter."""
@@ -282,10 +285,6 @@ _VARIABLES: dict[type[nn.Module], dict[str, str]] = {
     nn.Conv2d: {"weight": "weights", "bias": "biases"},
     nn.BatchNorm2d: {"weight": "scale", "bias": "offset", "running_mean": "mean", "running_var": "variance"},
 }
-
-
-def _items(part: Any) -> Iterable[tuple[str, Any]]:
-    return part.items() if isinstance(part, Mapping) else [("", part)]
 
 
 def _fit(module: UpConvolution, weights: Mapping[str, Any], biases: Mapping[str, Any]) -> bool:
