@@ -1,6 +1,6 @@
 """Weights from files: what is published of each system, plain state dicts, checkpoints of this package.
 
-`.safetensors`, `.npz` (named arrays), `.npy` (a pickled dictionary of arrays, read without running it), and anything
+`.safetensors`, `.npz` (named arrays), `.npy`, `.pk`, `.pkl` (pickled arrays, read without running them), and anything
 else as written by `torch.save`, tensors and plain values only.
 """
 
@@ -111,17 +111,18 @@ def convert_content(
 
     `name` None: the only registered model that takes the content. ValueError where none or several do.
     """
-    from .registry import create_model
+    from .registry import create_model, list_models
 
     if name is None:
         fits = [model for model, score in _scores(content).items() if score == 1]
         if len(fits) > 1:
-            raise ValueError(f"{path}: {', '.join(fits)} take it alike; say which it is")
+            raise ValueError(f"{path}: {', '.join(fits)} take it alike; --model says which it is")
         if not fits:
             raise ValueError(f"{path}: no registered model takes it exactly; {_likely(content)}")
         name = fits[0]
-    with torch.device("meta"):
-        model = create_model(name)
+    if name not in list_models():
+        create_model(name)  # its error names the nearest
+    model = _skeleton(name)
     state, options = _translated(model, model.state_dict(), content, path)
     return name, options, state
 
@@ -129,7 +130,7 @@ def convert_content(
 def write_converted(
     path: Path, name: str, options: Mapping[str, Any], state: Mapping[str, Tensor], source: str
 ) -> None:
-    """Writes a state dict with the name of its model and the options it is to be created with, for `converted_model`."""
+    """Writes a state dict with the name of its model and the options to create it with, for `converted_model`."""
     from safetensors.torch import save_file
 
     metadata = {"format": "pt", "mdepth_fast.model": name, "mdepth_fast.source": source}
@@ -186,8 +187,8 @@ def read_content(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if unknown := re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error)):
             reason = (
-                f"it holds Python objects, such as {unknown[1]}; `mdepth-fast convert --trust-pickle` takes the tensors "
-                "out of a pickled module, in a process of its own; a pickle can run code, so trust its source"
+                f"it holds Python objects, such as {unknown[1]}; `mdepth-fast convert --trust-pickle` takes the "
+                "tensors out of a pickled module, in a process of its own; a pickle can run code, so trust its source"
             )
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint of plain tensors ({reason})") from error
     if not isinstance(content, Mapping):
@@ -337,6 +338,7 @@ def _skeleton(name: str) -> Model:
 
 @functools.cache
 def _skeleton_of(factory: Callable[..., Model]) -> Model:
-    """A model without memory for its weights."""
+    """A model without memory for its weights, with the options of the published ones."""
     with torch.device("meta"):
-        return factory()
+        model = factory()
+        return factory(**model.published_options) if model.published_options else model

@@ -65,7 +65,7 @@ def fold_batch_norms(model: M, size: tuple[int, int]) -> M:
     for norm, (conv, output) in pairs.items():
         if calls[norm] == calls[conv] == 1 and uses.count[id(output)] == 1 and norm.running_mean is not None:
             _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
-            _replace(model, names[norm], nn.Identity())
+            _replace(model, names[norm], nn.Identity().eval())
     return model
 
 

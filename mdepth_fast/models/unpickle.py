@@ -48,6 +48,8 @@ def _rebuild_object(cls: Any, base: type, state: Any) -> Any:
 
 _KNOWN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,

@@ -4,6 +4,8 @@ import torch
 from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models, register_model, registry
 
 NAMES = [
+    "dorn_resnet101_kitti",
+    "dorn_resnet101_nyu",
     "eigen2014_kitti",
     "eigen2014_nyu",
     "fcrn_resnet50_deconv",
@@ -26,7 +28,9 @@ def test_names():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_creates_its_kind(name):
     with torch.device("meta"):
-        assert isinstance(create_model(name), PoseModel if name.startswith("pose") else DepthModel)
+        model = create_model(name)
+    assert isinstance(model, PoseModel if name.startswith("pose") else DepthModel)
+    assert model.created_as == (name, {})
 
 
 def test_options_reach_the_constructor():
