@@ -9,7 +9,7 @@ its kernel is a matrix product; the residual unit that the first fusion block ne
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .base import DepthModel, Kind, check_images
 from .checkpoints import load_encoder_weights
+from .doubled_conv import doubled_conv
 from .resnetv2 import ResNetV2
 from .vit import PATCH, PatchEmbed, VisionTransformer, gelu
 
@@ -74,7 +75,7 @@ class _Readout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, 1 + N, dim) to (B, N, dim)."""
-        linear = self.project[0]
+        linear: Any = self.project[0]
         own, of_class = linear.weight.t().chunk(2)
         shared = torch.addmm(linear.bias, tokens[:, 0], of_class).unsqueeze(1)
         return gelu(torch.baddbmm(shared, tokens[:, 1:], own.expand(len(tokens), -1, -1)))
@@ -99,16 +100,15 @@ class _Reassemble(nn.Module):
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 1 + h * w, dim) to (B, width, scale * h, scale * w), channels_last."""
-        readout, project, resample = self.children()
+        readout, project, resample = cast(list[Any], list(self.children()))
         x = F.linear(readout(tokens), project.weight.flatten(1), project.bias)
         if self.scale <= 1:
             return resample(x.transpose(1, 2).unflatten(2, size))
-        k = int(self.scale)
-        # Windows of a transposed convolution that do not overlap: one matrix product, then every token's k x k pixels
-        # into place.
+        k, width = int(self.scale), project.out_channels
+        # Windows that do not overlap: one matrix product gives every token its k x k pixels, which take their place.
         weight, bias = resample.weight.permute(0, 2, 3, 1).flatten(1), resample.bias.repeat(k * k)
-        x = torch.addmm(bias, x.flatten(0, 1), weight).view(len(x), *size, k, k, -1)
-        return x.transpose(2, 3).reshape(len(x), size[0] * k, size[1] * k, -1).permute(0, 3, 1, 2)
+        x = torch.addmm(bias, x.flatten(0, 1), weight).view(len(x), *size, k, k, width)
+        return x.transpose(2, 3).reshape(len(x), size[0] * k, size[1] * k, width).permute(0, 3, 1, 2)
 
 
 class _ResidualConvUnit(nn.Module):
@@ -128,29 +128,80 @@ class _Fusion(nn.Module):
         self.resConfUnit1 = _ResidualConvUnit(features)
         self.resConfUnit2 = _ResidualConvUnit(features)
 
-    def forward(self, lateral: Tensor, path: Tensor | None) -> Tensor:
-        """Map of the backbone and what comes from below, both (B, features, h, w), to (B, features, 2h, 2w)."""
-        x = lateral if path is None else self.resConfUnit1(lateral).add_(path)
-        return _double(self.out_conv(self.resConfUnit2(x)))
+    def forward(self, lateral: Tensor, path: Tensor | None = None) -> Tensor:
+        """Map of the backbone (B, features, h, w) and the last block's result (B, features, h/2, w/2) to one like the
+        first; the published block returns it doubled."""
+        if path is not None:
+            path = F.interpolate(path, scale_factor=2, mode="bilinear", align_corners=True)
+            lateral = self.resConfUnit1(lateral).add_(path)
+        return self.out_conv(self.resConfUnit2(lateral))
 
 
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+class _Encoder(nn.Module):
+    """Images in [-1, 1] to four maps at strides 4, 8, 16 and 32; named `pretrained` in the published files."""
+
+    def __init__(self, geometry: DPTGeometry, layer_norm_eps: float, weight_eps: float) -> None:
+        super().__init__()
+        self.taps = geometry.taps
+        embed: nn.Module = PatchEmbed(geometry.dim)
+        if geometry.trunk is not None:
+            embed = _HybridEmbed(geometry.dim, ResNetV2(geometry.trunk, geometry.trunk_width, eps=weight_eps))
+        self.model = VisionTransformer(geometry.dim, geometry.depth, geometry.heads, embed, eps=layer_norm_eps)
+        for n in range(5 - len(self.taps), 5):
+            block = _Reassemble(geometry.dim, geometry.widths[n - 1], (4, 2, 1, 0.5)[n - 1])
+            self.add_module(f"act_postprocess{n}", block)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, tokens = self.model(images, self.taps)
+        size = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
+        for n, x in enumerate(tokens, 5 - len(tokens)):
+            maps.append(self.get_submodule(f"act_postprocess{n}")(x, size))
+        return maps
+
+
+class _Decoder(nn.Module):
+    """Four maps, finest first, to inverse depth; named `scratch` in the published files."""
+
+    def __init__(self, geometry: DPTGeometry) -> None:
+        super().__init__()
+        features = geometry.features
+        for n, width in enumerate(geometry.widths, 1):
+            self.add_module(f"layer{n}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
+        for n in range(1, 5):
+            self.add_module(f"refinenet{n}", _Fusion(features))
+        self.output_conv = nn.Sequential(
+            nn.Conv2d(features, features // 2, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Conv2d(features // 2, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 1, 1),
+            nn.ReLU(inplace=True),
+        )
+        # Training from scratch must not start where the last ReLU is zero everywhere, and with it every gradient.
+        nn.init.ones_(self.get_parameter("output_conv.4.bias"))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        laterals = [self.get_submodule(f"layer{n}_rn")(x) for n, x in enumerate(maps, 1)]
+        x = self.get_submodule("refinenet4")(laterals[3])
+        for n in (3, 2, 1):
+            x = self.get_submodule(f"refinenet{n}")(laterals[n - 1], x)
+        head: Any = self.output_conv
+        return head[3:](doubled_conv(doubled_conv(x, head[0]), head[2]))
 
 
 class DPT(DepthModel):
     """DPT-Large, -Base or -Hybrid, relative or metric.
 
-    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns (B, 1, H, W): inverse depth up to
-    a scale and a shift per image, not negative, larger is closer; or, with `scale` and `shift`, depth in metres,
+    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns (B, 1, H, W): inverse depth up
+    to a scale and a shift per image, not negative, larger is closer; or, with `scale` and `shift`, depth in metres,
     1 / max(scale * inverse depth + shift, 1e-8). TypeError or ValueError for images of another type or shape.
 
     geometry         "large", "base", "hybrid" or the sizes of another DPT
     scale, shift     constants that make the output metric: 6.016e-5 and 0.00579 in the published net for KITTI, 3.05e-4
                      and 0.1378 in that for NYU, both for the hybrid; for large and base none are published
-    target_size      (H, W) that `predict` approaches: one factor for both sides, that of the two which changes the image
-                     less, then each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216 (of images
-                     cropped to that size), NYU 480x640
+    target_size      (H, W) that `predict` approaches: one factor for both sides, that of the two which changes the
+                     image less, then each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216 (of
+                     images cropped to that size), NYU 480x640
     input_size       (H, W) to which `predict` resizes in place of this rule
     encoder_weights  path of an ImageNet ViT's state dict under timm's names, None: random initialisation
     layer_norm_eps   1e-6 in the published nets, 1e-12 in transformers' configuration of them
@@ -177,46 +228,20 @@ class DPT(DepthModel):
         super().__init__(unit=None if scale is None else "m", input_size=input_size)
         if isinstance(geometry, str):
             if geometry not in GEOMETRIES:
-                raise ValueError(f"geometry: expected one of {', '.join(GEOMETRIES)} or a DPTGeometry, got {geometry!r}")
+                names = ", ".join(GEOMETRIES)
+                raise ValueError(f"geometry: expected one of {names} or a DPTGeometry, got {geometry!r}")
             geometry = GEOMETRIES[geometry]
         if (scale is None) != (shift is None):
             raise ValueError(f"scale, shift: expected both or neither, got {scale} and {shift}")
-        reading = 4 if geometry.trunk is None else 2
-        if len(geometry.taps) != reading or list(geometry.taps) != sorted({*geometry.taps} & {*range(geometry.depth)}):
-            raise ValueError(
-                f"geometry.taps: expected {reading} ascending blocks out of 0..{geometry.depth - 1}, got {geometry.taps}"
-            )
+        count, taps, last = 4 if geometry.trunk is None else 2, list(geometry.taps), geometry.depth - 1
+        if len(taps) != count or taps != sorted({*taps} & {*range(last + 1)}):
+            raise ValueError(f"geometry.taps: expected {count} ascending blocks out of 0..{last}, got {geometry.taps}")
+        of_trunk = (4 * geometry.trunk_width, 8 * geometry.trunk_width)
+        if geometry.trunk is not None and tuple(geometry.widths[:2]) != of_trunk:
+            raise ValueError(f"geometry.widths: expected {of_trunk}, as the trunk has, first, got {geometry.widths}")
         self.geometry, self.scale, self.shift, self.target_size = geometry, scale, shift, target_size
-
-        dim, features = geometry.dim, geometry.features
-        embed: nn.Module = PatchEmbed(dim)
-        if geometry.trunk is not None:
-            trunk = ResNetV2(geometry.trunk, geometry.trunk_width, eps=weight_eps)
-            if geometry.widths[:2] != trunk.channels[:2]:
-                raise ValueError(
-                    f"geometry.widths: expected to begin with {trunk.channels[:2]}, the channels of the trunk, "
-                    f"got {geometry.widths}"
-                )
-            embed = _HybridEmbed(dim, trunk)
-        # Named as the published files name them.
-        self.pretrained, self.scratch = nn.Module(), nn.Module()
-        self.pretrained.model = VisionTransformer(dim, geometry.depth, geometry.heads, embed, eps=layer_norm_eps)
-        for n in range(4 - reading, 4):
-            block = _Reassemble(dim, geometry.widths[n], (4, 2, 1, 0.5)[n])
-            self.pretrained.add_module(f"act_postprocess{n + 1}", block)
-        for n, width in enumerate(geometry.widths, 1):
-            self.scratch.add_module(f"layer{n}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
-            self.scratch.add_module(f"refinenet{n}", _Fusion(features))
-        self.scratch.output_conv = nn.Sequential(
-            nn.Conv2d(features, features // 2, 3, padding=1),
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-            nn.Conv2d(features // 2, 32, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(32, 1, 1),
-            nn.ReLU(inplace=True),
-        )
-        # Training from scratch must not start where the last ReLU is zero everywhere, and with it every gradient.
-        nn.init.ones_(self.scratch.output_conv[4].bias)
+        self.pretrained = _Encoder(geometry, layer_norm_eps, weight_eps)
+        self.scratch = _Decoder(geometry)
         if encoder_weights is not None:
             load_encoder_weights(self.pretrained.model, encoder_weights)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -230,18 +255,7 @@ class DPT(DepthModel):
         height, width = images.shape[-2:]
         if height % 32 or width % 32 or not height or not width:
             raise ValueError(f"images: expected height and width multiples of 32, got {height}x{width}")
-        maps, tokens = self.pretrained.model(
-            (2 * images - 1).contiguous(memory_format=torch.channels_last), self.geometry.taps
-        )
-        size = (height // PATCH, width // PATCH)
-        maps += [
-            getattr(self.pretrained, f"act_postprocess{n}")(x, size) for n, x in enumerate(tokens, 5 - len(tokens))
-        ]
-        path = None
-        for n in (4, 3, 2, 1):
-            lateral = getattr(self.scratch, f"layer{n}_rn")(maps.pop())
-            path = getattr(self.scratch, f"refinenet{n}")(lateral, path)
-        inverse = self.scratch.output_conv(path)
+        inverse = self.scratch(self.pretrained((2 * images - 1).contiguous(memory_format=torch.channels_last)))
         if self.scale is None:
             return inverse
         return 1 / (self.scale * inverse.float() + self.shift).clamp(min=1e-8)  # 1e-8 is 0 in half precision
@@ -279,9 +293,9 @@ class DPT(DepthModel):
         # The ImageNet classifier is in the files, but not in the net.
         content = {key: value for key, value in content.items() if not key.startswith("pretrained.model.head.")}
         for key, theirs in self.transformers_keys().items():
-            parts = [content.get(name) for name in theirs]
-            if all(isinstance(part, Tensor) for part in parts):
-                content[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts = [content[name] for name in theirs if isinstance(content.get(name), Tensor)]
+            if len(parts) == len(theirs):
+                content[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
                 for name in theirs:
                     del content[name]
         return content

@@ -21,8 +21,10 @@ class StandardisedConv2d(nn.Conv2d):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) / (std + self.eps)
+        # A norm rather than torch.std_mean, which takes five times as long here.
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        std = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True) * weight[0].numel() ** -0.5
+        weight = weight / (std + self.eps)
         (top, bottom), (left, right) = (_margins(n, self.kernel_size[0], self.stride[0]) for n in x.shape[-2:])
         if top == bottom and left == right:
             return F.conv2d(x, weight, None, self.stride, (top, left))

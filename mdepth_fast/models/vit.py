@@ -20,6 +20,11 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
+def _sum(x: Tensor, branch: Tensor) -> Tensor:
+    # Under autocast the branch is in half precision, and what goes on from block to block is not.
+    return branch.add_(x) if branch.dtype == x.dtype else x + branch
+
+
 class PatchEmbed(nn.Module):
     """Images to one vector per patch of 16 x 16 pixels."""
 
@@ -40,7 +45,11 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if qkv.device.type == "cpu":
+            # Rows 3 * dim apart are whole pages apart and share cache sets; the copy costs less than the collisions.
+            qkv = qkv.contiguous()
+        q, k, v = qkv
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -63,8 +72,8 @@ class _Block(nn.Module):
         self.mlp = _MLP(dim, 4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attn(self.norm1(x)).add_(x)
-        return self.mlp(self.norm2(x)).add_(x)
+        x = _sum(x, self.attn(self.norm1(x)))
+        return _sum(x, self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):

@@ -6,6 +6,7 @@ from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models,
 NAMES = [
     "dorn_resnet101_kitti",
     "dorn_resnet101_nyu",
+    *(f"dpt_{size}{data}" for size in ("base", "hybrid", "large") for data in ("", "_kitti", "_nyu")),
     "eigen2014_kitti",
     "eigen2014_nyu",
     "fcrn_resnet50_deconv",
