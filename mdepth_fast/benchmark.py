@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast import _dispatch, ops
+from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 
@@ -138,6 +139,24 @@ def _sparse_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
         "prediction": prediction,
         "depth": depth.masked_fill(torch.rand(depth.shape, generator=generator) > 0.2, 0.0),
     }
+
+
+def lidar_frame(batch: int, height: int, width: int, scans: int = 1) -> dict[str, Any]:
+    """Depth maps and ground truth as a LiDAR gives it: rows of points below the horizon, one pixel in thirty a scan."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    depth = (70 * height / (height + 14 * (y - 0.4 * height).clamp(min=0))).expand(batch, 1, height, width)
+    beam = (y + 3 * torch.cos(4.0 * x / width)).round() % 6 == 0  # a horizontal circle, seen from above it
+    kept = torch.rand(batch, 1, height, width, generator=generator)
+    hit = beam & (x % 2 == 0) & (kept < 0.7) if scans == 1 else kept < 0.7 * scans / 24  # they overlap
+    hit = hit & (y > 0.4 * height)
+    error = 0.15 * torch.randn(batch, 1, height, width, generator=generator)
+    return {"prediction": depth * error.exp(), "ground_truth": torch.where(hit, depth, 0).float()}
+
+
+def _depth_metrics(prediction: Tensor, ground_truth: Tensor) -> Tensor:
+    window = get_protocol("kitti_garg_80").window(prediction.shape[-2], prediction.shape[-1])
+    return ops.depth_metrics(prediction, ground_truth, window=window)
 
 
 def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
@@ -269,6 +288,17 @@ CASES = {
             flops_per_pixel=15,
             size=(8, 352, 1216),
             gpu_batch=32,
+        ),
+        Case(
+            "depth_metrics",
+            "depth_metrics",
+            lidar_frame,
+            (),
+            _depth_metrics,
+            bytes_per_pixel=0.54 * (4 + 0.06 * 4),  # of the window: ground truth, predictions where it is
+            flops_per_pixel=0.54 * 0.06 * 80,
+            size=(1, 375, 1242),
+            gpu_batch=8,
         ),
         *(
             _nnconv5_case(*shape)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, S
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.models import DepthModel
 from mdepth_fast.training.config import AnyConfig
-from mdepth_fast.training.trained import predict_sample
+from mdepth_fast.training.trained import evaluate_sample
 
 __all__ = ["DepthModule", "Preview"]
 
@@ -132,8 +132,7 @@ class DepthModule(LightningModule, Generic[C]):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """A batch of one evaluation sample; every process sees all of them."""
-        depth = predict_sample(self.depth_net, batch, flip=self.evaluator.protocol.flip)
-        self.evaluator.update(depth, batch["depth"], batch["name"][0])
+        evaluate_sample(self.depth_net, batch, self.evaluator)
 
     def on_validation_epoch_end(self) -> None:
         summary = self.evaluator.compute()

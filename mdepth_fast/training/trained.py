@@ -1,7 +1,7 @@
 """Trained depth networks: reading them back, and measuring them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
-from mdepth_fast.models import DisparityModel, create_model, load_checkpoint
+from mdepth_fast.models import DepthPrediction, DisparityModel, create_model, load_checkpoint
 from mdepth_fast.models.checkpoints import converted_model
 from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
 
-__all__ = ["Trained", "evaluate", "load_trained", "predict_sample"]
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]
 
 # Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
 _PUBLISHED_UNIT = 5.4
@@ -93,15 +93,32 @@ def evaluate(
     """Feeds an evaluator with the depth that `net` predicts for every sample of `dataset`.
 
     Resizing of the prediction and flip post-processing are as the evaluator's protocol says. `track` may wrap the
-    loader in a progress bar.
+    loader in a progress bar. ValueError for inverse depth that the protocol does not align.
     """
     for batch in track(DataLoader(dataset, num_workers=workers)):
-        depth = predict_sample(net, batch, flip=evaluator.protocol.flip)
-        evaluator.update(depth, batch["depth"], batch["name"][0])
+        evaluate_sample(net, batch, evaluator)
 
 
-def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> Tensor:
-    """The depth (1,1,h,w) that `net` predicts for a batch of one evaluation sample of any data set.
+def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> None:
+    """`evaluate` for a batch of one evaluation sample."""
+    protocol = evaluator.protocol
+    if protocol.size and batch["target"].shape[-2:] != protocol.size:
+        # Compared there: the network's own hooks bring image and ground truth to it.
+        target, depth = _as_float(batch["target"]), batch["depth"]
+        batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
+        batch.pop("image", None)
+    prediction = predict_sample(net, batch, flip=protocol.flip)
+    inverse = prediction.kind == "affine_inverse"
+    if inverse and protocol.alignment != "lsq_disparity":
+        raise ValueError(
+            "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
+            f"kitti_affine or nyu_affine; got {protocol.name}"
+        )
+    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=inverse)
+
+
+def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
+    """What `net` predicts for a batch of one evaluation sample of any data set.
 
     A net of a self-supervised system sees the target as its data set has resized it. Any other resizes the image as
     it was published to, from the size of its file. Of a view of a part of the image (see `EvaluationView`), the
@@ -113,10 +130,14 @@ def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
     else:
         images = batch.get("image", images)
-    images = images.to(next(net.parameters()).device)
-    depth = net.predict(images if images.is_floating_point() else images.float() / 255, size=size, flip=flip).depth
+    prediction = net.predict(_as_float(images.to(next(net.parameters()).device)), size=size, flip=flip)
     if "window" in batch:
         top, bottom, left, right = batch["window"][0].tolist()
         height, width = batch["depth"].shape[-2:]
-        depth = F.pad(depth, (left, width - right, top, height - bottom), mode="replicate")
-    return depth
+        depth = F.pad(prediction.depth, (left, width - right, top, height - bottom), mode="replicate")
+        prediction = replace(prediction, depth=depth)
+    return prediction
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255

@@ -161,6 +161,16 @@ class TestEval:
         for part in ("flip post-processing", "Garg crop", "median scaling"):
             assert part in first
 
+    def test_columns_are_the_protocols(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name, titles in (
+            ("kitti_benchmark", ["SILog", "SqRel/g^2", "AbsRel", "iRMSE", "RMSE"]),
+            ("fcrn", ["AbsRel", "RMSE", "log10", "d<1.25", "d<1.25^2", "d<1.25^3"]),
+        ):
+            assert main(["eval", str(trained), "--protocol", name]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[0].startswith(f"protocol {name}: ") and lines[1].split() == titles
+            assert all(float(number) >= 0 for number in lines[2].split()) and lines[3] == "1 images"
+
     def test_other_data(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["eval", str(trained), "--data", "synthetic", "--data.length=2", "--data.workers=0"]) == 0
         lines = capsys.readouterr().out.splitlines()
