@@ -199,7 +199,14 @@ def train(
 def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
     """The module that trains as configured on this data set."""
     if isinstance(config, SupervisedConfig):
-        return SupervisedDepth(config, build_depth_net(config))
+        net, model = build_depth_net(config), config.model
+        frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+        if frozen and not (config.stages or model.weights or model.encoder_weights):
+            raise ValueError(
+                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, and "
+                "starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
+            )
+        return SupervisedDepth(config, net)
     sources = tuple(dataset.sources)
     return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
 
