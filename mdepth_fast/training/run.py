@@ -57,7 +57,9 @@ class TrainResult:
         lines = [self.protocol.describe(), " " * 7 + "".join(f"{key:>{width}}" for key, width in widths.items())]
         for title, row in (("before", self.before), ("after", self.after)):
             if row is not None:
-                lines.append(f"{title:7}" + "".join(f"{row.get(key, math.nan):{width}.3f}" for key, width in widths.items()))
+                lines.append(
+                    f"{title:7}" + "".join(f"{row.get(key, math.nan):{width}.3f}" for key, width in widths.items())
+                )
         return "\n".join(lines)
 
 
@@ -203,8 +205,8 @@ def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
         frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
         if frozen and not (config.stages or model.weights or model.encoder_weights):
             raise ValueError(
-                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, and "
-                "starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
+                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, "
+                "and starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
             )
         return SupervisedDepth(config, net)
     sources = tuple(dataset.sources)

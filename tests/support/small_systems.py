@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 from scipy.io import savemat
 
 from mdepth_fast.data.samples import read_depth, read_image

@@ -125,7 +125,7 @@ RUN = ["--data.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_few_steps_on_real_frames(preset: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """The preset as it is, with its data as they are published, its sizes, augmentation and protocol; a narrow network."""
+    """The preset with its data as they are published, its sizes, augmentation and protocol; a narrow network."""
     root = request.getfixturevalue("kitti" if preset.endswith("kitti") else "nyu")
     words = [*RUN, *SMALL[preset], f"--data.root={root}", "--data.batch_size=2", f"--output={tmp_path}"]
     words += ["--data.val_split=val"] if preset.endswith("kitti") else []
@@ -151,8 +151,15 @@ def test_a_few_steps_on_real_frames(preset: str, request: pytest.FixtureRequest,
 def at(height: int, width: int) -> list[str]:
     """Frames of 360x540 at this size, without augmentation."""
     words = [f"--augment.height={height}", f"--augment.width={width}", f"--augment.resize=[{height},{width}]"]
-    return [*words, "--augment.crop=centre", "--augment.crop_size=null", "--augment.scale=[1,1]", "--augment.rotate=0",
-            "--augment.flip=0", "--augment.recolor=0"]  # fmt: skip
+    return [
+        *words,
+        "--augment.crop=centre",
+        "--augment.crop_size=null",
+        "--augment.scale=[1,1]",
+        "--augment.rotate=0",
+        "--augment.flip=0",
+        "--augment.recolor=0",
+    ]
 
 
 # Small networks that start from nothing, at rates for that; loss, optimiser and schedule are the preset's. Then the
@@ -160,13 +167,23 @@ def at(height: int, width: int) -> list[str]:
 OVERFIT: dict[str, tuple[list[str], float]] = {
     "eigen2014_nyu": ([*at(64, 64), "--model.options.input_size=[64,64]", "--stages={coarse: 40, fine: 40}"], 0.17),
     "fcrn_nyu": (
-        [*at(32, 64), "--model.options={layers: 18, bn_momentum: 0.3, dropout: 0, input_size: [32,64]}",
-         "--optimizer.lr=0.03", "--trainer.max_steps=40"],  # fmt: skip
+        [
+            *at(32, 64),
+            "--model.options={layers: 18, bn_momentum: 0.3, dropout: 0, input_size: [32,64]}",
+            "--optimizer.lr=0.03",
+            "--trainer.max_steps=40",
+        ],
         0.14,
     ),
     "dorn_nyu": (
-        [*at(49, 73), "--model.options.window=[49,73]", "--model.options.rates=[2,4,6]", "--model.options.pool=4",
-         "--optimizer.lr=2e-3", "--trainer.max_steps=40"],  # fmt: skip
+        [
+            *at(49, 73),
+            "--model.options.window=[49,73]",
+            "--model.options.rates=[2,4,6]",
+            "--model.options.pool=4",
+            "--optimizer.lr=2e-3",
+            "--trainer.max_steps=40",
+        ],
         0.12,
     ),
     "dpt_nyu": (
@@ -185,8 +202,17 @@ def test_overfits_eight_real_frames(preset: str, real_data: Path, tmp_path: Path
     data += [f"--data.cache={tmp_path / 'cache'}", "--data.cache_size=[96,144]", "--data.batch_size=8"]
     often = ["--trainer.val_every_n_steps=null", "--trainer.check_val_every_n_epoch=1000000"]
     config = load_config(
-        preset, [*RUN, *SMALL[preset], *data, *often, *words, "--protocol=nyu", "--trainer.max_epochs=-1",
-                 f"--output={tmp_path}"]  # fmt: skip
+        preset,
+        [
+            *RUN,
+            *SMALL[preset],
+            *data,
+            *often,
+            *words,
+            "--protocol=nyu",
+            "--trainer.max_epochs=-1",
+            f"--output={tmp_path}",
+        ],
     )
     losses = Losses()
     result = train(config, callbacks=[losses])
