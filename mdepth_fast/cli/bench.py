@@ -99,25 +99,23 @@ def _run_loader(words: list[str]) -> None:
     from tempfile import TemporaryDirectory
 
     from mdepth_fast.data import Cached
-    from mdepth_fast.training.config import SupervisedConfig, load_config
-    from mdepth_fast.training.setup import build_loader, cache_size, training_data
+    from mdepth_fast.training.config import load_config
+    from mdepth_fast.training.setup import build_loader, training_data
     from mdepth_fast.training.throughput import measure_loader, measure_training
 
     config = load_config(options.preset, overrides)
-    folder = options.cache
-    if isinstance(config, SupervisedConfig):
-        # The cache of a run, if it has one, is filled here.
-        folder = folder or config.data.cache
-        size = size or cache_size(config.data)
-        config.data.cache = None
     dataset: Any = training_data(config)
     batch, workers = config.data.batch_size, config.data.workers
     print(f"loader of {config.run}: {len(dataset)} samples, batches of {batch}, {workers} workers", flush=True)
     with TemporaryDirectory(prefix="mdepth-cache-") as temporary:
-        ways = [("decoding", dataset)]
+        cached = dataset if isinstance(dataset, Cached) else None
+        ways = [("decoding", cached.dataset if cached else dataset)]
         if hasattr(dataset, "names"):
-            cached = Cached(dataset, folder or Path(temporary) / "cache", size)
-            ways += [("storing", cached), ("cached", cached)]
+            if cached is None or options.cache or size:
+                cached = Cached(ways[0][1], options.cache or Path(temporary) / "cache", size)
+            if cached.ready < len(cached):
+                ways.append(("storing", cached))
+            ways.append(("cached", cached))
         elif options.cache or size:
             raise ValueError(f"--cache: expected a preset with measured depth, got {options.preset!r}")
         for title, samples in ways:

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
     "config_parser",
     "list_presets",
     "load_config",
+    "preset_notes",
 ]
 
 
@@ -416,15 +418,24 @@ def _task(values: dict[str, Any]) -> type[AnyConfig]:
     return _TASKS[task]
 
 
+_PRESETS = resources.files("mdepth_fast") / "configs"
+
+
 def list_presets(task: str | None = None) -> list[str]:
     """Names of the configurations inside the package, all or those of one task."""
     names = []
-    for entry in (resources.files("mdepth_fast") / "configs").iterdir():
+    for entry in _PRESETS.iterdir():
         if entry.name.endswith(".yaml"):
             supervised = "\ntask: supervised\n" in entry.read_text()
             if task is None or (task == "supervised") == supervised:
                 names.append(entry.name.removesuffix(".yaml"))
     return sorted(names)
+
+
+def preset_notes(name: str) -> list[str]:
+    """The lines of comment that a preset begins with: what it is, and what it needs."""
+    lines = (_PRESETS / f"{name}.yaml").read_text().splitlines()
+    return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
@@ -433,7 +444,7 @@ def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
     if isinstance(preset, Config):
         return preset.run, preset.to_dict()
     if preset in list_presets():
-        path: Any = resources.files("mdepth_fast") / "configs" / f"{preset}.yaml"
+        path: Any = _PRESETS / f"{preset}.yaml"
     else:
         path = Path(preset)
         if path.suffix not in (".yaml", ".yml"):

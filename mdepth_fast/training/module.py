@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, S
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.models import DepthModel
 from mdepth_fast.training.config import AnyConfig, OptimizerConfig
-from mdepth_fast.training.trained import update_evaluator
+from mdepth_fast.training.trained import evaluate_sample
 
 __all__ = ["DepthModule", "Preview", "make_optimizer"]
 
@@ -134,7 +134,7 @@ class DepthModule(LightningModule, Generic[C]):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """A batch of one evaluation sample; every process sees all of them."""
-        update_evaluator(self.evaluator, self.depth_net, batch)
+        evaluate_sample(self.depth_net, batch, self.evaluator)
 
     def on_validation_epoch_end(self) -> None:
         summary = self.evaluator.compute()

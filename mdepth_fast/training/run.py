@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from mdepth_fast.data import SkipBroken
-from mdepth_fast.evaluation import COLUMNS, Evaluator
+from mdepth_fast.evaluation import Evaluator, Protocol
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.config import AnyConfig, SupervisedConfig
 from mdepth_fast.training.module import DepthModule
@@ -43,7 +44,7 @@ class TrainResult:
     folder: Path
     checkpoint: Path
     panel: Path
-    protocol: str
+    protocol: Protocol
     before: dict[str, float] | None
     after: dict[str, float] | None
     skipped: list[int]
@@ -52,10 +53,13 @@ class TrainResult:
         """Metrics before and after training under the line that states their protocol."""
         if self.after is None:
             return "no ground truth: no metrics"
-        lines = [self.protocol, " " * 7 + "".join(f"{key:>9}" for key in COLUMNS)]
+        widths = {key: max(9, len(key) + 1) for key in self.protocol.columns}
+        lines = [self.protocol.describe(), " " * 7 + "".join(f"{key:>{width}}" for key, width in widths.items())]
         for title, row in (("before", self.before), ("after", self.after)):
             if row is not None:
-                lines.append(f"{title:7}" + "".join(f"{row[key]:9.3f}" for key in COLUMNS))
+                lines.append(
+                    f"{title:7}" + "".join(f"{row.get(key, math.nan):{width}.3f}" for key, width in widths.items())
+                )
         return "\n".join(lines)
 
 
@@ -187,7 +191,7 @@ def train(
         folder,
         folder / _CHECKPOINT,
         folder / "panel.png",
-        module.evaluator.protocol.describe(),
+        module.evaluator.protocol,
         before,
         after,
         dataset.broken if isinstance(dataset, SkipBroken) else [],
@@ -197,7 +201,14 @@ def train(
 def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
     """The module that trains as configured on this data set."""
     if isinstance(config, SupervisedConfig):
-        return SupervisedDepth(config, build_depth_net(config))
+        net, model = build_depth_net(config), config.model
+        frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+        if frozen and not (config.stages or model.weights or model.encoder_weights):
+            raise ValueError(
+                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, "
+                "and starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
+            )
+        return SupervisedDepth(config, net)
     sources = tuple(dataset.sources)
     return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
 

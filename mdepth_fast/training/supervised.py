@@ -99,11 +99,12 @@ class SupervisedDepth(DepthModule[SupervisedConfig]):
         image, truth = sample["target"], sample["depth"]
         if image.is_floating_point():
             image = (255 * image).round().to(torch.uint8)
-        depth = predict_sample(self.depth_net, default_collate([sample])).depth
+        prediction = predict_sample(self.depth_net, default_collate([sample]), flip=False)
+        depth = prediction.depth
         if "window" in sample:
             top, bottom, left, right = sample["window"].tolist()
             depth, truth = (values[..., top:bottom, left:right] for values in (depth, truth))
-        return Preview(image, depth[0, 0], truth, None)
+        return Preview(image, depth[0, 0], None if prediction.kind == "affine_inverse" else truth, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
@@ -16,7 +17,7 @@ from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
 
-__all__ = ["Trained", "evaluate", "load_trained", "predict_sample", "update_evaluator"]
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]
 
 # Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
 _PUBLISHED_UNIT = 5.4
@@ -82,55 +83,52 @@ def evaluate(
 ) -> None:
     """Feeds an evaluator with the depth that `net` predicts for every sample of `dataset`.
 
-    `track` may wrap the loader in a progress bar. Errors as in `update_evaluator`.
+    Resizing of the prediction and flip post-processing are as the evaluator's protocol says. `track` may wrap the
+    loader in a progress bar. ValueError for inverse depth that the protocol does not align.
     """
     for batch in track(DataLoader(dataset, num_workers=workers)):
-        update_evaluator(evaluator, net, batch)
+        evaluate_sample(net, batch, evaluator)
 
 
-def update_evaluator(evaluator: Evaluator, net: Any, batch: dict[str, Any]) -> None:
-    """Adds what `net` predicts for a batch of one evaluation sample.
-
-    Resizing of the prediction and flip post-processing are as the evaluator's protocol says. A protocol with a `size`
-    compares there: the network's own hooks bring image and ground truth to it. ValueError for inverse depth that the
-    protocol does not align.
-    """
+def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> None:
+    """`evaluate` for a batch of one evaluation sample."""
     protocol = evaluator.protocol
-    prediction = predict_sample(net, batch, flip=protocol.flip, size=protocol.size)
+    if protocol.size and batch["target"].shape[-2:] != protocol.size:
+        # Compared there: the network's own hooks bring image and ground truth to it.
+        target, depth = _as_float(batch["target"]), batch["depth"]
+        batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
+        batch.pop("image", None)
+    prediction = predict_sample(net, batch, flip=protocol.flip)
     inverse = prediction.kind == "affine_inverse"
     if inverse and protocol.alignment != "lsq_disparity":
         raise ValueError(
             "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
             f"kitti_affine or nyu_affine; got {protocol.name}"
         )
-    depth = net.ground_truth(batch["depth"], protocol.size) if protocol.size else batch["depth"]
-    evaluator.update(prediction.depth, depth, batch["name"][0], inverse=inverse)
+    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=inverse)
 
 
-def predict_sample(
-    net: Any, batch: dict[str, Any], *, flip: bool = False, size: tuple[int, int] | None = None
-) -> DepthPrediction:
+def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
     """What `net` predicts for a batch of one evaluation sample of any data set.
 
     A net of a self-supervised system sees the target as its data set has resized it. Any other resizes the image as
     it was published to, from the size of its file. Of a view of a part of the image (see `EvaluationView`), the
-    prediction for the part is drawn outwards to the size of the image: there is no ground truth outside. With a `size`
-    the image is brought to it first, and so is the prediction.
+    prediction for the part is drawn outwards to the size of the image: there is no ground truth outside.
     """
+    size = None
     images = batch["target"]
-    seen: tuple[int, int] | None = None
     if isinstance(net, DisparityModel) and "sources" in batch:
-        seen = (images.shape[-2], images.shape[-1])
+        size = (images.shape[-2], images.shape[-1])
     else:
         images = batch.get("image", images)
-    images = images.to(next(net.parameters()).device)
-    images = images if images.is_floating_point() else images.float() / 255
-    if size:
-        images, seen = net.resize(images, size), size
-    prediction: DepthPrediction = net.predict(images, size=seen, flip=flip)
-    if "window" in batch and not size:
+    prediction = net.predict(_as_float(images.to(next(net.parameters()).device)), size=size, flip=flip)
+    if "window" in batch:
         top, bottom, left, right = batch["window"][0].tolist()
         height, width = batch["depth"].shape[-2:]
-        margins = (left, width - right, top, height - bottom)
-        return replace(prediction, depth=F.pad(prediction.depth, margins, mode="replicate"))
+        depth = F.pad(prediction.depth, (left, width - right, top, height - bottom), mode="replicate")
+        prediction = replace(prediction, depth=depth)
     return prediction
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255

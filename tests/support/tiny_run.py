@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mdepth_fast.models import register_model
-from mdepth_fast.models.base import DepthModel, DisparityModel, PoseModel
+from mdepth_fast.models.base import DepthModel, DisparityModel, Kind, PoseModel
 from mdepth_fast.training.config import AnyConfig, Config, SelfSupervisedConfig, SupervisedConfig
 from mdepth_fast.training.run import train
 
@@ -111,6 +111,19 @@ class TinyMetric(DepthModel):
         return self(images).clamp(min=0.1)
 
 
+class TinyInverse(TinyMetric):
+    """Inverse depth up to scale and shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = None
+
+    @property
+    def kind(self) -> Kind:
+        return "affine_inverse"
+
+
+register_model("tiny_inverse", TinyInverse)
 for suffix, with_norm in (("", True), ("_without_norm", False)):
     register_model(f"tiny_depth{suffix}", partial(TinyDepth, norm=with_norm))
     register_model(f"tiny_pose{suffix}", partial(TinyPose, norm=with_norm))
