@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     if isinstance(load_config(preset), SelfSupervisedConfig) and isinstance(trained.net, DisparityModel):
         # Such data are resized to what the network was trained at, unless an override says otherwise; another network
         # takes the images as the files have them.
-        size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size)]
+        size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size or ())]
     config = load_config(preset, [*size, *arguments.overrides])
     dataset = evaluation_data(config)
     if dataset is None:
