@@ -60,9 +60,13 @@ class _Stop(Recorder):
 
 @pytest.mark.parametrize("every", [3, 4], ids=["mid-epoch", "end of epoch"])
 def test_a_supervised_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int) -> None:
-    """With stages that change after the resumption, a rate that falls by what was seen before it, and dropout."""
+    """With stages that change after the resumption, a rate that falls by what was seen before it, validation within
+    epochs, and dropout."""
+    root = write_frames(tmp_path / "frames")
     settings: dict[str, Any] = {
-        "root": write_frames(tmp_path / "frames"),
+        "root": root,
+        "data__val_split": str(root),
+        "trainer__val_every_n_steps": 3,
         "stages": {"coarse": 11, "fine": 9},
         "model__options": {"dropout": 0.2},
         "optimizer__lr": 0.02,
