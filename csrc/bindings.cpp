@@ -275,12 +275,13 @@ py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(ordinal_loss_backward), plan_ordinal_loss_backward, p);
 }
 
-py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
-                   Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
-                   Address skip, Address out, int product) {
+py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, bool channels_last, Address x,
+                   Address dw_weight, Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale,
+                   Address pw_shift, Address skip, Address out, int product) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
   p.product = Product(product);
+  p.channels_last = channels_last;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -317,6 +318,29 @@ void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size,
   p.grad_dw_weight = at<void>(grad_dw_weight);
   p.grad_pw_weight = at<void>(grad_pw_weight);
   launch(MDEPTH_PICK(nnconv5_weight_gradients), p);
+}
+
+void separable_conv(int dtype, int threads, std::vector<int64_t> size, int kernel, int stride, double cap, Address x,
+                    Address dw_weight, Address dw_bias, Address pw_weight, Address pw_bias, Address out) {
+  if ((kernel != 3 && kernel != 5) || (stride != 1 && stride != 2)) throw std::invalid_argument("kernel or stride");
+  SeparableConvParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.out_channels = size.at(2);
+  p.height = size.at(3);
+  p.width = size.at(4);
+  p.kernel = kernel;
+  p.stride = stride;
+  p.cap = cap;
+  p.x = at<void>(x);
+  p.dw_weight = at<void>(dw_weight);
+  p.dw_bias = at<void>(dw_bias);
+  p.pw_weight = at<void>(pw_weight);
+  p.pw_bias = at<void>(pw_bias);
+  p.out = at<void>(out);
+  launch(MDEPTH_PICK(separable_conv), p);
 }
 
 }  // namespace
@@ -367,6 +391,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
   m.def("nnconv5", &nnconv5);
   m.def("nnconv5_weight_gradients", &nnconv5_weight_gradients);
+  m.def("separable_conv", &separable_conv);
   m.def("ordinal_decode", &ordinal_decode);
   m.def("ordinal_loss", &ordinal_loss);
   m.def("ordinal_loss_backward", &ordinal_loss_backward);

@@ -7,6 +7,7 @@ from mdepth_fast.ops.nnconv5 import nnconv5
 from mdepth_fast.ops.ordinal_decode import ordinal_decode
 from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
+from mdepth_fast.ops.separable_conv import separable_conv
 
 __all__ = [
     "MinReprojection",
@@ -17,4 +18,5 @@ __all__ = [
     "ordinal_decode",
     "ordinal_loss",
     "photometric_loss",
+    "separable_conv",
 ]

@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 import torch
-from cases import CASES, assert_empty, gradients
+from cases import GPU_CASES as CASES
+from cases import assert_empty, gradients
 from scenes import relative_error, scene
 
 import mdepth_fast

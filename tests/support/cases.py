@@ -22,6 +22,7 @@ class Case:
     call: Callable[..., list[torch.Tensor]]
     shared: tuple[str, ...] = ()
     of_nothing: float = float("nan")  # the mean over nothing, as PyTorch has it
+    gpu: bool = True  # has GPU kernels
     layer: bool = False  # computed in float32 as all are, but returned in its input's dtype
     small: dict[str, int] = field(default_factory=lambda: {"height": 4, "width": 5})  # for gradcheck
 
@@ -116,6 +117,21 @@ def _nnconv5(backend, *, skip, **tensors):
     return [ops.nnconv5(**tensors, skip=skip, backend=backend)]
 
 
+def _separable_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
+    inputs = _nnconv5_inputs(batch, height, width, dtype, seed, channels, out_channels)
+    return {
+        "x": inputs["x"],
+        "dw_weight": inputs["dw_weight"][..., 1:4, 1:4].contiguous(),
+        "dw_bias": inputs["dw_shift"],
+        "pw_weight": inputs["pw_weight"],
+        "pw_bias": inputs["pw_shift"],
+    }
+
+
+def _separable(backend, **tensors):
+    return [ops.separable_conv(**tensors, stride=2, cap=1.5, backend=backend)]
+
+
 _NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
 
 CASES = [
@@ -134,7 +150,17 @@ CASES = [
         layer=True,
         small={"height": 2, "width": 3, "channels": 2, "out_channels": 3},
     ),
+    Case(
+        "separable_conv",
+        _separable_inputs,
+        (),
+        _separable,
+        shared=("dw_weight", "dw_bias", "pw_weight", "pw_bias"),
+        layer=True,
+        gpu=False,
+    ),
 ]
+GPU_CASES = [case for case in CASES if case.gpu]
 
 
 def assert_empty(case, inputs, outputs, grads):

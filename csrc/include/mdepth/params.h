@@ -117,6 +117,7 @@ struct NnConv5Params {
   Dtype dtype;
   Product product;  // GPU; the CPU's is exact
   int threads;
+  bool channels_last;  // x, skip and out are (B, H, W, C) in memory; CPU only
   int64_t batch, channels, out_channels, height, width;
   const void* x;          // (B, C, H, W)
   const void* dw_weight;  // (C, 1, 5, 5)
@@ -127,6 +128,20 @@ struct NnConv5Params {
   const void* pw_shift;   // (O,)
   const void* skip;       // (B, O, 2 H, 2 W) or null
   void* out;              // out (B, O, 2 H, 2 W)
+};
+
+struct SeparableConvParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, out_channels, height, width;  // of x
+  int kernel, stride;                                    // 3 or 5; 1 or 2
+  double cap;                                            // both results are clamped to 0..cap
+  const void* x;          // (B, H, W, C)
+  const void* dw_weight;  // (C, 1, kernel, kernel)
+  const void* dw_bias;    // (C,)
+  const void* pw_weight;  // (O, C, 1, 1)
+  const void* pw_bias;    // (O,)
+  void* out;              // out (B, ceil(H / stride), ceil(W / stride), O)
 };
 
 struct NnConv5WeightGradientsParams {
