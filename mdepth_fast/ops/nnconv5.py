@@ -39,10 +39,10 @@ def nnconv5(
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, O, 2 H, 2 W) in the dtype of `x` and, channels_last or not, in its layout. Gradients go to every tensor. Half
-        and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more the pointwise product of them
-        runs on tensor cores, its factors rounded to that dtype, its sums float32. A product of float32 is rounded to
-        TF32 only where `torch.set_float32_matmul_precision` allows it.
+        (B, O, 2 H, 2 W) in the dtype of `x` and in its layout, channels_last or not. Gradients go to every tensor.
+        Half and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more the pointwise product of
+        them runs on tensor cores, its factors rounded to that dtype, its sums float32. A product of float32 is rounded
+        to TF32 only where `torch.set_float32_matmul_precision` allows it.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
