@@ -16,10 +16,11 @@ _COMMANDS = {
     "train": "train a preset or a configuration of your own",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps of images, or of the frames of a video",
+    "convert": "read published weights of any format and write them as safetensors",
     "bench": "time the kernels against plain PyTorch on this machine",
     "info": "show versions and backends, with a reason for each that is missing",
 }
-_EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage", "matplotlib", "yaml"}
+_EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage", "matplotlib", "yaml", "safetensors"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The data are those of the run that wrote the checkpoint, or of the preset given by --data; settings follow: "
         "`mdepth-fast eval weights/mono_640x192 --data kitti_mono --data.root kitti --data.val_split test_files.txt`."
     )
-    parser.add_argument("weights", help="checkpoint, run folder, or folder with Monodepth2's encoder.pth and depth.pth")
+    parser.add_argument(
+        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+    )
     parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file that says what to evaluate on")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, instead of the preset's")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")

@@ -13,7 +13,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write the depth of an image, or of every image of a folder, and a coloured picture of it."
-    parser.add_argument("weights", help="checkpoint, run folder, or folder with Monodepth2's encoder.pth and depth.pth")
+    parser.add_argument(
+        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+    )
     parser.add_argument("input", type=Path, help="image, or folder of images or video frames")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"

@@ -2,11 +2,13 @@
 
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
 from .checkpoints import load_checkpoint, load_encoder_weights
+from .dorn import DORN, sid_thresholds, ud_thresholds
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
 
 __all__ = [
+    "DORN",
     "DepthModel",
     "DepthPrediction",
     "DisparityModel",
@@ -21,4 +23,6 @@ __all__ = [
     "load_checkpoint",
     "load_encoder_weights",
     "register_model",
+    "sid_thresholds",
+    "ud_thresholds",
 ]

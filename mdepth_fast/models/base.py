@@ -33,6 +33,9 @@ class Model(nn.Module):
     """A net that `load_checkpoint` can fill."""
 
     checkpoint_prefix: ClassVar[str]  # of its keys in a Lightning checkpoint of this package
+    # What the constructor must be told for weights that `translate` has translated, such as a rule of decoding.
+    published_options: ClassVar[Mapping[str, Any]] = {}
+    created_as: tuple[str, dict[str, Any]] | None = None  # name and options, set by `create_model`
 
     def published_files(self) -> dict[str, dict[str, str]]:
         """Of a system that is published as a folder: file name to {key in the file: key in `state_dict()`}."""
@@ -126,6 +129,12 @@ class DepthModel(Model):
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Images (B, 3, h, w) to `size`, as the system was trained."""
         return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+    def optimize_for_inference(self) -> "DepthModel":
+        """A copy for inference alone, in eval mode: same output within rounding, batch norms folded, channels_last."""
+        from .optimize import fold_batch_norms
+
+        return fold_batch_norms(self, self.network_size(64, 64)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class DisparityModel(DepthModel):

@@ -4,9 +4,11 @@ import difflib
 import fnmatch
 from collections.abc import Callable
 from functools import partial
+from math import exp
 from typing import Any
 
 from .base import Model
+from .dorn import DORN
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 
 __all__ = ["create_model", "list_models", "register_model"]
@@ -26,7 +28,9 @@ def create_model(name: str, **kwargs: Any) -> Model:
     if name not in _FACTORIES:
         near = difflib.get_close_matches(name, _FACTORIES, n=3) or list_models()
         raise ValueError(f"name: no model is called {name!r}; did you mean {', '.join(near)}?")
-    return _FACTORIES[name](**kwargs)
+    model = _FACTORIES[name](**kwargs)
+    model.created_as = (name, kwargs)
+    return model
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -34,6 +38,21 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_FACTORIES, pattern))
 
 
+register_model("dorn_resnet101_kitti", DORN)
+register_model(
+    "dorn_resnet101_nyu",
+    partial(
+        DORN,
+        window=(257, 353),
+        sliding=False,
+        K=68,
+        alpha=exp(-0.36),
+        beta=exp(2.36),
+        rates=(4, 8, 12),
+        pool=8,
+        fc_lr=1.0,
+    ),
+)
 register_model("monodepth2_resnet18", partial(Monodepth2, layers=18))
 register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
 register_model("posenet_resnet18", partial(PoseNet, layers=18))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ResNetEncoder"]
+__all__ = ["VARIANTS", "Bottleneck", "ResNetEncoder", "stage"]
 
 
 class BasicBlock(nn.Module):
@@ -31,12 +31,13 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)  # the stride sits here, as in torchvision
+        # The stride sits here, as in torchvision.
+        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -55,15 +56,24 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-_VARIANTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+def stage(
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int, **options: int
+) -> nn.Sequential:
+    """`count` blocks from `inputs` channels to `width * block.expansion`, the first of them with the stride."""
+    rest = (block(width * block.expansion, width, 1, **options) for _ in range(count - 1))
+    return nn.Sequential(block(inputs, width, stride, **options), *rest)
+
+
+VARIANTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
 }
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet 18, 34 or 50 without its classifier, for images in [0, 1].
+    """ResNet 18, 34, 50 or 101 without its classifier, for images in [0, 1].
 
     One scalar pair normalises the image, (x - 0.45) / 0.225, as in Monodepth2 (arXiv 1806.01260). `channels` are the
     widths of the five feature maps. ValueError for another number of `layers`.
@@ -71,18 +81,14 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, layers: int = 18, in_channels: int = 3) -> None:
         super().__init__()
-        if layers not in _VARIANTS:
-            raise ValueError(f"layers: expected one of {sorted(_VARIANTS)}, got {layers!r}")
-        block, counts = _VARIANTS[layers]
+        if layers not in VARIANTS:
+            raise ValueError(f"layers: expected one of {sorted(VARIANTS)}, got {layers!r}")
+        block, counts = VARIANTS[layers]
         self.channels = (64, *(64 * 2**n * block.expansion for n in range(4)))
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(
-                block(self.channels[n], 64 * 2**n, stride=2 if n else 1),
-                *(block(self.channels[n + 1], 64 * 2**n, stride=1) for _ in range(count - 1)),
-            )
-            for n, count in enumerate(counts)
+            stage(block, self.channels[n], 64 * 2**n, count, stride=2 if n else 1) for n, count in enumerate(counts)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

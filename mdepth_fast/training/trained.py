@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.models.checkpoints import converted_model
 from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.config import Config
 from mdepth_fast.training.setup import build_depth_net
@@ -29,7 +30,8 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """Reads a checkpoint or run folder of `mdepth-fast train`, or a folder with Monodepth2's encoder.pth and depth.pth.
+    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert`, or a folder with
+    Monodepth2's encoder.pth and depth.pth.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     """
@@ -38,9 +40,14 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         return _load_published(path, device)
     if path.is_dir():
         path = path / "last.ckpt"
+    if path.suffix == ".safetensors":
+        return _load_converted(path, device)
     checkpoint = read_checkpoint(path)
     if "mdepth_fast" not in checkpoint:
-        raise ValueError(f"{path}: expected a checkpoint of `mdepth-fast train`, got keys {sorted(checkpoint)[:5]}")
+        raise ValueError(
+            f"{path}: expected a checkpoint of `mdepth-fast train`, got keys {sorted(checkpoint)[:5]}; "
+            "published weights are made readable by `mdepth-fast convert`"
+        )
     config = Config.from_dict(checkpoint["mdepth_fast"]["config"])
     config.model.weights = config.model.encoder_weights = None
     net = build_depth_net(config, checkpoint["mdepth_fast"]["sources"])
@@ -48,6 +55,15 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     weights = checkpoint["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
     return Trained(net.to(device).eval(), config)
+
+
+def _load_converted(path: Path, device: str | torch.device) -> Trained:
+    name, options = converted_model(path)
+    if name is None:
+        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
+    net = create_model(name, **options)
+    load_checkpoint(net, path)
+    return Trained(net.to(device).eval(), None)
 
 
 def _load_published(folder: Path, device: str | torch.device) -> Trained:

@@ -1,9 +1,17 @@
 """Published folders, plain state dicts, Lightning checkpoints, and files that are broken."""
 
+import functools
+import sys
+import types
+
+import numpy as np
 import pytest
 import torch
+from released_blobs import released_blobs
+from safetensors.torch import save_file
 
 from mdepth_fast.models import (
+    DORN,
     Monodepth2,
     PoseCNN,
     PoseNet,
@@ -11,6 +19,7 @@ from mdepth_fast.models import (
     create_model,
     load_checkpoint,
     load_encoder_weights,
+    registry,
 )
 
 CLASSIFIER = {"encoder.fc.weight": torch.zeros(1000, 512), "encoder.fc.bias": torch.zeros(1000)}
@@ -206,3 +215,120 @@ def test_imagenet_initialisation(tmp_path):
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"resnet18\.pth: does not fit"):
         load_encoder_weights(ResNetEncoder(50), tmp_path / "resnet18.pth")
+
+
+def changed_like(state):
+    """Other values of the same shapes."""
+    return {key: torch.rand(value.shape).to(value.dtype) for key, value in state.items()}
+
+
+def write(path, state):
+    if path.suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    else:
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt", "pth.tar", "safetensors", "npz"])
+def test_every_format(tmp_path, suffix):
+    net = PoseCNN()
+    state = changed_like(net.state_dict())
+    write(tmp_path / f"weights.{suffix}", state)
+    load_checkpoint(net, tmp_path / f"weights.{suffix}")
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_pickled_arrays_go_to_their_reader(tmp_path, monkeypatch):
+    net = PoseCNN()
+    state = changed_like(net.state_dict())
+    reader = types.ModuleType("numpy_pickle")
+    reader.read_numpy_pickle = lambda path: state if path == tmp_path / "weights.npy" else {}
+    monkeypatch.setitem(sys.modules, "mdepth_fast.models.numpy_pickle", reader)
+    (tmp_path / "weights.npy").touch()
+    load_checkpoint(net, tmp_path / "weights.npy")
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"epoch": 3, "model": state, "optimizer": {"state": {}}},
+        lambda state: {"state_dict": state},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "arch": "posecnn"},
+        lambda state: {"model": {"state_dict": state}},
+    ],
+)
+def test_wrappings(tmp_path, wrap):
+    net = PoseCNN()
+    state = changed_like(net.state_dict())
+    torch.save(wrap(state), tmp_path / "weights.pth.tar")
+    load_checkpoint(net, tmp_path / "weights.pth.tar")
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+@pytest.mark.parametrize("fault", ["truncated", "empty", "text"])
+def test_broken_files_of_other_formats(tmp_path, suffix, fault):
+    path = tmp_path / f"weights.{suffix}"
+    write(path, PoseCNN().state_dict())
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not a checkpoint"}[fault])
+    with pytest.raises(ValueError, match=rf"weights\.{suffix}: damaged, truncated or not a checkpoint") as caught:
+        load_checkpoint(PoseCNN(), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_archives_of_objects_are_not_unpickled(tmp_path):
+    np.savez(tmp_path / "weights.npz", weights=np.array([Unpicklable()], dtype=object))
+    with pytest.raises(ValueError, match=r"weights\.npz: damaged, .*allow_pickle=False"):
+        load_checkpoint(PoseCNN(), tmp_path / "weights.npz")
+
+
+def test_python_objects_are_refused_with_the_way_out(tmp_path):
+    torch.save({"model": Unpicklable()}, tmp_path / "weights.pth.tar")
+    with pytest.raises(ValueError, match=r"such as .*Unpicklable; .*convert --trust-pickle.*; a pickle can run code"):
+        load_checkpoint(PoseCNN(), tmp_path / "weights.pth.tar")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "wrap"),
+    [
+        ("posecnn", "posenet_resnet18", lambda state: state),
+        ("posenet_resnet18", "posecnn", lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}}),
+        ("monodepth2_resnet18", "posecnn", lambda state: {f"depth_net.{k}": v for k, v in state.items()}),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_recognised(tmp_path, source, target, wrap):
+    state = create_model(source).state_dict()
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    net = create_model(target)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"the likely model: {source}, which shares 100% of the tensors") as caught:
+        load_checkpoint(net, tmp_path / "weights.pth")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    message = str(caught.value)
+    assert "\n" not in message
+    own = {key for key in before if not key.endswith("num_batches_tracked")}
+    missing = sorted(own - state.keys())
+    assert f"{len(missing)} keys missing ({', '.join(missing[:10])}, ...)" in message
+    unexpected = next(part for part in message.split("; ") if "unexpected" in part)
+    assert unexpected.count(", ") == 10 and unexpected.endswith(", ...)")  # the first ten
+
+
+def test_published_files_of_another_model_are_recognised(tmp_path, published, monkeypatch):
+    with pytest.raises(ValueError, match=r"the likely model: monodepth2_resnet18, which shares 100%"):
+        load_checkpoint(PoseCNN(), published[0] / "depth.pth")
+    small = functools.partial(DORN, width=2, window=(49, 65), K=5)
+    monkeypatch.setitem(registry._FACTORIES, "small_dorn", small)
+    np.savez(tmp_path / "blobs.npz", **released_blobs("nyu"))
+    with pytest.raises(ValueError, match=r"aspp_1/soft/0, .*the likely model: small_dorn, which shares 100%"):
+        load_checkpoint(PoseCNN(), tmp_path / "blobs.npz")
+
+
+def test_what_is_no_model_is_not_guessed(tmp_path):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"1 keys unexpected \(weight\); it is like no registered model"):
+        load_checkpoint(PoseCNN(), tmp_path / "weights.pth")

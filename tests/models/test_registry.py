@@ -1,8 +1,17 @@
 import pytest
+import torch
 
 from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models, register_model, registry
 
-NAMES = ["monodepth2_resnet18", "monodepth2_resnet50", "posecnn", "posenet_resnet18", "posenet_resnet50"]
+NAMES = [
+    "dorn_resnet101_kitti",
+    "dorn_resnet101_nyu",
+    "monodepth2_resnet18",
+    "monodepth2_resnet50",
+    "posecnn",
+    "posenet_resnet18",
+    "posenet_resnet50",
+]
 
 
 def test_names():
@@ -13,7 +22,10 @@ def test_names():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_creates_its_kind(name):
-    assert isinstance(create_model(name), DepthModel if name.startswith("monodepth2") else PoseModel)
+    with torch.device("meta"):
+        model = create_model(name)
+    assert isinstance(model, PoseModel if name.startswith("pose") else DepthModel)
+    assert model.created_as == (name, {})
 
 
 def test_options_reach_the_constructor():

@@ -1,0 +1,57 @@
+"""`mdepth-fast convert`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Convert published weights, or a checkpoint of `mdepth-fast train`, to a .safetensors file that says which "
+        "model it is for; `mdepth-fast predict` and `eval` read it."
+    )
+    parser.add_argument("input", type=Path, help="file (.pt, .pth, .tar, .npz, .npy, .safetensors, ...) or folder")
+    parser.add_argument("output", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--model", metavar="NAME", help="registered name of the model (default: the one that it fits)")
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="also read a module that was pickled whole, such as FastDepth's: in a process of its own, in which names "
+        "that are not of tensors stand for nothing. A pickle is a program: only for files whose source you trust",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from mdepth_fast.models.checkpoints import write_converted
+
+    source, target = arguments.input, arguments.output
+    if target.suffix != ".safetensors":
+        raise ValueError(f"output: expected a file named *.safetensors, got {target}")
+    name, options, state = _read(source, arguments.model, arguments.trust_pickle)
+    write_converted(target, name, options, state, source=source.name)
+    stated = "".join(f", {key}={value!r}" for key, value in options.items())
+    print(f"{target}: {name}{stated}, {len(state)} tensors")
+
+
+def _read(source: Path, name: str | None, trust_pickle: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    from mdepth_fast.models import create_model, load_checkpoint
+    from mdepth_fast.models.checkpoints import convert_content, read_content, read_pickled_module
+    from mdepth_fast.training.trained import load_trained
+
+    if source.is_dir() and name:
+        model = create_model(name)
+        load_checkpoint(model, source)
+        return name, {}, model.state_dict()
+    content: dict[str, Any] = {}
+    if not source.is_dir():
+        try:
+            content = read_content(source)
+        except ValueError:
+            if not trust_pickle:
+                raise
+            content = read_pickled_module(source)
+    if source.is_dir() or ("mdepth_fast" in content and not name):
+        net = load_trained(source).net
+        name, options = net.created_as
+        return name, options | {"input_size": net.input_size}, net.state_dict()
+    return convert_content(content, source, name)

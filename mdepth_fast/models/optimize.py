@@ -1,0 +1,74 @@
+"""Batch norms folded into the convolutions before them, found by watching one forward pass of shapes."""
+
+import copy
+from collections import Counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["fold_batch_norms"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _Uses(TorchDispatchMode):
+    """Counts how many operators take each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def fold_batch_norms(model: M, size: tuple[int, int]) -> M:
+    """A copy of `model` in eval mode, its parameters without gradient, batch norms of convolutions folded into these.
+
+    A batch norm is folded when its input is the output of a convolution that nothing else takes; in `model(images)`
+    both are to be called once. The forward pass that shows this has images of `size` and runs on the meta device: it
+    computes nothing.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    uses, calls = _Uses(), Counter[nn.Module]()
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are kept, so that no id comes twice
+    pairs: dict[nn.BatchNorm2d, tuple[nn.Conv2d, Tensor]] = {}
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made:
+            pairs[module] = made[id(inputs[0])]
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (module, output)
+            uses.count[id(output)] = 0  # the id may have been that of a tensor that is gone
+
+    handles = [module.register_forward_pre_hook(before) for module in model.modules()]
+    handles += [module.register_forward_hook(after) for module in model.modules()]
+    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    try:
+        with uses:
+            images = torch.empty(1, 3, *size, device="meta", dtype=next(iter(state.values())).dtype)
+            torch.func.functional_call(model, state, (images,))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    names = {module: name for name, module in model.named_modules()}
+    for norm, (conv, output) in pairs.items():
+        if calls[norm] == calls[conv] == 1 and uses.count[id(output)] == 1 and norm.running_mean is not None:
+            _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
+            _replace(model, names[norm], nn.Identity().eval())
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,247 @@
+"""`mdepth-fast convert`: every kind of input, what it writes, what it refuses, and what it never runs."""
+
+import functools
+import importlib
+import os
+import sys
+
+import numpy as np
+import plain_monodepth2
+import pytest
+import tiny_run
+import torch
+from PIL import Image
+from released_blobs import released_blobs
+from safetensors.torch import load_file, save_file
+
+from mdepth_fast.cli import main
+from mdepth_fast.models import DORN, create_model, load_checkpoint, registry
+from mdepth_fast.models.checkpoints import converted_model, read_pickled_module
+from mdepth_fast.training.trained import load_trained
+
+# A training script of somebody else: a whole net, statistics that pruning has turned into parameters, and a result
+# that is pickled beside it.
+SCRIPT = """
+import torch
+from torch import nn
+
+class Unit(nn.Sequential):
+    def __init__(self, inputs, outputs):
+        super().__init__(nn.Conv2d(inputs, outputs, 3, bias=False), nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+        self[1].running_mean.normal_()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.conv1 = Unit(3, 4), Unit(4, 5)
+        self.register_buffer("grid", torch.arange(6.0))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.nothing = None
+        self.register_parameter("absent", None)
+        mean = self.conv1[1].running_mean
+        del self.conv1[1].running_mean
+        self.conv1[1].running_mean = nn.Parameter(mean)
+        self.conv0.register_forward_hook(hook)
+
+class PoseNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        sizes = ((6, 16, 7), (16, 32, 5), (32, 64, 3), (64, 128, 3), (128, 256, 3), (256, 256, 3), (256, 256, 3))
+        self.net = nn.ModuleList(nn.Conv2d(i, o, k, 2, k // 2) for i, o, k in sizes)
+        self.pose_conv = nn.Conv2d(256, 6, 1)
+
+class Result:
+    def __init__(self):
+        self.rmse, self.history = 0.604, [1, 2]
+
+def hook(module, inputs, output):
+    raise RuntimeError("nothing of the script runs")
+"""
+
+
+@pytest.fixture
+def pickled(tmp_path, monkeypatch):
+    """Writes a file as {"epoch", "best_result", "model"} and forgets the script; returns the state dict."""
+    (tmp_path / "their_script.py").write_text(SCRIPT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(path, name, zipped=True, parallel=False):
+        script = importlib.import_module("their_script")
+        net = getattr(script, name)()
+        content = {
+            "epoch": 19,
+            "best_result": script.Result(),
+            "model": torch.nn.DataParallel(net) if parallel else net,
+        }
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        del sys.modules["their_script"]
+        (tmp_path / "their_script.py").unlink()
+        return net.state_dict()
+
+    yield write
+    sys.modules.pop("their_script", None)
+
+
+def equal(got, expected):
+    assert set(got) == set(expected)
+    return all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+def converts(capsys, *words):
+    assert main(["convert", *map(str, words)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def fails(capsys, *words):
+    assert main(["convert", *map(str, words)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("mdepth-fast: error: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pth.tar", "npz", "safetensors"])
+def test_the_model_is_recognised(tmp_path, capsys, suffix):
+    state = create_model("posecnn").state_dict()
+    source, target = tmp_path / f"weights.{suffix}", tmp_path / "new" / "posecnn.safetensors"
+    if suffix == "npz":
+        np.savez(source, **{key: value.numpy() for key, value in state.items()})
+    elif suffix == "safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, source)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, source)
+    assert converts(capsys, source, target) == f"{target}: posecnn, {len(state)} tensors\n"
+    assert equal(load_file(target), state) and converted_model(target) == ("posecnn", {})
+    net = create_model("posecnn")
+    load_checkpoint(net, target)
+    assert equal(net.state_dict(), state)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]  # no temporary file is left
+
+
+@pytest.fixture
+def frame(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "frame.png")
+    return tmp_path / "frame.png"
+
+
+def test_released_weights_become_a_file_that_predicts(tmp_path, capsys, monkeypatch, frame):
+    small = functools.partial(DORN, width=2, window=(49, 65), K=5)
+    monkeypatch.setitem(registry._FACTORIES, "small_dorn", small)
+    np.savez(tmp_path / "cvpr_kitti.npz", **released_blobs("kitti"))
+    target = tmp_path / "dorn.safetensors"
+    out = converts(capsys, tmp_path / "cvpr_kitti.npz", target)
+    assert "dorn.safetensors: small_dorn, decode='released', " in out
+    reference = small(decode="released")
+    load_checkpoint(reference, tmp_path / "cvpr_kitti.npz")
+    trained = load_trained(target)
+    assert trained.net.decode == "released" and not trained.net.training
+    assert equal(trained.net.state_dict(), reference.state_dict())
+    with pytest.warns(UserWarning, match="are meant for decode='released'"):
+        load_checkpoint(small(), target)
+    assert main(["predict", str(target), str(frame), "--output", str(tmp_path / "out"), "--format", "npy"]) == 0
+    assert "metric depth as float32 npy, in m" in capsys.readouterr().out
+    image = torch.from_numpy(np.array(Image.open(frame))).permute(2, 0, 1).float() / 255
+    depth = reference.predict(image).depth[0, 0].numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "frame_depth.npy"), depth, rtol=1e-5)
+
+
+def test_checkpoints_of_training_keep_their_options(tmp_path, capsys):
+    config = tiny_run.tiny_config(model__min_depth=0.7)
+    net = tiny_run.TinyDepth(min_depth=0.7, max_depth=20.0)
+    state = {f"depth_net.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"state_dict": state, "mdepth_fast": {"config": config.to_dict(), "sources": [-1]}}, tmp_path / "a.ckpt")
+    converts(capsys, tmp_path / "a.ckpt", tmp_path / "a.safetensors")
+    again = load_trained(tmp_path / "a.safetensors").net
+    assert (again.min_depth, again.max_depth, again.unit, again.input_size) == (0.7, 20.0, None, (64, 96))
+    assert equal(again.state_dict(), net.state_dict())
+
+
+def test_published_folders(tmp_path, capsys):
+    depth, pose = plain_monodepth2.PlainDepthNet(), plain_monodepth2.PlainPoseNet()
+    folder = tmp_path / "stereo_640x192"
+    folder.mkdir()
+    entries = {"height": 192, "width": 640, "use_stereo": True}
+    torch.save(depth.encoder.state_dict() | entries, folder / "encoder.pth")
+    torch.save(depth.decoder.state_dict(), folder / "depth.pth")
+    torch.save(pose.encoder.state_dict(), folder / "pose_encoder.pth")
+    torch.save(pose.decoder.state_dict(), folder / "pose.pth")
+    assert "monodepth2_resnet18" in converts(capsys, folder, tmp_path / "depth.safetensors")
+    net, expected = load_trained(tmp_path / "depth.safetensors").net, load_trained(folder).net
+    assert equal(net.state_dict(), expected.state_dict())
+    assert (net.unit, net.max_depth, net.input_size) == ("m", 540.0, (192, 640))
+    converts(capsys, folder, tmp_path / "pose.safetensors", "--model", "posenet_resnet18")
+    assert converted_model(tmp_path / "pose.safetensors") == ("posenet_resnet18", {})
+
+
+def test_models_of_equal_tensors_are_to_be_named(tmp_path, capsys, monkeypatch):
+    for name in ("twin_a", "twin_b"):
+        monkeypatch.setitem(registry._FACTORIES, name, functools.partial(DORN, width=2, window=(49, 65), K=5))
+    torch.save(DORN(width=2, window=(49, 65), K=5).state_dict(), tmp_path / "weights.pth")
+    message = fails(capsys, tmp_path / "weights.pth", tmp_path / "out.safetensors")
+    assert "weights.pth: twin_a, twin_b take it alike; --model says which it is" in message
+    assert not (tmp_path / "out.safetensors").exists()
+    converts(capsys, tmp_path / "weights.pth", tmp_path / "out.safetensors", "--model", "twin_b")
+    # Own weights, not the released ones: the options of these do not apply.
+    assert converted_model(tmp_path / "out.safetensors") == ("twin_b", {})
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickled_module_gives_its_tensors_and_runs_nothing(tmp_path, capsys, pickled, zipped):
+    source, target = tmp_path / "weights.pth.tar", tmp_path / "out.safetensors"
+    state = pickled(source, "PoseNet", zipped, parallel=True)
+    message = fails(capsys, source, target)
+    assert "their_script" in message and "--trust-pickle" in message and "a pickle can run code" in message
+    assert not target.exists()
+    assert "posecnn" in converts(capsys, source, target, "--trust-pickle")
+    assert equal(load_file(target), state)
+
+
+def test_everything_that_a_state_dict_holds_is_found(tmp_path, pickled):
+    state = pickled(tmp_path / "net.pth.tar", "Net")
+    assert {"conv0.1.running_mean", "conv1.1.running_mean", "conv0.1.num_batches_tracked", "grid"} <= set(state)
+    assert equal(read_pickled_module(tmp_path / "net.pth.tar"), state)
+
+
+class Command:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize(
+    ("zipped", "flag"), [(True, []), (False, []), (True, ["--trust-pickle"])], ids=["zip", "legacy", "trusted"]
+)
+def test_a_malicious_pickle_runs_nothing(tmp_path, capsys, zipped, flag):
+    marker, source = tmp_path / "marker", tmp_path / "evil.pth"
+    torch.save({"model": Command(marker)}, source, _use_new_zipfile_serialization=zipped)
+    message = fails(capsys, source, tmp_path / "out.safetensors", *flag)
+    assert "evil.pth: " in message
+    assert ("no module and no tensors in it" if flag else "--trust-pickle") in message
+    assert not marker.exists() and not (tmp_path / "out.safetensors").exists()
+
+
+def test_errors(tmp_path, capsys):
+    torch.save(create_model("posecnn").state_dict(), tmp_path / "weights.pth")
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    target = tmp_path / "out.safetensors"
+    for words, message in [
+        (["weights.pth", "out.pth"], "output: expected a file named *.safetensors, got"),
+        (["nowhere.pth", "out.safetensors"], "nowhere.pth: no such checkpoint file"),
+        (["broken.pth", "out.safetensors"], "broken.pth: damaged, truncated or not a checkpoint"),
+        (["broken.pth", "out.safetensors", "--trust-pickle"], "broken.pth: no module could be read from it"),
+        (["other.pth", "out.safetensors"], "other.pth: no registered model takes it exactly; it is like no"),
+        (["weights.pth", "out.safetensors", "--model", "posenet_resnet18"], "the likely model: posecnn"),
+        (["weights.pth", "out.safetensors", "--model", "posecn"], "no model is called 'posecn'; did you mean posecnn"),
+    ]:
+        assert message in fails(capsys, *(tmp_path / word if "." in word else word for word in words))
+        assert not target.exists()
+    save_file({"weight": torch.ones(3)}, tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=r"plain\.safetensors: does not say which model it is for"):
+        load_trained(tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=r"published weights are made readable by `mdepth-fast convert`"):
+        load_trained(tmp_path / "weights.pth")
