@@ -16,7 +16,7 @@ OPS = (
     "ordinal_decode",
     "ordinal_loss",
     "nnconv5",
-    "separable_conv",
+    "conv_stack",
 )
 
 

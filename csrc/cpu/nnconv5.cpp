@@ -1,11 +1,11 @@
-// One decoder stage of FastDepth, in the layout of its input. Pixel by pixel (channels_last): separable.h. Plane by plane,
+// One decoder stage of FastDepth, in the layout of its input. Pixel by pixel (channels_last): conv_block.h. Plane by plane,
 // here: the depthwise 5x5 of a strip of rows goes to memory that fits the second-level cache; the pointwise product
 // reads it there, all sums of a block of output channels times a panel of pixels in registers, and each finished pixel
 // goes out as its 2x2 copies, with the skip added.
 #include <limits>
 
+#include "conv_block.h"
 #include "mdepth/launch.h"
-#include "separable.h"
 
 namespace mdepth {
 namespace MDEPTH_ISA {
@@ -199,8 +199,9 @@ int run_planes(const NnConv5Params& p) {
 template <class T>
 int run(const NnConv5Params& p) {
   if (!p.channels_last) return run_planes<T>(p);
-  Separable<T> block{};
+  ConvBlock<T> block{};
   block.threads = p.threads;
+  block.rows = Rows::kDepthwise;
   block.batch = p.batch;
   block.channels = p.channels;
   block.out_channels = p.out_channels;
@@ -214,12 +215,12 @@ int run(const NnConv5Params& p) {
   block.dw_weight = static_cast<const T*>(p.dw_weight);
   block.dw_scale = static_cast<const T*>(p.dw_scale);
   block.dw_shift = static_cast<const T*>(p.dw_shift);
-  block.pw_weight = static_cast<const T*>(p.pw_weight);
-  block.pw_scale = static_cast<const T*>(p.pw_scale);
-  block.pw_shift = static_cast<const T*>(p.pw_shift);
+  block.weight = static_cast<const T*>(p.pw_weight);
+  block.scale = static_cast<const T*>(p.pw_scale);
+  block.shift = static_cast<const T*>(p.pw_shift);
   block.skip = static_cast<const T*>(p.skip);
   block.out = static_cast<T*>(p.out);
-  return p.batch ? ChannelsLast<T>(block).run() : 0;
+  return ChannelsLast<T>(block).run();
 }
 
 // The same product for the gradient of the pointwise weights: a panel of input channels, turned so that a pixel's stand

@@ -9,6 +9,7 @@ from typing import Any
 
 from .base import Model
 from .dorn import DORN
+from .fastdepth import PRUNED_DECODER, PRUNED_ENCODER, FastDepth
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 
 __all__ = ["create_model", "list_models", "register_model"]
@@ -53,6 +54,8 @@ register_model(
         fc_lr=1.0,
     ),
 )
+register_model("fastdepth", FastDepth)
+register_model("fastdepth_pruned", partial(FastDepth, encoder_channels=PRUNED_ENCODER, decoder_channels=PRUNED_DECODER))
 register_model("monodepth2_resnet18", partial(Monodepth2, layers=18))
 register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
 register_model("posenet_resnet18", partial(PoseNet, layers=18))

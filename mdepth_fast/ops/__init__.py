@@ -1,5 +1,6 @@
 """The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
 
+from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
@@ -7,10 +8,11 @@ from mdepth_fast.ops.nnconv5 import nnconv5
 from mdepth_fast.ops.ordinal_decode import ordinal_decode
 from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
-from mdepth_fast.ops.separable_conv import separable_conv
 
 __all__ = [
+    "ConvBlock",
     "MinReprojection",
+    "conv_stack",
     "edge_aware_smoothness",
     "inverse_warp",
     "min_reprojection",
@@ -18,5 +20,4 @@ __all__ = [
     "ordinal_decode",
     "ordinal_loss",
     "photometric_loss",
-    "separable_conv",
 ]

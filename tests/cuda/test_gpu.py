@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from cases import GPU_CASES as CASES
+from cases import KERNEL_CASES as CASES
 from cases import assert_empty, gradients
 from scenes import SIZES, awkward_layouts, relative_error
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from cases import GPU_CASES as CASES
+from cases import KERNEL_CASES as CASES
 from cases import assert_empty, gradients
 from scenes import relative_error, scene
 

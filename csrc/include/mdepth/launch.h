@@ -18,7 +18,7 @@
   int ordinal_decode(const OrdinalDecodeParams&);             \
   int ordinal_loss(const OrdinalLossParams&);                 \
   int ordinal_loss_backward(const OrdinalLossParams&);        \
-  int separable_conv(const SeparableConvParams&);             \
+  int conv_stack(const ConvStackParams&);                     \
   }                                                           \
   }
 
