@@ -9,12 +9,13 @@ from lightning import Callback
 from tiny_run import TinyMetric, tiny_supervised, write_frames
 from torch import Tensor, nn
 
+from mdepth_fast.data import DataError
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.models import create_model
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import load_config
+from mdepth_fast.training.config import DepthLossConfig, load_config
 from mdepth_fast.training.run import train
-from mdepth_fast.training.setup import evaluation_data, training_data
+from mdepth_fast.training.setup import build_loss, evaluation_data, training_data
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate, load_trained
 
@@ -154,6 +155,40 @@ def test_what_cannot_be_is_refused_in_one_line(frames: Path, tmp_path: Path) -> 
         data__cache=str(tmp_path / "cache"), data__cache_size=[48]
     )
     assert "crop_size" in refused(augment__height=100, augment__width=100)
+
+
+@pytest.mark.parametrize("name", ["silog", "berhu", "l1", "l2", "log_l1", "ssi"])
+def test_every_loss_by_its_name(name: str) -> None:
+    options = {"silog": {"form": "sqrt", "variance_focus": 0.85}, "berhu": {"threshold": 0.3}}.get(name, {})
+    loss = build_loss(DepthLossConfig(name, options), TinyMetric())  # type: ignore[arg-type]
+    depth = torch.rand(2, 1, 24, 32) + 1
+    depth[:, :, ::3] = 0
+    output = (1.1 * depth + 0.3 * torch.rand(depth.shape) + 0.1).requires_grad_()
+    value = loss(output, depth)
+    (gradient,) = torch.autograd.grad(value, output)
+    assert value > 0 and value.isfinite()
+    assert (gradient != 0).any() and not gradient[depth == 0].any()
+    for option, expected in options.items():
+        assert getattr(loss, option) == expected
+
+
+def test_an_ordinal_loss_has_the_bins_of_the_network() -> None:
+    net = create_model("dorn_resnet101_nyu", layers=50, width=4, window=(33, 41), K=7, pool=4)
+    loss = build_loss(DepthLossConfig("ordinal"), net)
+    assert loss.thresholds.tolist() == pytest.approx(net.thresholds.tolist())
+    assert len(loss.thresholds) == 8
+
+
+def test_a_broken_frame_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
+    root = write_frames(tmp_path / "root")
+    broken = root / "depth" / "005.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    settings: dict[str, Any] = {"output": str(tmp_path), "stages": {"coarse": 4}, "data__val_split": None}
+    with pytest.raises(DataError, match=r"005\.png"):
+        train(tiny_supervised(root, **settings))
+    with pytest.warns(UserWarning, match=r"skipped a broken sample: .*005\.png"):
+        result = train(tiny_supervised(root, **settings, data__skip_bad=True))
+    assert result is not None and len(result.skipped) == 1
 
 
 def test_a_cache_decodes_once(frames: Path, tmp_path: Path) -> None:
