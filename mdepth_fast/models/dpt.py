@@ -6,6 +6,7 @@ class token's half of a readout is computed once instead of once per token; a tr
 its kernel is a matrix product; the residual unit that the first fusion block never uses is not run.
 """
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .checkpoints import load_encoder_weights
 from .doubled_conv import doubled_conv
 from .resnetv2 import ResNetV2
 from .vit import PATCH, PatchEmbed, VisionTransformer, gelu
+from .winograd import WinogradConv2d, fits
 
 __all__ = ["DPT", "DPTGeometry"]
 
@@ -278,6 +280,19 @@ class DPT(DepthModel):
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(images, size, mode="bicubic", align_corners=False)
+
+    def optimize_for_inference(self) -> "DPT":
+        """A copy for inference alone, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
+
+        It takes 36 / 9 of the memory for these, a seventh more for DPT-Large, and gains on a CPU only.
+        """
+        net = copy.deepcopy(self).eval().requires_grad_(False)
+        for name, module in list(net.scratch.named_modules()):
+            # On the coarsest maps there are too few tiles to win anything.
+            if fits(module) and not name.startswith(("layer4", "refinenet4", "output_conv")):
+                parent, _, child = name.rpartition(".")
+                setattr(net.scratch.get_submodule(parent), child, WinogradConv2d(module))
+        return net
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups of an optimiser: `lr` for the decoder, a tenth of it for the backbone (published: 1e-4 and 1e-5)."""
