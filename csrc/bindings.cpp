@@ -370,9 +370,10 @@ py::object berhu_loss_backward(int dtype, const Where& where, std::vector<int64_
 
 py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
                    Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
-                   Address skip, Address out) {
+                   Address skip, Address out, int product) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
+  p.product = Product(product);
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -428,7 +429,10 @@ PYBIND11_MODULE(_C, m) {
                              py::arg("eigen") = int(SilogForm::kEigen),
                              py::arg("image_mean") = int(SilogForm::kImageMean),
                              py::arg("sqrt") = int(SilogForm::kSqrt),
-                             py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
+                             py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased),
+                             py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
+                             py::arg("float16") = int(Product::kFloat16),
+                             py::arg("bfloat16") = int(Product::kBFloat16));
 #if defined(MDEPTH_HAS_CUDA)
   m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
   m.def("cuda_driver", &cuda::driver_version);

@@ -60,6 +60,8 @@ def signature(kernel: Any, arguments: dict[str, Any], aligned: bool) -> dict[str
 
 
 _POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.int8: "*i8",

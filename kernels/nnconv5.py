@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, plane_size
-from mdepth_fast.ops.nnconv5 import _affine, _depthwise
+from mdepth_fast.ops.nnconv5 import _affine, _depthwise, _product
 
 FORWARD = Block(8, 8, 8)
 OUT_CHANNELS = 64  # of a program
@@ -53,7 +53,9 @@ def _forward(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
+    # x, pw_weight, skip and out may be halves: these are the factors of the product then, all else is float.
     # Blocks of output channels are next to each other: they read the same pixels.
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(out_channels, OUT)
@@ -68,7 +70,7 @@ def _forward(
     plane = plane_size(height, width)
     here = x + image * channels * plane + row.to(tl.int64) * width + column
 
-    total = tl.zeros((OUT, ROWS * COLUMNS), dtype=x.dtype.element_ty)
+    total = tl.zeros((OUT, ROWS * COLUMNS), dtype=dw_weight.dtype.element_ty)
     for first in tl.range(0, channels, INNER, num_stages=1):
         c = first + tl.arange(0, INNER)[:, None]
         at = here + c * plane
@@ -78,11 +80,12 @@ def _forward(
             for dx in tl.static_range(-2, 3):
                 on = in_row & (column + dx >= 0) & (column + dx < width)
                 weight = tl.load(dw_weight + c * 25 + (5 * dy + dx + 12), mask=c < channels, other=0.0)
-                inner = tl.fma(weight, tl.load(at + (dy * width + dx), mask=on, other=0.0), inner)
+                value = tl.load(at + (dy * width + dx), mask=on, other=0.0).to(inner.dtype)
+                inner = tl.fma(weight, value, inner)
         inner = _scaled_relu(inner, dw_scale, dw_shift, c, channels)
         k = first + tl.arange(0, INNER)[None, :]
         matrix = tl.load(pw_weight + o.to(tl.int64) * channels + k, mask=(o < out_channels) & (k < channels), other=0.0)
-        total = tl.dot(matrix, inner, total, input_precision="ieee", out_dtype=total.dtype)
+        total = tl.dot(matrix, inner.to(matrix.dtype), total, input_precision=PRECISION, out_dtype=total.dtype)
     total = _scaled_relu(total, pw_scale, pw_shift, o, out_channels)
 
     on = (o < out_channels) & (row < height) & (column < width)
@@ -90,9 +93,10 @@ def _forward(
     for copy in range(4):  # not unrolled: their addresses would take every register
         to = corner + (copy // 2 * 2 * width + copy % 2)
         if skip is None:
-            tl.store(out + to, total, mask=on)
+            tl.store(out + to, total.to(out.dtype.element_ty), mask=on)
         else:
-            tl.store(out + to, total + tl.load(skip + to, mask=on, other=0.0), mask=on)
+            doubled = total + tl.load(skip + to, mask=on, other=0.0).to(total.dtype)
+            tl.store(out + to, doubled.to(out.dtype.element_ty), mask=on)
 
 
 @triton.jit
@@ -194,6 +198,7 @@ def forward(
         INNER=INNER_CHANNELS,
         ROWS=FORWARD.rows,
         COLUMNS=FORWARD.columns,
+        PRECISION="tf32" if _product("triton", x) == "tf32" else "ieee",
     )
     return out
 

@@ -56,6 +56,7 @@ inline int pack(const uint8_t* RESTRICT on, int n, const float* RESTRICT from, f
   int count = 0;
   for (int i = 0; i < n; i += 16) {
     const __mmask16 lanes = lanes_on(on + i);
+    __builtin_prefetch(from + i + kRun);  // runs are too short for the processor to find the next one by itself
     _mm512_storeu_ps(to + count, _mm512_maskz_compress_ps(lanes, _mm512_maskz_loadu_ps(lanes, from + i)));
     count += __builtin_popcount(lanes);
   }

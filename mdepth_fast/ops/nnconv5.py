@@ -1,5 +1,7 @@
 """One decoder stage of FastDepth: depthwise 5x5, pointwise, nearest-neighbour doubling, skip."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,10 @@ def nnconv5(
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, O, 2 H, 2 W) in the dtype of `x` (half and bfloat16 are computed in float32). Gradients go to every tensor.
+        (B, O, 2 H, 2 W) in the dtype of `x`. Gradients go to every tensor. Half and bfloat16 are computed in float32;
+        on a GPU of compute capability 8.0 or more the pointwise product of them runs on tensor cores, its factors
+        rounded to that dtype, its sums float32. A product of float32 is rounded to TF32 only where
+        `torch.set_float32_matmul_precision` allows it.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -58,11 +63,13 @@ def nnconv5(
     dtype = _checks.working_dtype(x)
     dw = dw_weight.to(dtype), dw_scale.to(dtype), dw_shift.to(dtype)
     pw = pw_weight.to(dtype), pw_scale.to(dtype), pw_shift.to(dtype)
-    addend = None if skip is None else skip.to(dtype)
-    if _dispatch.uses_reference("nnconv5", backend, x.device):
+    reference_runs = _dispatch.uses_reference("nnconv5", backend, x.device)
+    stored = x.dtype if x.is_cuda and not reference_runs else dtype
+    addend = None if skip is None else skip.to(stored)
+    if reference_runs:
         with _dispatch.full_precision(x.device):
             return reference(x.to(dtype), *dw, *pw, addend).to(x.dtype)
-    return torch.ops.mdepth.nnconv5(x.to(dtype), *dw, *pw, addend, backend or "").to(x.dtype)
+    return torch.ops.mdepth.nnconv5(x.to(stored), *dw, pw[0].to(stored), *pw[1:], addend, backend or "").to(x.dtype)
 
 
 def reference(
@@ -102,6 +109,7 @@ def _op(
     skip: Tensor | None,
     backend: str,
 ) -> Tensor:
+    """`x`, `pw_weight` and `skip` of one dtype, which the result has; the others too, or float32 where that is half."""
     run = _dispatch.select("nnconv5", backend, x.device)
     weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
     return run(x.contiguous(), *(w.contiguous() for w in weights), None if skip is None else skip.contiguous())
@@ -177,8 +185,10 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     if not any(needs[:7]):
         return *[None] * 7, skip, None
     wanted = (needs[0], needs[1], needs[4])
-    grads = torch.ops.mdepth.nnconv5_backward(grad, *ctx.saved_tensors, *wanted, ctx.backend)
-    return *(g if need else None for g, need in zip(grads, needs)), skip, None
+    tensors = ctx.saved_tensors
+    dtype = tensors[2].dtype  # of the scales: the backward of half is computed in float32
+    grads = torch.ops.mdepth.nnconv5_backward(grad.to(dtype), *(t.to(dtype) for t in tensors), *wanted, ctx.backend)
+    return *(g.to(t.dtype) if need else None for g, t, need in zip(grads, tensors, needs)), skip, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
@@ -197,27 +207,48 @@ def _native_run(
     pw_shift: Tensor,
     skip: Tensor | None,
 ) -> Tensor:
-    dtype, device, (batch, channels, height, width) = x.dtype, x.device, x.shape
+    product = _product(backend, x)
+    if product == "exact" and x.dtype != dw_scale.dtype:
+        dtype = dw_scale.dtype
+        wide = None if skip is None else skip.to(dtype)
+        weights = dw_weight, dw_scale, dw_shift, pw_weight.to(dtype), pw_scale, pw_shift
+        return _native_run(backend, x.to(dtype), *weights, wide).to(x.dtype)
+    stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
     out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)
-    out = torch.empty(shape, dtype=dtype, device=device)
+    out = torch.empty(shape, dtype=stored, device=device)
     _native.call(
         "nnconv5",
         dtype,
         (batch, channels, out_channels, height, width),
-        _native.pointer(x, "x", (batch, channels, height, width), dtype, device),
+        _native.pointer(x, "x", (batch, channels, height, width), stored, device),
         _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype, device),
         _native.pointer(dw_scale, "dw_scale", (channels,), dtype, device),
         _native.pointer(dw_shift, "dw_shift", (channels,), dtype, device),
-        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), dtype, device),
+        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), stored, device),
         _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype, device),
         _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype, device),
-        _native.pointer(skip, "skip", shape, dtype, device),
-        _native.pointer(out, "out", shape, dtype, device),
+        _native.pointer(skip, "skip", shape, stored, device),
+        _native.pointer(out, "out", shape, stored, device),
+        _native.module().enums[product],
         backend=backend,
         device=device,
     )
     return out
+
+
+def _product(backend: str, x: Tensor) -> str:
+    """What the pointwise product is made of, see csrc/include/mdepth/params.h."""
+    if backend == "cpu" or x.dtype == torch.float64 or not _has_tensor_cores(x.device):
+        return "exact"
+    if x.dtype == torch.float32:
+        return "exact" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "float16" if x.dtype == torch.float16 else "bfloat16"
+
+
+@functools.cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @_dispatch.native_implementation("nnconv5_backward")

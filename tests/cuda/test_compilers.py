@@ -13,7 +13,7 @@ from host_build import ROOT
 from mdepth_fast.kernels import nvrtc
 
 SOURCES = nvrtc.source_folder() / "cuda"
-OPS = sorted(path.stem for path in SOURCES.glob("*.cuh") if path.stem != "block")
+OPS = sorted(path.stem for path in SOURCES.glob("*.cuh") if path.stem not in ("block", "tensor"))
 ARCHITECTURES = ("80", "90", "120")
 SHARED_MEMORY = 48 * 1024  # what every device gives a block without asking
 

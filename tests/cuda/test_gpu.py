@@ -218,3 +218,30 @@ def test_cuda_runs_on_its_own_accord():
         pytest.skip(f"gpu: cuda cannot run here: {reason}")
     for case in CASES:
         assert _dispatch.select(case.name, "", device) is _dispatch._implementations[case.name, "cuda"]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "tf32"], ids=str)
+@pytest.mark.parametrize("name", ["cuda", "nvrtc", "triton"])
+@pytest.mark.parametrize("size", [(1, 64, 32, 7, 7), (2, 33, 19, 9, 17), (1, 256, 130, 28, 28)], ids=str)
+def test_nnconv5_on_tensor_cores(kind, name, size):
+    """As near to the reference in double as the rounded factors allow, and not as near as without rounding."""
+    device = torch.device("cuda", 0)
+    if reason := _dispatch.why_not("nnconv5", name, device):
+        pytest.skip(f"gpu: {name} cannot run here: {reason}")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        pytest.skip("gpu: no tensor cores that take these numbers")
+    case = next(case for case in CASES if case.name == "nnconv5")
+    batch, channels, out_channels, height, width = size
+    inputs = to(case.inputs(batch, height, width, channels=channels, out_channels=out_channels), device)
+    stored = torch.float32 if kind == "tf32" else kind
+    inputs = {n: v.to(stored) for n, v in inputs.items()}
+    want = case.call("reference", **to(inputs, torch.float64))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        got, again = (case.call(name, **inputs) for _ in range(2))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert got[0].dtype == stored and torch.equal(got[0], again[0])
+    step = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, "tf32": 2.0**-10}[kind]
+    assert 1e-6 < relative_error(got, want) < step

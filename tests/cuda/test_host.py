@@ -22,6 +22,8 @@ from mdepth_fast.ops import (
     silog_loss,
 )
 
+NNCONV5 = next(case for case in CASES if case.name == "nnconv5")
+STORED = ("x", "pw_weight", "skip")  # half where the op is asked for half
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 # Odd, prime, smaller than a warp, and one more or less than a block's tile.
@@ -266,9 +268,7 @@ def test_depth_losses_forms_masks_and_what_is_not_finite(dtype, host):
 def test_nnconv5_chunks_and_groups_of_channels(size, with_skip, host):
     """Several chunks of input channels, several groups of output channels, with something left over; frozen weights."""
     batch, channels, out_channels, height, width = size
-    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(
-        batch, height, width, torch.float64, channels=channels, out_channels=out_channels
-    )
+    inputs = NNCONV5.inputs(batch, height, width, torch.float64, channels=channels, out_channels=out_channels)
     if not with_skip:
         del inputs["skip"]
     for name in ("x", "dw_weight", "pw_weight"):
@@ -281,15 +281,80 @@ def test_nnconv5_chunks_and_groups_of_channels(size, with_skip, host):
         assert relative_error(got, want) < 1e-13 and relative_error(got_grads, want_grads) < 1e-11
 
 
+def _rounded(x, kind):
+    """float32 rounded as a factor of a product on tensor cores; TF32 keeps 10 bits, ties away from zero."""
+    if kind != "tf32":
+        return x.to(kind).float()
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "tf32"], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 19, 9, 7), (1, 18, 130, 8, 17), (1, 20, 40, 5, 8)])
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
+    """Equal to the reference whose factors of the pointwise product are rounded, and nothing else is."""
+    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
+    batch, channels, out_channels, height, width = size
+    inputs = NNCONV5.inputs(batch, height, width, channels=channels, out_channels=out_channels)
+    stored = torch.float32 if kind == "tf32" else kind
+    for name in STORED:
+        inputs[name] = inputs[name].to(stored)
+    if not with_skip:
+        inputs["skip"] = None
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        got = torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert got.dtype == stored and host == [f"nnconv5_{ {'tf32': 'tf32', torch.float16: 'f16'}.get(kind, 'bf16') }"]
+
+    x, dw, dw_scale, dw_shift, pw, pw_scale, pw_shift, skip = (
+        None if value is None else value.float() for value in inputs.values()
+    )
+    depthwise = torch.nn.functional.conv2d(x, dw, padding=2, groups=channels)
+    active = torch.relu(depthwise * dw_scale[:, None, None] + dw_shift[:, None, None])
+    product = torch.einsum("oc,bchw->bohw", _rounded(pw, kind)[..., 0, 0].double(), _rounded(active, kind).double())
+    want = torch.relu(product * pw_scale[:, None, None] + pw_shift[:, None, None])
+    want = want.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    want = want if skip is None else want + skip
+    # A factor that another order of the depthwise sum moves across a rounding step moves by one such step.
+    step = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, "tf32": 2.0**-10}[kind]
+    assert relative_error([got], [want]) < (step if stored != torch.float32 else 1e-4)
+    assert (got.double() - want).abs().max() < 4 * step * want.abs().max()
+
+
+def test_nnconv5_of_half_without_tensor_cores(host):
+    """Computed in float32, as on a CPU."""
+    inputs = NNCONV5.inputs(1, 9, 7)
+    halved = {name: inputs[name].half() if name in STORED else inputs[name] for name in inputs}
+    got = torch.ops.mdepth.nnconv5(*halved.values(), backend="host")
+    want = nnconv5(**{name: value.float() for name, value in halved.items()}, backend="reference")
+    assert host == ["nnconv5_f32"] and got.dtype == torch.float16
+    torch.testing.assert_close(got.float(), want, rtol=2**-10, atol=1e-6)
+
+
+def test_nnconv5_gradients_of_half(host):
+    halved = {name: value.half() if name in STORED else value for name, value in NNCONV5.inputs(1, 5, 7).items()}
+    results = []
+    for leaves in (list(halved.values()), [value.double() for value in halved.values()]):
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        out = torch.ops.mdepth.nnconv5(*leaves, backend="host")
+        results.append(torch.autograd.grad(out.double().sum(), leaves))
+        assert [grad.dtype for grad in results[-1]] == [leaf.dtype for leaf in leaves]
+    for got, want in zip(*results):
+        assert relative_error([got], [want]) < 2e-3
+
+
 def test_nnconv5_nan_stays_where_its_window_is(host):
-    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(1, 12, 40)
+    inputs = NNCONV5.inputs(1, 12, 40)
     inputs["x"][0, 1, 6, 20] = torch.nan
     window = torch.zeros_like(inputs["skip"], dtype=torch.bool)
     window[..., 8:18, 36:46] = True
     assert torch.equal(nnconv5(**inputs, backend="host").isnan(), window)
 
 
-def test_every_kernel_is_reached(host, host_library):
+def test_every_kernel_is_reached(host, host_library, monkeypatch):
     """No kernel that no plan launches, and no plan that names a kernel that is not there."""
     _, sources, depths, K, T, _ = scene(1, 4, 5, 1, 1)
     for dtype in (torch.float32, torch.float64):
@@ -306,6 +371,14 @@ def test_every_kernel_is_reached(host, host_library):
                 leaves = [t.clone().requires_grad_() for t in inputs]
                 inverse_warp(*leaves, padding=padding, backend="host")[0].sum().backward()
                 torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
+    inputs = NNCONV5.inputs(1, 4, 5)
+    torch.set_float32_matmul_precision("high")
+    torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
+    torch.set_float32_matmul_precision("highest")
+    for dtype in (torch.float16, torch.bfloat16):
+        halved = [v.to(dtype) if n in STORED else v for n, v in inputs.items()]
+        torch.ops.mdepth.nnconv5(*halved, backend="host")
     names = set()
     while name := host_library.kernel_name(len(names)):
         names.add(name.decode())

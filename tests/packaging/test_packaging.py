@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -45,9 +46,20 @@ def sdist(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """Built from the sdist, so whatever that forgets is missed here."""
+    """Built from the sdist, so whatever that forgets is missed here; and as if for the second time.
+
+    A build under isolation leaves a CMake cache whose tools are gone when the next one comes.
+    """
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, sdist)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(out, filter="data")
+    (folder,) = out.iterdir()
+    platform = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    cache = folder / "build" / f"temp.{platform}" / "cmake" / "CMakeCache.txt"
+    cache.parent.mkdir(parents=True)
+    cache.write_text("CMAKE_MAKE_PROGRAM:FILEPATH=/gone/ninja\nCMAKE_GENERATOR:INTERNAL=Ninja\n")
+    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, folder)
+    assert "/gone/" not in cache.read_text(), "the build used another folder than this test means"
     (archive,) = out.glob("*.whl")
     return archive
 

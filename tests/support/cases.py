@@ -107,12 +107,12 @@ def sparse_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
 
 def _silog(backend, prediction, depth):
     """Eigen's, of a network that gives log(depth), and BTS's of one that gives depth."""
-    return [
+    keywords = {"form": "sqrt", "variance_focus": 0.85, "scale": 10.0, "backend": backend}
+    losses = [
         ops.silog_loss(0.125 * prediction, depth, valid="measured", log_prediction=True, backend=backend),
-        ops.silog_loss(
-            prediction, depth, valid=depth > 0, form="sqrt", variance_focus=0.85, scale=10.0, backend=backend
-        ),
+        ops.silog_loss(prediction, depth, valid=depth > 0, **keywords),
     ]
+    return [torch.stack(losses)]
 
 
 def _berhu(backend, prediction, depth):

@@ -113,7 +113,18 @@ def _nnconv5(dtype, everything):
     weights = depthwise, channels, channels, pointwise, out_channels, out_channels
     for skip in (grad, None)[: 2 if everything else 1]:
         nnconv5.forward(x, *weights, skip)
+    if everything:  # on tensor cores
+        for half in (torch.float16, torch.bfloat16):
+            nnconv5.forward(x.to(half), *weights[:3], pointwise.to(half), *weights[4:], grad.to(half))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nnconv5, "_product", lambda backend, x: "tf32")
+            nnconv5.forward(x, *weights, grad)
     nnconv5.backward(grad, x, *weights, True, True, True)
+
+
+def _dtype(arguments):
+    """What the first tensor is made of."""
+    return str(next(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor)))[6:]
 
 
 def _launches(dtype, everything):
@@ -125,10 +136,9 @@ def _launches(dtype, everything):
         for value in arguments.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()  # what PyTorch does with it next must not meet rubbish
-        constants = {name: value for name, value in arguments.items() if name.isupper()}
-        notes = [f"{name}={v if isinstance(v, str) else format(v, '.4g')}" for name, v in constants.items()]
+        notes = [f"{name}={value}" for name, value in arguments.items() if name.isupper()]
         notes += [f"no {name}" for name, value in arguments.items() if value is None]
-        label = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__} {str(dtype)[6:]} {' '.join(notes)}"
+        label = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__} {_dtype(arguments)} {' '.join(notes)}"
         found[label] = (kernel, warps, arguments)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -78,3 +78,12 @@ def test_a_layer_keeps_the_dtype_of_its_input():
         got, want = (nnconv5(**half, backend=name) for name in ("triton", "reference"))
         assert got.dtype == dtype
         torch.testing.assert_close(got, want)
+
+
+def test_products_of_halves():
+    """What a GPU with tensor cores is given. No bfloat16: the interpreter multiplies its bits as integers."""
+    inputs = CASE.inputs(batch=1, height=5, width=9, channels=19, out_channels=3)
+    half = {name: v.half() if name in ("x", "pw_weight", "skip") else v for name, v in inputs.items()}
+    got = torch.ops.mdepth.nnconv5(*half.values(), backend="triton")
+    want = nnconv5(**{name: v.double() for name, v in half.items()}, backend="reference")
+    assert got.dtype == torch.float16 and 0 < relative_error([got], [want]) < 2**-10

@@ -166,8 +166,13 @@ struct BerhuLossParams {
   double* workspace;       // GPU, forward only
 };
 
+// What the pointwise product of nnconv5 is made of. With kFloat16 and kBFloat16, x, pw_weight, skip and out are of that
+// type, and dtype, that of all else, is float.
+enum class Product : int { kExact = 0, kTf32 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
 struct NnConv5Params {
   Dtype dtype;
+  Product product;  // GPU; the CPU's is exact
   int threads;
   int64_t batch, channels, out_channels, height, width;
   const void* x;          // (B, C, H, W)

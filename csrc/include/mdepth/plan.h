@@ -133,8 +133,10 @@ int64_t nnconv5_blocks(const NnConv5Params& p) {
 
 inline Plan plan_nnconv5(const NnConv5Params& p) {
   check_plane("nnconv5", p.height, p.width);
+  const char* const suffix[] = {nullptr, "tf32", "f16", "bf16"};
   Plan plan;
-  plan.add(with_dtype("nnconv5", p.dtype),
+  plan.add(p.product == Product::kExact ? with_dtype("nnconv5", p.dtype)
+                                        : std::string("nnconv5_") + suffix[int(p.product)],
            p.dtype == Dtype::kFloat64 ? nnconv5_blocks<double>(p) : nnconv5_blocks<float>(p),
            NnConv5Shape<float>::kThreads);  // double has as many
   return plan;

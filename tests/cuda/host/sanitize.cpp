@@ -62,6 +62,25 @@ struct Room : std::vector<char> {
   T* get() { return reinterpret_cast<T*>(data()); }
 };
 
+// The numbers that are stored as `Number` where the pointwise product is of them.
+template <class Number>
+void run_nnconv5(NnConv5Params p, Product product, const std::vector<float>& x, const std::vector<float>& pw_weight,
+                 const std::vector<float>& skip) {
+  const auto rounded = [](const std::vector<float>& from) {
+    std::vector<Number> to(from.size());
+    for (size_t i = 0; i < from.size(); ++i) round_to(from[i], to[i]);
+    return to;
+  };
+  const auto half_x = rounded(x), half_weight = rounded(pw_weight), half_skip = rounded(skip);
+  Room<Number> out(int64_t(skip.size()));
+  p.product = product;
+  p.x = half_x.data();
+  p.pw_weight = half_weight.data();
+  p.skip = half_skip.data();
+  p.out = out.get();
+  run("nnconv5 of halves", plan_nnconv5, p, {&out});
+}
+
 template <class T, int64_t kHeight, int64_t kWidth>
 void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   constexpr int64_t kPlane = kHeight * kWidth;
@@ -192,6 +211,12 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   n.skip = skip.data();
   n.out = doubled.get();
   run("nnconv5", plan_nnconv5, n, {&doubled});
+  if constexpr (sizeof(T) == 4) {
+    n.product = Product::kTf32;
+    run("nnconv5_tf32", plan_nnconv5, n, {&doubled});
+    run_nnconv5<Half>(n, Product::kFloat16, x, pw_weight, skip);
+    run_nnconv5<BFloat16>(n, Product::kBFloat16, x, pw_weight, skip);
+  }
 
   constexpr int64_t kBins = 17;  // one more than share a logarithm
   auto logits = numbers<T>(kBatch * 2 * kBins * kPlane, -3, 3);
