@@ -40,10 +40,9 @@ class Watch(Callback):
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The stacks of which some weight, not a statistic, has changed."""
-    return {key.partition(".")[0] for key in before if "running" not in key and not before[key].equal(after[key])} - {
-        "num_batches_tracked"
-    }
+    """The stacks of which some weight has changed, statistics of batch norms aside."""
+    weights = [key for key in before if "running" not in key and "num_batches" not in key]
+    return {key.partition(".")[0] for key in weights if not before[key].equal(after[key])}
 
 
 class TestStages:
@@ -74,6 +73,15 @@ class TestStages:
         trained = load_trained(result.folder)
         assert trained.net.stage == "coarse"
         assert trained.config == config
+
+    def test_a_stage_goes_on_from_the_weights_of_another_run(self, frames: Path, tmp_path: Path) -> None:
+        first = train(tiny_supervised(frames, output=str(tmp_path), stages={"coarse": 3}))
+        assert first is not None
+        weights = {"model__weights": str(first.checkpoint)}
+        second = train(tiny_supervised(frames, output=str(tmp_path), stages={"fine": 3}, **weights))
+        assert second is not None
+        old, new = (load_trained(run.folder).net.state_dict() for run in (first, second))
+        assert moved(old, new) == {"fine"}
 
     def test_bad_stages_are_refused(self, frames: Path) -> None:
         config = tiny_supervised(frames, stages={"coarse": 0})
