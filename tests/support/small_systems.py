@@ -25,9 +25,12 @@ SMALL: dict[str, list[str]] = {
     "fcrn_nyu": ["--model.options.layers=18"],
     "dorn_nyu": _DORN,
     "dorn_kitti": _DORN,
+    "fastdepth_nyu": [
+        "--model.options.encoder_channels=[8,16,16,32,32,64,64,64,64,64,64,64,64,64]",
+        "--model.options.decoder_channels=[64,64,32,16,8]",
+    ],
     "dpt_nyu": ["--model.name=small_dpt_nyu"],
     "dpt_kitti": ["--model.name=small_dpt_kitti"],
-    "fastdepth_nyu": [],
 }
 
 
