@@ -426,13 +426,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("max_scales") = kMaxScales;
   m.attr("enums") = py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
                              py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
+                             py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
+                             py::arg("float16") = int(Product::kFloat16),
+                             py::arg("bfloat16") = int(Product::kBFloat16),
                              py::arg("eigen") = int(SilogForm::kEigen),
                              py::arg("image_mean") = int(SilogForm::kImageMean),
                              py::arg("sqrt") = int(SilogForm::kSqrt),
-                             py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased),
-                             py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
-                             py::arg("float16") = int(Product::kFloat16),
-                             py::arg("bfloat16") = int(Product::kBFloat16));
+                             py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
 #if defined(MDEPTH_HAS_CUDA)
   m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
   m.def("cuda_driver", &cuda::driver_version);

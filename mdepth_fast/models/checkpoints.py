@@ -26,6 +26,7 @@ from mdepth_fast.visualize import replacing
 
 from .base import DepthModel, Model
 from .numpy_pickle import read_numpy_pickle
+from .resize import resize_to
 from .vit import VisionTransformer
 
 __all__ = [
@@ -128,15 +129,45 @@ def convert_content(
 
 
 def write_converted(
-    path: Path, name: str, options: Mapping[str, Any], state: Mapping[str, Tensor], source: str
+    path: Path,
+    name: str,
+    options: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    resized: bool = False,
 ) -> None:
-    """Writes a state dict with the name of its model and the options to create it with, for `converted_model`."""
+    """Writes a state dict with the name of its model and the options to create it with, for `create_converted`.
+
+    `resized`: it is of a network that has other numbers of channels than these options give.
+    """
     from safetensors.torch import save_file
 
     metadata = {"format": "pt", "mdepth_fast.model": name, "mdepth_fast.source": source}
+    if resized:
+        metadata["mdepth_fast.resized"] = "true"
     metadata["mdepth_fast.options"] = json.dumps(dict(options))
     with replacing(path) as temporary:
         save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary, metadata)
+
+
+def create_converted(path: Path) -> Model:
+    """The model of a file that `write_converted` wrote, filled from it; ValueError for another file."""
+    from safetensors import safe_open
+
+    from .registry import create_model
+
+    name, options = converted_model(path)
+    if name is None:
+        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
+    model = create_model(name, **options)
+    with safe_open(path, framework="pt") as file:
+        resized = "mdepth_fast.resized" in (file.metadata() or {})
+    if resized:
+        resize_to(model, read_content(path))
+    else:
+        load_checkpoint(model, path)
+    return model
 
 
 def converted_model(path: Path) -> tuple[str | None, dict[str, Any]]:

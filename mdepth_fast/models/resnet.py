@@ -33,9 +33,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(
-        self, inputs: int, width: int, stride: int, dilation: int = 1, *, stride_first: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int = 1, *, stride_first: bool = False) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, stride if stride_first else 1, bias=False)

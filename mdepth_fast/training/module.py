@@ -1,6 +1,7 @@
 """What both kinds of training share as a LightningModule: optimiser, schedule, random numbers, validation."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -10,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, S
 
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.models import DepthModel
-from mdepth_fast.training.config import AnyConfig
+from mdepth_fast.training.config import AnyConfig, OptimizerConfig
 from mdepth_fast.training.trained import evaluate_sample
 
-__all__ = ["DepthModule", "Preview"]
+__all__ = ["DepthModule", "Preview", "make_optimizer"]
 
 _SHOWN = ("abs_rel", "rmse", "d1")
 
@@ -31,6 +32,16 @@ class Preview(NamedTuple):
     """(1,h',w'), metres, 0 = none; None where there is no ground truth"""
     selection: Tensor | None
     """int8 (h,w), negative where auto-masking leaves a pixel out; None where there is none to show"""
+
+
+def make_optimizer(options: OptimizerConfig, groups: Iterable[Any]) -> torch.optim.Optimizer:
+    """The optimiser of a configuration over parameters or groups of them."""
+    # Fused: the default goes over every parameter several times, which shows on a CPU.
+    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": True}
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, momentum=options.momentum, **common)
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    return kind(groups, eps=options.eps, **common)
 
 
 class DepthModule(LightningModule, Generic[C]):
@@ -91,16 +102,7 @@ class DepthModule(LightningModule, Generic[C]):
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
         groups = self.parameter_groups(options.lr)
-        # Fused: the default goes over every parameter several times, which shows on a CPU.
-        common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay, "fused": True}
-        optimizer: torch.optim.Optimizer
-        if options.name == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=options.momentum, **common)
-        elif options.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, eps=options.eps, **common)
-        else:
-            optimizer = torch.optim.Adam(groups, eps=options.eps, **common)
-
+        optimizer = make_optimizer(options, groups)
         scheduler: LRScheduler
         if options.schedule == "constant":
             return {"optimizer": optimizer}

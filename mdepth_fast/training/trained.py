@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.models import DepthPrediction, DisparityModel, create_model, load_checkpoint
-from mdepth_fast.models.checkpoints import converted_model
+from mdepth_fast.models.checkpoints import create_converted
 from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
@@ -32,8 +32,8 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert`, or a folder with
-    Monodepth2's encoder.pth and depth.pth.
+    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, or a
+    folder with Monodepth2's encoder.pth and depth.pth.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     """
@@ -43,7 +43,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     if path.is_dir():
         path = path / "last.ckpt"
     if path.suffix == ".safetensors":
-        return _load_converted(path, device)
+        return Trained(create_converted(path).to(device).eval(), None)
     checkpoint = read_checkpoint(path)
     if "mdepth_fast" not in checkpoint:
         raise ValueError(
@@ -59,15 +59,6 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     weights = checkpoint["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
     return Trained(net.to(device).eval(), config)
-
-
-def _load_converted(path: Path, device: str | torch.device) -> Trained:
-    name, options = converted_model(path)
-    if name is None:
-        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
-    net = create_model(name, **options)
-    load_checkpoint(net, path)
-    return Trained(net.to(device).eval(), None)
 
 
 def _load_published(folder: Path, device: str | torch.device) -> Trained:

@@ -136,7 +136,8 @@ def _launches(dtype, everything):
         for value in arguments.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()  # what PyTorch does with it next must not meet rubbish
-        notes = [f"{name}={value}" for name, value in arguments.items() if name.isupper()]
+        constants = {name: value for name, value in arguments.items() if name.isupper()}
+        notes = [f"{name}={v if isinstance(v, str) else format(v, '.4g')}" for name, v in constants.items()]
         notes += [f"no {name}" for name, value in arguments.items() if value is None]
         label = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__} {_dtype(arguments)} {' '.join(notes)}"
         found[label] = (kernel, warps, arguments)
