@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -368,12 +369,13 @@ py::object berhu_loss_backward(int dtype, const Where& where, std::vector<int64_
   return run(where, MDEPTH_PICK(berhu_loss_backward), plan_berhu_loss_backward, p);
 }
 
-py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, Address x, Address dw_weight,
-                   Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale, Address pw_shift,
-                   Address skip, Address out, int product) {
+py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, bool channels_last, Address x,
+                   Address dw_weight, Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale,
+                   Address pw_shift, Address skip, Address out, int product) {
   NnConv5Params p{};
   p.dtype = Dtype(dtype);
   p.product = Product(product);
+  p.channels_last = channels_last;
   p.batch = size.at(0);
   p.channels = size.at(1);
   p.out_channels = size.at(2);
@@ -410,6 +412,37 @@ void nnconv5_weight_gradients(int dtype, int threads, std::vector<int64_t> size,
   p.grad_dw_weight = at<void>(grad_dw_weight);
   p.grad_pw_weight = at<void>(grad_pw_weight);
   launch(MDEPTH_PICK(nnconv5_weight_gradients), p);
+}
+
+// A block: (out_channels, kernel, stride, doubled, skip), its cap, and (dw_weight, dw_bias, weight, bias).
+void conv_stack(int dtype, int threads, std::vector<int64_t> size, std::vector<int64_t> steps, Address x,
+                std::vector<std::array<int64_t, 5>> shapes, std::vector<double> caps,
+                std::vector<std::array<Address, 4>> weights, Address out) {
+  std::vector<ConvStackBlock> blocks;
+  for (size_t k = 0; k < shapes.size(); ++k) {
+    const auto [out_channels, kernel, stride, doubled, skip] = shapes[k];
+    const auto [dw_weight, dw_bias, weight, bias] = weights.at(k);
+    if (skip >= int64_t(k) || (dw_weight && kernel != 3 && kernel != 5) || (dw_weight && stride != 1 && stride != 2))
+      throw std::invalid_argument("block " + std::to_string(k));
+    blocks.push_back({out_channels, int(kernel), int(stride), doubled != 0, skip, caps.at(k), at<void>(dw_weight),
+                      at<void>(dw_bias), at<void>(weight), at<void>(bias)});
+  }
+  ConvStackParams p{};
+  p.dtype = Dtype(dtype);
+  p.threads = threads;
+  p.batch = size.at(0);
+  p.channels = size.at(1);
+  p.height = size.at(2);
+  p.width = size.at(3);
+  p.image_step = steps.at(0);
+  p.channel_step = steps.at(1);
+  p.line_step = steps.at(2);
+  p.pixel_step = steps.at(3);
+  p.x = at<void>(x);
+  p.blocks = blocks.data();
+  p.count = int64_t(blocks.size());
+  p.out = at<void>(out);
+  launch(MDEPTH_PICK(conv_stack), p);
 }
 
 }  // namespace
@@ -465,6 +498,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
   m.def("nnconv5", &nnconv5);
   m.def("nnconv5_weight_gradients", &nnconv5_weight_gradients);
+  m.def("conv_stack", &conv_stack);
   m.def("ordinal_decode", &ordinal_decode);
   m.def("ordinal_loss", &ordinal_loss);
   m.def("ordinal_loss_backward", &ordinal_loss_backward);

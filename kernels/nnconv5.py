@@ -6,15 +6,17 @@ is 25 products beside the `OUT_CHANNELS` of the pointwise one. The backward make
 products; the gradients of the weights, sums over all pixels, are kernels here, in two stages of a fixed order.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, plane_size
-from mdepth_fast.ops.nnconv5 import _affine, _depthwise, _product
+from mdepth_fast.ops.nnconv5 import _product
+from mdepth_fast.ops.nnconv5 import backward as backward_with
 
 FORWARD = Block(8, 8, 8)
 OUT_CHANNELS = 64  # of a program
@@ -174,6 +176,7 @@ def forward(
     pw_shift: Tensor,
     skip: Tensor | None,
 ) -> Tensor:
+    x, skip = x.contiguous(), None if skip is None else skip.contiguous()  # the kernel reads planes
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     out = x.new_empty((batch, out_channels, 2 * height, 2 * width))
@@ -204,43 +207,8 @@ def forward(
 
 
 @_dispatch.implementation("nnconv5_backward", "triton")
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    need_x: bool,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-) -> list[Tensor]:
-    batch, channels, height, width = x.shape
-    out_channels = pw_weight.shape[0]
-    matrix = pw_weight.view(out_channels, channels)
-
-    depthwise = _depthwise(x, dw_weight)
-    inner = _affine(depthwise, dw_scale, dw_shift)
-    active = F.relu(inner)
-    pointwise = torch.matmul(matrix, active.flatten(2)).view(batch, out_channels, height, width)
-
-    grad = grad[..., ::2, :] + grad[..., 1::2, :]  # every pixel was written four times
-    grad = grad[..., ::2] + grad[..., 1::2]
-    grad = torch.ops.aten.threshold_backward(grad, _affine(pointwise, pw_scale, pw_shift), 0)
-    grad_pw_shift, grad_pw_scale = grad.sum((0, 2, 3)), (grad * pointwise).sum((0, 2, 3))
-    grad_pointwise = grad * pw_scale[:, None, None]
-    grad_pw_weight = _pointwise_weight_gradient(grad_pointwise, active) if need_pw_weight else x.new_empty((0,))
-
-    grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
-    grad = torch.ops.aten.threshold_backward(grad, inner, 0)
-    grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
-    grad_depthwise = grad * dw_scale[:, None, None]
-    grad_dw_weight = _depthwise_weight_gradient(grad_depthwise, x) if need_dw_weight else x.new_empty((0,))
-    # A correlation with the turned kernel.
-    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty((0,))
-    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
+def backward(*arguments: Any) -> list[Tensor]:
+    return backward_with(_depthwise_weight_gradient, _pointwise_weight_gradient, *arguments)
 
 
 def _pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:

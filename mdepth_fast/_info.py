@@ -19,6 +19,7 @@ OPS = (
     "depth_metrics",
     "silog_loss",
     "berhu_loss",
+    "conv_stack",
 )
 
 

@@ -85,7 +85,12 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 
 def pointer(
-    tensor: Tensor | None, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU
+    tensor: Tensor | None,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> int:
     """Address of a contiguous tensor that has exactly this shape and dtype and is on `device`; 0 for None."""
     if tensor is None:
@@ -94,8 +99,9 @@ def pointer(
         raise RuntimeError(
             f"{name}: expected {dtype} {shape} on {device}, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
         )
-    if not tensor.is_contiguous():
-        raise RuntimeError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    if not tensor.is_contiguous(memory_format=memory_format):
+        kind = "contiguous" if memory_format == torch.contiguous_format else "channels_last"
+        raise RuntimeError(f"{name}: expected a {kind} tensor, got strides {tensor.stride()}")
     return tensor.data_ptr()
 
 

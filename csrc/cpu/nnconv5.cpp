@@ -1,46 +1,22 @@
-// One decoder stage of FastDepth. The depthwise 5x5 of a strip of rows goes to memory that fits the second-level cache;
-// the pointwise product reads it there, all sums of a block of output channels times a panel of pixels in registers,
-// and each finished pixel goes out as its 2x2 copies, with the skip added.
-#include "mdepth/hd.h"
+// One decoder stage of FastDepth, in the layout of its input. Pixel by pixel (channels_last): conv_block.h. Plane by plane,
+// here: the depthwise 5x5 of a strip of rows goes to memory that fits the second-level cache; the pointwise product
+// reads it there, all sums of a block of output channels times a panel of pixels in registers, and each finished pixel
+// goes out as its 2x2 copies, with the skip added.
+#include <limits>
+
+#include "conv_block.h"
 #include "mdepth/launch.h"
-#include "rows.h"
 
 namespace mdepth {
 namespace MDEPTH_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kBlock = 8;  // 8 x 3 sums, 3 pixels and 1 weight: 28 of 32 registers
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kBlock = 4;  // 4 x 3 sums, 3 pixels and 1 weight: 16 of 16 registers
+constexpr int kBlock = 8;  // 8 x 3 sums, 3 pixels and 1 weight: 28 of 32 registers
 #else
-constexpr int kVectorBytes = 16, kBlock = 4;
+constexpr int kBlock = 4;  // 4 x 3 sums, 3 pixels and 1 weight: 16 of 16 registers
 #endif
-constexpr int kVectors = 3;
 constexpr int kTaps = 5, kPad = 2, kRowsAtOnce = 4;
-constexpr int64_t kStripBytes = 1 << 19;
-
-template <class T>
-struct Simd {
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kLength = kVectorBytes / int(sizeof(T));
-  static constexpr int kPanel = kVectors * kLength;
-};
-
-template <class T>
-using Vector = typename Simd<T>::Vector;
-
-template <class T>
-MDEPTH_HD Vector<T> load(const T* p) {
-  Vector<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-
-template <class T>
-MDEPTH_HD void store(T* p, Vector<T> v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
 
 // Of a row with its border, to which whole vectors are read.
 template <class T>
@@ -49,48 +25,23 @@ int64_t padded_width(int64_t width) {
 }
 
 template <class T>
-MDEPTH_HD Vector<T> scaled_relu(Vector<T> v, T scale, T shift) {
-  v = v * scale + shift;
-  return v < T(0) ? Vector<T>{} : v;  // a NaN passes
-}
-
-// sums[m][j] = sum over i < n of rows[m][i] * panel[i * stride + j], for the j of kCount vectors.
-template <class T, int kCount>
-void multiply(const T* panel, int64_t stride, const T* const* rows, int64_t n, T (*sums)[Simd<T>::kPanel]) {
-  using V = Simd<T>;
-  Vector<T> sum[kBlock][kCount] = {};
-  for (int64_t i = 0; i < n; ++i, panel += stride) {
-    Vector<T> v[kCount];
-#pragma GCC unroll 3
-    for (int j = 0; j < kCount; ++j) v[j] = load(panel + j * V::kLength);
-#pragma GCC unroll 8
-    for (int m = 0; m < kBlock; ++m) {
-#pragma GCC unroll 3
-      for (int j = 0; j < kCount; ++j) sum[m][j] += v[j] * rows[m][i];
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kBlock; ++m)
-#pragma GCC unroll 3
-    for (int j = 0; j < kCount; ++j) store(sums[m] + j * V::kLength, sum[m][j]);
-}
-
-template <class T>
 struct Stage {
-  using V = Simd<T>;
+  static constexpr int L = Simd<T>::kLength;
+  static constexpr T kNoCap = std::numeric_limits<T>::infinity();
   const NnConv5Params& p;
   const int width, height;
   int strips, rows;      // strips of an image, rows of the largest
   int stride;            // of a padded input row
   int64_t pixel_stride;  // from a channel of the activations to the next
 
-  explicit Stage(const NnConv5Params& params) : p(params), width(int(p.width)), height(int(p.height)) {
-    const int64_t fit = kStripBytes / int64_t(sizeof(T)) / (p.channels * p.width) / kRowsAtOnce * kRowsAtOnce;
+  Stage(const NnConv5Params& params, int threads) : p(params), width(int(p.width)), height(int(p.height)) {
+    const int64_t fit = kOwnBytes / int64_t(sizeof(T)) / (p.channels * p.width) / kRowsAtOnce * kRowsAtOnce;
     strips = int((height + std::max<int64_t>(fit, kRowsAtOnce) - 1) / std::max<int64_t>(fit, kRowsAtOnce));
+    if (strips > 1) strips = std::min(height, (strips + threads - 1) / threads * threads);
     rows = (height + strips - 1) / strips;
     stride = int(padded_width<T>(p.width));
     // Room for rows and a vector too many; an odd number of vectors, or channels would fall into the same cache sets.
-    pixel_stride = (int64_t(padded_rows()) * width + V::kPanel) / (2 * V::kLength) * (2 * V::kLength) + V::kLength;
+    pixel_stride = (int64_t(padded_rows()) * width + kVectors * L) / (2 * L) * (2 * L) + L;
   }
 
   int padded_rows() const { return (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce + 2 * kPad; }
@@ -116,7 +67,7 @@ struct Stage {
   // past the end of a row is written over by the rows below, which come later.
   void filter(const T* RESTRICT padded, int count, const T* RESTRICT weight, T scale, T shift, T* RESTRICT out) const {
     for (int y0 = 0; y0 < count; y0 += kRowsAtOnce)
-      for (int x = (width - 1) / V::kLength * V::kLength; x >= 0; x -= V::kLength) {
+      for (int x = (width - 1) / L * L; x >= 0; x -= L) {
         const T* in = padded + y0 * stride + x;
         Vector<T> sum[kRowsAtOnce] = {};
 #pragma GCC unroll 8
@@ -130,7 +81,7 @@ struct Stage {
           }
 #pragma GCC unroll 4
         for (int r = 0; r < kRowsAtOnce; ++r)
-          store(out + (y0 + r) * width + x, scaled_relu<T>(sum[r], scale, shift));
+          store(out + (y0 + r) * width + x, clamped<T>(sum[r] * scale + shift, kNoCap));
       }
   }
 
@@ -140,69 +91,92 @@ struct Stage {
     const T* weight[kBlock];  // past the last channel: the last one again, and dropped
     for (int m = 0; m < kBlock; ++m)
       weight[m] = static_cast<const T*>(p.pw_weight) + std::min(o + m, p.out_channels - 1) * p.channels;
-    const int block = int(std::min<int64_t>(kBlock, p.out_channels - o));
-    for (int first = 0; first < pixels; first += V::kPanel) {
-      const int n = std::min(pixels - first, V::kPanel);
-      T sums[kBlock][V::kPanel];
-      if (n > 2 * V::kLength)
-        multiply<T, 3>(activations + first, pixel_stride, weight, p.channels, sums);
-      else if (n > V::kLength)
-        multiply<T, 2>(activations + first, pixel_stride, weight, p.channels, sums);
-      else
-        multiply<T, 1>(activations + first, pixel_stride, weight, p.channels, sums);
-      for (int m = 0; m < block; ++m) finish(b, o + m, y0 + first / width, first % width, n, sums[m]);
+    const int vectors = (pixels + L - 1) / L, panels = (vectors + kVectors - 1) / kVectors;
+    for (int k = 0; k < panels; ++k) {
+      const int first = vectors * k / panels, count = vectors * (k + 1) / panels - first;
+      if (count == 3) panel<3>(b, o, y0, first * L, pixels, weight, activations);
+      if (count == 2) panel<2>(b, o, y0, first * L, pixels, weight, activations);
+      if (count == 1) panel<1>(b, o, y0, first * L, pixels, weight, activations);
     }
   }
 
-  // `n` pixels of one output channel from (y, x) on: scale, shift, ReLU, doubled both ways, plus skip.
+  template <int kCount>
+  void panel(int64_t b, int64_t o, int y0, int first, int pixels, const T* const* weight, const T* activations) const {
+    Vector<T> sums[kBlock][kCount];
+    multiply<T, kBlock, kCount>(activations + first, pixel_stride, weight, p.channels, sums);
+    T values[kBlock][kCount * L];  // or the compiler would write out all that follows for each
+#pragma GCC unroll 8
+    for (int m = 0; m < kBlock; ++m)
+#pragma GCC unroll 3
+      for (int j = 0; j < kCount; ++j) store(values[m] + j * L, sums[m][j]);
+    const int count = std::min(kCount * L, pixels - first);
+    for (int m = 0; m < std::min<int64_t>(kBlock, p.out_channels - o); ++m)
+      finish(b, o + m, y0 + first / width, first % width, count, values[m]);
+  }
+
+  // `n` pixels of an output plane from (y, x) on: scale, shift, ReLU, doubled both ways, plus skip.
   void finish(int64_t b, int64_t o, int y, int x, int n, const T* sums) const {
     const T scale = static_cast<const T*>(p.pw_scale)[o], shift = static_cast<const T*>(p.pw_shift)[o];
-    T doubled[2 * V::kPanel];
-    for (int j = 0; j < V::kPanel; j += V::kLength) {
-      T value[V::kLength];
-      store(value, scaled_relu<T>(load(sums + j), scale, shift));
-#pragma omp simd
-      for (int i = 0; i < V::kLength; ++i) {
-        doubled[2 * (j + i)] = value[i];
-        doubled[2 * (j + i) + 1] = value[i];
-      }
-    }
-    const int64_t plane = (b * p.out_channels + o) * 4 * height * width;
-    for (const T* from = doubled; n > 0; ++y, x = 0) {
-      const int count = std::min(n, width - x);
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = plane + 2 * ((2 * int64_t(y) + half) * width + x);
-        T* RESTRICT out = static_cast<T*>(p.out) + at;
-        if (p.skip) {
-          const T* RESTRICT skip = static_cast<const T*>(p.skip) + at;
-          for (int i = 0; i < 2 * count; ++i) out[i] = from[i] + skip[i];
-        } else {
-          std::memcpy(out, from, sizeof(T) * size_t(2 * count));
+    const int64_t plane = (b * p.out_channels + o) * height;
+    for (int done = 0; done < n; done += L) {
+      Vector<T> low = clamped<T>(load(sums + done) * scale + shift, kNoCap), high = low;
+      interleave<T>(low, high, std::make_index_sequence<L>{});
+      int64_t at = 2 * (2 * (plane + y) * width + x);
+      if (done + L <= n && x + L <= width) {
+        put(at, low);
+        put(at + L, high);
+        put(at + 2 * width, low);
+        put(at + 2 * width + L, high);
+        x += L;
+      } else {
+        T doubled[2 * L];
+        store(doubled, low);
+        store(doubled + L, high);
+        for (int begin = 0, end; begin < std::min(L, n - done); begin = end) {  // row by row
+          if (x == width) x = 0, ++y;
+          end = std::min({begin + width - x, L, n - done});
+          at = 2 * (2 * (plane + y) * width + x);
+          put_part(at, doubled + 2 * begin, 2 * (end - begin));
+          put_part(at + 2 * width, doubled + 2 * begin, 2 * (end - begin));
+          x += end - begin;
         }
       }
-      from += 2 * count;
-      n -= count;
+      if (x == width) x = 0, ++y;
     }
+  }
+
+  void put_part(int64_t at, const T* RESTRICT from, int n) const {
+    T* RESTRICT out = static_cast<T*>(p.out) + at;
+    const T* RESTRICT skip = static_cast<const T*>(p.skip) + at;
+    if (p.skip)
+      for (int i = 0; i < n; ++i) out[i] = from[i] + skip[i];
+    else
+      for (int i = 0; i < n; ++i) out[i] = from[i];
+  }
+
+  ALWAYS_INLINE void put(int64_t at, Vector<T> value) const {
+    store(static_cast<T*>(p.out) + at, p.skip ? value + load(static_cast<const T*>(p.skip) + at) : value);
   }
 };
 
 template <class T>
-int run(const NnConv5Params& p) {
-  const Stage<T> stage(p);
+int run_planes(const NnConv5Params& p) {
+  const int threads = std::max(1, p.threads);
+  const Stage<T> stage(p, threads);
   const int64_t strips = p.batch * stage.strips, padded = int64_t(stage.padded_rows()) * stage.stride;
   const int64_t blocks = (p.out_channels + kBlock - 1) / kBlock, activations = p.channels * stage.pixel_stride;
-  const int threads = std::max(1, p.threads);
   // Many strips: a thread takes them one by one. Few: all threads share the channels of each.
   const bool shared = strips < threads;
-  PerThread<T> inputs(threads, padded), strip_memory(shared ? 1 : threads, activations);
+  Scratch<T> inputs(threads * padded), strip_memory((shared ? 1 : threads) * activations);
   if (!inputs || !strip_memory) return 1;
   if (!shared) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < strips; ++k) {
       const int64_t b = k / stage.strips;
       const int strip = int(k % stage.strips);
-      stage.depthwise(b, strip, 0, p.channels, inputs.mine(), strip_memory.mine());
-      for (int64_t o = 0; o < blocks; ++o) stage.pointwise(b, strip, o * kBlock, strip_memory.mine());
+      T* mine = strip_memory.get() + thread_index() * activations;
+      stage.depthwise(b, strip, 0, p.channels, inputs.get() + thread_index() * padded, mine);
+      for (int64_t o = 0; o < blocks; ++o) stage.pointwise(b, strip, o * kBlock, mine);
     }
     return 0;
   }
@@ -213,13 +187,40 @@ int run(const NnConv5Params& p) {
     {
 #pragma omp for schedule(static)
       for (int t = 0; t < threads; ++t)
-        stage.depthwise(b, strip, p.channels * t / threads, p.channels * (t + 1) / threads, inputs.mine(),
-                        strip_memory.all());
+        stage.depthwise(b, strip, p.channels * t / threads, p.channels * (t + 1) / threads,
+                        inputs.get() + thread_index() * padded, strip_memory.get());
 #pragma omp for schedule(static)
-      for (int64_t o = 0; o < blocks; ++o) stage.pointwise(b, strip, o * kBlock, strip_memory.all());
+      for (int64_t o = 0; o < blocks; ++o) stage.pointwise(b, strip, o * kBlock, strip_memory.get());
     }
   }
   return 0;
+}
+
+template <class T>
+int run(const NnConv5Params& p) {
+  if (!p.channels_last) return run_planes<T>(p);
+  ConvBlock<T> block{};
+  block.threads = p.threads;
+  block.rows = Rows::kDepthwise;
+  block.batch = p.batch;
+  block.channels = p.channels;
+  block.out_channels = p.out_channels;
+  block.height = p.height;
+  block.width = p.width;
+  block.kernel = kTaps;
+  block.stride = 1;
+  block.doubled = true;
+  block.cap = std::numeric_limits<T>::infinity();
+  block.x = static_cast<const T*>(p.x);
+  block.dw_weight = static_cast<const T*>(p.dw_weight);
+  block.dw_scale = static_cast<const T*>(p.dw_scale);
+  block.dw_shift = static_cast<const T*>(p.dw_shift);
+  block.weight = static_cast<const T*>(p.pw_weight);
+  block.scale = static_cast<const T*>(p.pw_scale);
+  block.shift = static_cast<const T*>(p.pw_shift);
+  block.skip = static_cast<const T*>(p.skip);
+  block.out = static_cast<T*>(p.out);
+  return ChannelsLast<T>(block).run();
 }
 
 // The same product for the gradient of the pointwise weights: a panel of input channels, turned so that a pixel's stand
@@ -227,16 +228,19 @@ int run(const NnConv5Params& p) {
 constexpr int kRun = 128, kGroup = 64;
 
 template <class T>
+constexpr int kPanel = kVectors * Simd<T>::kLength;
+
+template <class T>
 struct alignas(64) GradientBuffers {
-  T panel[kRun * Simd<T>::kPanel];
-  double total[kGroup][Simd<T>::kPanel];
+  T panel[kRun * kPanel<T>];
+  double total[kGroup][kPanel<T>];
 };
 
 template <class T>
 void pointwise_weight_gradient(const NnConv5WeightGradientsParams& p, int64_t o0, int64_t c0,
                                GradientBuffers<T>& buffers) {
-  constexpr int kPanel = Simd<T>::kPanel;
-  const int columns = int(std::min<int64_t>(kPanel, p.channels - c0));
+  constexpr int L = Simd<T>::kLength;
+  const int columns = int(std::min<int64_t>(kPanel<T>, p.channels - c0));
   const int64_t o1 = std::min(o0 + kGroup, p.out_channels), pixels = p.height * p.width;
   std::memset(&buffers, 0, sizeof buffers);
   for (int64_t b = 0; b < p.batch; ++b)
@@ -244,20 +248,21 @@ void pointwise_weight_gradient(const NnConv5WeightGradientsParams& p, int64_t o0
       const int n = int(std::min<int64_t>(kRun, pixels - begin));
       for (int j = 0; j < columns; ++j) {
         const T* from = static_cast<const T*>(p.active) + (b * p.channels + c0 + j) * pixels + begin;
-        for (int i = 0; i < n; ++i) buffers.panel[i * kPanel + j] = from[i];
+        for (int i = 0; i < n; ++i) buffers.panel[i * kPanel<T> + j] = from[i];
       }
       for (int64_t o = o0; o < o1; o += kBlock) {
         const T* rows[kBlock];  // past the last channel: the last one again, and dropped
         for (int m = 0; m < kBlock; ++m)
           rows[m] = static_cast<const T*>(p.grad_pointwise) + begin +
                     (b * p.out_channels + std::min(o + m, o1 - 1)) * pixels;
-        T sums[kBlock][kPanel];
-        multiply<T, kVectors>(buffers.panel, kPanel, rows, n, sums);
+        Vector<T> sums[kBlock][kVectors];
+        multiply<T, kBlock, kVectors>(buffers.panel, kPanel<T>, rows, n, sums);
         for (int m = 0; m < std::min<int64_t>(kBlock, o1 - o); ++m) {
           double* RESTRICT total = buffers.total[o - o0 + m];
-          const T* RESTRICT sum = sums[m];
+          T sum[kPanel<T>];
+          for (int j = 0; j < kVectors; ++j) store(sum + j * L, sums[m][j]);
 #pragma omp simd
-          for (int j = 0; j < kPanel; ++j) total[j] += double(sum[j]);
+          for (int j = 0; j < kPanel<T>; ++j) total[j] += double(sum[j]);
         }
       }
     }
@@ -309,12 +314,12 @@ int weight_gradients(const NnConv5WeightGradientsParams& p) {
   const int threads = std::max(1, p.threads);
   if (p.grad_pw_weight) {
     const int64_t groups = (p.out_channels + kGroup - 1) / kGroup;
-    const int64_t panels = (p.channels + Simd<T>::kPanel - 1) / Simd<T>::kPanel;
+    const int64_t panels = (p.channels + kPanel<T> - 1) / kPanel<T>;
     PerThread<GradientBuffers<T>> buffers(threads);
     if (!buffers) return 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < groups * panels; ++task)
-      pointwise_weight_gradient(p, task % groups * kGroup, task / groups * Simd<T>::kPanel, *buffers.mine());
+      pointwise_weight_gradient(p, task % groups * kGroup, task / groups * kPanel<T>, *buffers.mine());
   }
   if (p.grad_dw_weight) {
     const int64_t stride = padded_width<T>(p.width);

@@ -117,6 +117,23 @@ static inline int thread_index() {
 #endif
 }
 
+// Memory for `count` elements, of any content; false where there is none.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    if (posix_memalign(&memory_, 64, std::max<size_t>(sizeof(T) * size_t(count), 64)) != 0) memory_ = nullptr;
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  explicit operator bool() const { return memory_ != nullptr; }
+  T* get() { return static_cast<T*>(memory_); }
+
+ private:
+  void* memory_ = nullptr;
+};
+
 // Zeroed memory for `threads` times `each` structs; false where there is none.
 template <class Struct>
 class PerThread {

@@ -5,7 +5,9 @@ from .checkpoints import load_checkpoint, load_encoder_weights
 from .dorn import DORN, sid_thresholds, ud_thresholds
 from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
+from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
+from .mobilenet import MobileNet
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
@@ -19,6 +21,8 @@ __all__ = [
     "DepthPrediction",
     "DisparityModel",
     "Eigen2014",
+    "FastDepth",
+    "MobileNet",
     "Model",
     "Monodepth2",
     "PoseCNN",

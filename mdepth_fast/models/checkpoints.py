@@ -85,16 +85,16 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
         model.input_size = size
 
 
-def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Fill a `ResNetEncoder` from a state dict in torchvision's format, the classifier left aside.
+def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> None:
+    """Fill an encoder from the state dict of its ImageNet classifier, the classifier's last layer `fc` left aside.
 
-    A `VisionTransformer` is filled from one in timm's format.
-
-    Where the encoder takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal
-    images give the activations of one. Errors as in `load_checkpoint`.
+    The keys of the file are those of `encoder` behind `prefix`; of a `VisionTransformer`, timm's. Where a ResNet takes
+    n images, conv1 is repeated n times along its inputs and divided by n, so that n equal images give the activations
+    of one. Errors as in `load_checkpoint`.
     """
     path = Path(path)
     content = {key: value for key, value in _unwrapped(read_content(path), None).items() if key not in _CLASSIFIER}
+    content = {key.removeprefix(prefix): value for key, value in content.items()}
     if isinstance(encoder, VisionTransformer):
         content = dict(encoder.translate(content))
     own = encoder.state_dict()

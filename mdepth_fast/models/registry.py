@@ -11,6 +11,7 @@ from .base import Model
 from .dorn import DORN
 from .dpt import DPT
 from .eigen2014 import Eigen2014
+from .fastdepth import PRUNED_DECODER, PRUNED_ENCODER, FastDepth
 from .fcrn import FCRN
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 
@@ -63,6 +64,8 @@ register_model(
         fc_lr=1.0,
     ),
 )
+register_model("fastdepth", FastDepth)
+register_model("fastdepth_pruned", partial(FastDepth, encoder_channels=PRUNED_ENCODER, decoder_channels=PRUNED_DECODER))
 register_model("monodepth2_resnet18", partial(Monodepth2, layers=18))
 register_model("monodepth2_resnet50", partial(Monodepth2, layers=50))
 register_model("posenet_resnet18", partial(PoseNet, layers=18))

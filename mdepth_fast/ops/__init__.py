@@ -1,6 +1,7 @@
 """The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
 
 from mdepth_fast.ops.berhu_loss import berhu_loss
+from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
 from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
@@ -13,8 +14,10 @@ from mdepth_fast.ops.silog_loss import silog_loss
 
 __all__ = [
     "DEPTH_SUMS",
+    "ConvBlock",
     "MinReprojection",
     "berhu_loss",
+    "conv_stack",
     "depth_metrics",
     "edge_aware_smoothness",
     "inverse_warp",

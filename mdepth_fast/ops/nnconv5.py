@@ -1,6 +1,8 @@
 """One decoder stage of FastDepth: depthwise 5x5, pointwise, nearest-neighbour doubling, skip."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +39,10 @@ def nnconv5(
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, O, 2 H, 2 W) in the dtype of `x`. Gradients go to every tensor. Half and bfloat16 are computed in float32;
-        on a GPU of compute capability 8.0 or more the pointwise product of them runs on tensor cores, its factors
-        rounded to that dtype, its sums float32. A product of float32 is rounded to TF32 only where
-        `torch.set_float32_matmul_precision` allows it.
+        (B, O, 2 H, 2 W) in the dtype of `x` and in its layout, channels_last or not. Gradients go to every tensor.
+        Half and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more the pointwise product of
+        them runs on tensor cores, its factors rounded to that dtype, its sums float32. A product of float32 is rounded
+        to TF32 only where `torch.set_float32_matmul_precision` allows it.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -93,6 +95,12 @@ def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=2, groups=x.shape[1])
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    """channels_last where `x` is that alone: a tensor of one channel or one pixel is both."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * scale[:, None, None] + shift[:, None, None]
 
@@ -110,9 +118,11 @@ def _op(
     backend: str,
 ) -> Tensor:
     """`x`, `pw_weight` and `skip` of one dtype, which the result has; the others too, or float32 where that is half."""
-    run = _dispatch.select("nnconv5", backend, x.device)
+    run, layout = _dispatch.select("nnconv5", backend, x.device), _layout(x)
     weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
-    return run(x.contiguous(), *(w.contiguous() for w in weights), None if skip is None else skip.contiguous())
+    addend = None if skip is None else skip.contiguous(memory_format=layout)
+    out: Tensor = run(x.contiguous(memory_format=layout), *(w.contiguous() for w in weights), addend)
+    return out.contiguous(memory_format=layout)
 
 
 @torch.library.custom_op("mdepth::nnconv5_backward", mutates_args=())
@@ -151,7 +161,8 @@ def _(
     backend: str,
 ) -> Tensor:
     batch, _, height, width = x.shape
-    return x.new_empty((batch, pw_weight.shape[0], 2 * height, 2 * width))
+    shape = (batch, pw_weight.shape[0], 2 * height, 2 * width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
 
 @_op_backward.register_fake
@@ -213,23 +224,27 @@ def _native_run(
         wide = None if skip is None else skip.to(dtype)
         weights = dw_weight, dw_scale, dw_shift, pw_weight.to(dtype), pw_scale, pw_shift
         return _native_run(backend, x.to(dtype), *weights, wide).to(x.dtype)
+    # The GPU kernels read planes.
+    layout = _layout(x) if backend == "cpu" else torch.contiguous_format
+    x, skip = x.contiguous(memory_format=layout), None if skip is None else skip.contiguous(memory_format=layout)
     stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
     out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)
-    out = torch.empty(shape, dtype=stored, device=device)
+    out = torch.empty(shape, dtype=stored, device=device, memory_format=layout)
     _native.call(
         "nnconv5",
         dtype,
         (batch, channels, out_channels, height, width),
-        _native.pointer(x, "x", (batch, channels, height, width), stored, device),
+        layout == torch.channels_last,
+        _native.pointer(x, "x", (batch, channels, height, width), stored, device, layout),
         _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype, device),
         _native.pointer(dw_scale, "dw_scale", (channels,), dtype, device),
         _native.pointer(dw_shift, "dw_shift", (channels,), dtype, device),
         _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), stored, device),
         _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype, device),
         _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype, device),
-        _native.pointer(skip, "skip", shape, stored, device),
-        _native.pointer(out, "out", shape, stored, device),
+        _native.pointer(skip, "skip", shape, stored, device, layout),
+        _native.pointer(out, "out", shape, stored, device, layout),
         _native.module().enums[product],
         backend=backend,
         device=device,
@@ -251,9 +266,9 @@ def _has_tensor_cores(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@_dispatch.native_implementation("nnconv5_backward")
-def _native_run_backward(
-    backend: str,
+def backward(
+    depthwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
+    pointwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
     grad: Tensor,
     x: Tensor,
     dw_weight: Tensor,
@@ -266,8 +281,11 @@ def _native_run_backward(
     need_dw_weight: bool,
     need_pw_weight: bool,
 ) -> list[Tensor]:
-    """The activations are computed again, so that nothing but inputs is kept. The products are PyTorch's, on the CPU
-    but for the gradients of the weights."""
+    """The backward of every backend, given its gradients of the two weights.
+
+    Those are functions of the gradient by the depthwise (pointwise) product and of the input of that product. The
+    activations are computed again, so that nothing but inputs is kept; these products are PyTorch's.
+    """
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     matrix = pw_weight.view(out_channels, channels)
@@ -282,70 +300,67 @@ def _native_run_backward(
     grad = torch.ops.aten.threshold_backward(grad, _affine(pointwise, pw_scale, pw_shift), 0)
     grad_pw_shift, grad_pw_scale = grad.sum((0, 2, 3)), (grad * pointwise).sum((0, 2, 3))
     grad_pointwise = grad * pw_scale[:, None, None]
+    grad_pw_weight = pointwise_weight_gradient(grad_pointwise, active) if need_pw_weight else x.new_empty((0,))
 
     grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
     grad = torch.ops.aten.threshold_backward(grad, inner, 0)
     grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
     grad_depthwise = grad * dw_scale[:, None, None]
-
+    grad_dw_weight = depthwise_weight_gradient(grad_depthwise, x) if need_dw_weight else x.new_empty((0,))
     # A correlation with the turned kernel.
-    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty(0)
-    weight_gradients = _cpu_weight_gradients if backend == "cpu" else _weight_gradients
-    grad_dw_weight, grad_pw_weight = weight_gradients(
-        x, active, grad_depthwise, grad_pointwise, dw_weight, pw_weight, need_dw_weight, need_pw_weight
-    )
+    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty((0,))
     return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
 
 
-def _weight_gradients(
-    x: Tensor,
-    active: Tensor,
-    grad_depthwise: Tensor,
-    grad_pointwise: Tensor,
-    dw_weight: Tensor,
-    pw_weight: Tensor,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the depthwise and the pointwise weights; empty where nobody needs them."""
-    grad_dw_weight, grad_pw_weight = x.new_empty(0), x.new_empty(0)
-    if need_dw_weight:
-        geometry = [1, 1], [2, 2], [1, 1], False, [0, 0], x.shape[1]
-        grad_dw_weight = torch.ops.aten.convolution_backward(
-            grad_depthwise, x, dw_weight, None, *geometry, [False, True, False]
-        )[1]
-    if need_pw_weight:
-        products = torch.matmul(grad_pointwise.flatten(2), active.flatten(2).mT)
-        grad_pw_weight = products.sum(0).view(pw_weight.shape)
-    return grad_dw_weight, grad_pw_weight
+@_dispatch.native_implementation("nnconv5_backward")
+def _native_run_backward(backend: str, *arguments: Any) -> list[Tensor]:
+    if backend == "cpu":
+        return backward(_cpu_depthwise_weight_gradient, _cpu_pointwise_weight_gradient, *arguments)
+    return backward(_depthwise_weight_gradient, _pointwise_weight_gradient, *arguments)
 
 
-def _cpu_weight_gradients(
-    x: Tensor,
-    active: Tensor,
-    grad_depthwise: Tensor,
-    grad_pointwise: Tensor,
-    dw_weight: Tensor,
-    pw_weight: Tensor,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """The same in native code: the same bits for any number of threads, which PyTorch's do not have on the CPU."""
+def _depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    geometry = [1, 1], [2, 2], [1, 1], False, [0, 0], channels
+    weight = x.new_empty((channels, 1, 5, 5))  # only its shape is read
+    gradient: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [False, True, False])[1]
+    return gradient
+
+
+def _pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
+    return torch.matmul(grad.flatten(2), active.flatten(2).mT).sum(0)[..., None, None]
+
+
+# In native code, with the same bits for any number of threads, which PyTorch's do not have on the CPU.
+def _cpu_depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     dtype, sizes, (batch, channels, height, width) = x.dtype, tuple(x.shape), x.shape
-    out_channels = pw_weight.shape[0]
-    grad_dw_weight = torch.empty(dw_weight.shape if need_dw_weight else (0,), dtype=dtype)
-    grad_pw_weight = torch.empty(pw_weight.shape if need_pw_weight else (0,), dtype=dtype)
+    out = torch.empty((channels, 1, 5, 5), dtype=dtype)
+    _native.call(
+        "nnconv5_weight_gradients",
+        dtype,
+        (batch, channels, 0, height, width),
+        _native.pointer(x, "x", sizes, dtype),
+        0,
+        _native.pointer(grad, "grad", sizes, dtype),
+        0,
+        _native.pointer(out, "out", (channels, 1, 5, 5), dtype),
+        0,
+    )
+    return out
+
+
+def _cpu_pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
+    dtype, (batch, channels, height, width), out_channels = active.dtype, active.shape, grad.shape[1]
+    out = torch.empty((out_channels, channels, 1, 1), dtype=dtype)
     _native.call(
         "nnconv5_weight_gradients",
         dtype,
         (batch, channels, out_channels, height, width),
-        _native.pointer(x, "x", sizes, dtype),
-        _native.pointer(active, "active", sizes, dtype),
-        _native.pointer(grad_depthwise, "grad_depthwise", sizes, dtype),
-        _native.pointer(grad_pointwise, "grad_pointwise", (batch, out_channels, height, width), dtype),
-        _native.pointer(grad_dw_weight if need_dw_weight else None, "grad_dw_weight", (channels, 1, 5, 5), dtype),
-        _native.pointer(
-            grad_pw_weight if need_pw_weight else None, "grad_pw_weight", (out_channels, channels, 1, 1), dtype
-        ),
+        0,
+        _native.pointer(active, "active", (batch, channels, height, width), dtype),
+        0,
+        _native.pointer(grad, "grad", (batch, out_channels, height, width), dtype),
+        0,
+        _native.pointer(out, "out", (out_channels, channels, 1, 1), dtype),
     )
-    return grad_dw_weight, grad_pw_weight
+    return out

@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from cases import CASES, assert_empty, gradients
+from cases import KERNEL_CASES as CASES
+from cases import assert_empty, gradients
 from scenes import SIZES, awkward_layouts, relative_error
 
 from mdepth_fast import _dispatch

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from cases import CASES, assert_empty, awkward_metrics, gradients, sparse_inputs
+from cases import KERNEL_CASES as CASES
+from cases import assert_empty, awkward_metrics, gradients, sparse_inputs
 from scenes import relative_error, scene
 
 import mdepth_fast

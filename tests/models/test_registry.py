@@ -9,6 +9,8 @@ NAMES = [
     *(f"dpt_{size}{data}" for size in ("base", "hybrid", "large") for data in ("", "_kitti", "_nyu")),
     "eigen2014_kitti",
     "eigen2014_nyu",
+    "fastdepth",
+    "fastdepth_pruned",
     "fcrn_resnet50_deconv",
     "fcrn_resnet50_upconv",
     "fcrn_resnet50_upproj",

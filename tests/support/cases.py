@@ -23,6 +23,7 @@ class Case:
     call: Callable[..., list[torch.Tensor]]
     shared: tuple[str, ...] = ()
     of_nothing: float = float("nan")  # the mean over nothing, as PyTorch has it
+    kernels: bool = True  # has GPU kernels of its own
     layer: bool = False  # computed in float32 as all are, but returned in its input's dtype
     sums: bool = False  # computed in float64 whatever the dtype of its inputs
     small: dict[str, int] = field(default_factory=lambda: {"height": 4, "width": 5})  # for gradcheck
@@ -202,6 +203,33 @@ def awkward_metrics(dtype):
     }
 
 
+def _stack_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
+    """A dense block, a depthwise one of stride 2, and one that doubles and adds the first's result."""
+    inputs = _nnconv5_inputs(batch, height + height % 2, width + width % 2, dtype, seed, channels, out_channels)
+    dense = _nnconv5_inputs(1, 3, 3, dtype, seed + 1, 3, channels)["skip"][:, :, :3, :3]
+    return {
+        "x": inputs["x"][:, :3].contiguous(),
+        "dense_weight": 0.2 * dense[0, :, None].expand(channels, 3, 3, 3).contiguous(),
+        "dense_bias": inputs["dw_scale"],
+        "dw_weight": inputs["dw_weight"],
+        "dw_bias": inputs["dw_shift"],
+        "weight": inputs["pw_weight"],
+        "bias": inputs["pw_shift"],
+        "weight_2": inputs["pw_weight"].mT.transpose(0, 1).contiguous(),
+        "bias_2": inputs["dw_shift"].flip(0),
+    }
+
+
+def _stack(backend, x, dense_weight, dense_bias, dw_weight, dw_bias, weight, bias, weight_2, bias_2):
+    blocks = [
+        ops.ConvBlock(dense_weight, dense_bias, cap=1.5),
+        ops.ConvBlock(weight, bias, dw_weight[..., 1:4, 1:4], dw_bias, stride=2, cap=1.5),
+        ops.ConvBlock(weight_2, bias_2, doubled=True, skip=0),
+        ops.ConvBlock(weight, bias, dw_weight, dw_bias, doubled=True),
+    ]
+    return [ops.conv_stack(x, blocks, backend=backend)]
+
+
 _NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
 
 CASES = [
@@ -223,7 +251,17 @@ CASES = [
         layer=True,
         small={"height": 2, "width": 3, "channels": 2, "out_channels": 3},
     ),
+    Case(
+        "conv_stack",
+        _stack_inputs,
+        (),
+        _stack,
+        shared=("dense_weight", "dense_bias", "dw_weight", "dw_bias", "weight", "bias", "weight_2", "bias_2"),
+        kernels=False,
+        layer=True,
+    ),
 ]
+KERNEL_CASES = [case for case in CASES if case.kernels]
 
 
 def assert_empty(case, inputs, outputs, grads):

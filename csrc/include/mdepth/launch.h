@@ -23,6 +23,7 @@
   int silog_loss_backward(const SilogLossParams&);            \
   int berhu_loss(const BerhuLossParams&);                     \
   int berhu_loss_backward(const BerhuLossParams&);            \
+  int conv_stack(const ConvStackParams&);                     \
   }                                                           \
   }
 

@@ -174,6 +174,7 @@ struct NnConv5Params {
   Dtype dtype;
   Product product;  // GPU; the CPU's is exact
   int threads;
+  bool channels_last;  // x, skip and out are (B, H, W, C) in memory; CPU only
   int64_t batch, channels, out_channels, height, width;
   const void* x;          // (B, C, H, W)
   const void* dw_weight;  // (C, 1, 5, 5)
@@ -184,6 +185,29 @@ struct NnConv5Params {
   const void* pw_shift;   // (O,)
   const void* skip;       // (B, O, 2 H, 2 W) or null
   void* out;              // out (B, O, 2 H, 2 W)
+};
+
+struct ConvStackBlock {
+  int64_t out_channels;
+  int kernel, stride;  // of the depthwise convolution, where there is one: kernel 3 or 5, stride 1 or 2
+  bool doubled;
+  int64_t skip;           // index of the block whose result is added; -1: none
+  double cap;             // results are clamped to 0..cap
+  const void* dw_weight;  // (C, 1, kernel, kernel) or null: weight is of a dense convolution
+  const void* dw_bias;    // (C,) or null
+  const void* weight;     // (O, C, 1, 1), or (O, C, kernel, kernel)
+  const void* bias;       // (O,)
+};
+
+struct ConvStackParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, channels, height, width;                   // of x
+  int64_t image_step, channel_step, line_step, pixel_step;  // of x: (B, H, W, C) unless the first block is dense
+  const void* x;
+  const ConvStackBlock* blocks;
+  int64_t count;
+  void* out;  // of the last block, (B, H', W', O)
 };
 
 struct NnConv5WeightGradientsParams {

@@ -1,0 +1,256 @@
+"""A stack of the convolution blocks that mobile networks are made of, in inference, in one call."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdepth_fast import _dispatch, _native
+from mdepth_fast.ops import _checks
+from mdepth_fast.ops.nnconv5 import nnconv5
+
+
+class ConvBlock(NamedTuple):
+    """`clamp(conv(x, weight) + bias, 0, cap)`, of a depthwise convolution of x clamped alike where there is one; then
+    every pixel doubled both ways, then the result of another block added.
+
+    weight     (O, C, k, k), dense, k odd, zero padding k // 2; (O, C, 1, 1) behind a depthwise convolution
+    bias       (O,)
+    dw_weight  (C, 1, k, k), depthwise, k 3 or 5, zero padding k // 2; None: no depthwise convolution
+    dw_bias    (C,)
+    stride     1 or 2, of the first convolution
+    cap        None: no upper bound; 6 is ReLU6
+    doubled    nearest x2
+    skip       index of the block before it whose result, of the same shape, is added; None: none
+    """
+
+    weight: Tensor
+    bias: Tensor
+    dw_weight: Tensor | None = None
+    dw_bias: Tensor | None = None
+    stride: int = 1
+    cap: float | None = None
+    doubled: bool = False
+    skip: int | None = None
+
+
+def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, backend: str | None = None) -> Tensor:
+    """Blocks one after the other, for inference: with batch normalisation folded into the weights.
+
+    They are those of MobileNet (Howard et al., arXiv 1704.04861, section 3.1) and of FastDepth's decoder (Wofk et al.,
+    arXiv 1903.03273, section III-A). On the CPU a depthwise result stays in the cache; on a GPU blocks with a 5x5 that
+    double run as `nnconv5`, the others as PyTorch's convolutions. Only the reference has gradients: a backward through
+    any other backend raises RuntimeError.
+
+    Args:
+        x: (B, C, H, W).
+        blocks: at least one.
+        backend: "cpu", "reference", ...; None chooses.
+
+    Returns:
+        The result of the last block, channels_last in memory, in the dtype of `x` (half and bfloat16 are computed in
+        float32).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
+    """
+    _checks.tensor(x, "x", (None, None, None, None), "(B, C, H, W)")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x: expected C, H and W of at least 1, got shape {tuple(x.shape)}")
+    _check_blocks(x, blocks)
+    dtype = _checks.working_dtype(x)
+    weights = [
+        tensor.to(dtype)
+        for block in blocks
+        for tensor in (block.weight, block.bias, block.dw_weight, block.dw_bias)
+        if tensor is not None
+    ]
+    options = (
+        [block.dw_weight is not None for block in blocks],
+        [block.stride for block in blocks],
+        [math.inf if block.cap is None else float(block.cap) for block in blocks],
+        [block.doubled for block in blocks],
+        [-1 if block.skip is None else block.skip for block in blocks],
+    )
+    if _dispatch.uses_reference("conv_stack", backend, x.device):
+        with _dispatch.full_precision(x.device):
+            return reference(x.to(dtype), weights, *options).to(x.dtype)
+    return torch.ops.mdepth.conv_stack(x.to(dtype), weights, *options, backend or "").to(x.dtype)
+
+
+def _check_blocks(x: Tensor, blocks: Sequence[ConvBlock]) -> None:
+    if not blocks:
+        raise ValueError("blocks: expected at least one, got none")
+    channels, height, width = x.shape[1:]
+    results: list[tuple[int, int, int]] = []
+    for k, block in enumerate(blocks):
+        name = f"blocks[{k}]."
+        if block.stride not in (1, 2):
+            raise ValueError(f"{name}stride: expected 1 or 2, got {block.stride!r}")
+        if block.cap is not None and not block.cap > 0:
+            raise ValueError(f"{name}cap: expected a number above 0 or None, got {block.cap!r}")
+        _checks.tensor(block.weight, name + "weight", (None, channels, None, None), "(O, C, k, k)")
+        outputs, _, *kernel = block.weight.shape
+        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or (block.dw_weight is not None and kernel[0] != 1):
+            side = "k odd" if block.dw_weight is None else "k = 1 behind a depthwise convolution"
+            raise ValueError(f"{name}weight: expected (O, C, k, k), {side}, got shape {tuple(block.weight.shape)}")
+        _checks.tensor(block.bias, name + "bias", (outputs,), "(O,)")
+        if block.dw_weight is not None:
+            _checks.tensor(block.dw_weight, name + "dw_weight", (channels, 1, None, None), "(C, 1, k, k)")
+            if tuple(block.dw_weight.shape[2:]) not in ((3, 3), (5, 5)):
+                shape = tuple(block.dw_weight.shape)
+                raise ValueError(f"{name}dw_weight: expected a kernel of 3x3 or 5x5, got shape {shape}")
+            _checks.tensor(block.dw_bias, name + "dw_bias", (channels,), "(C,)")
+        for tensor in (block.weight, block.bias, block.dw_weight, block.dw_bias):
+            if tensor is not None and tensor.device != x.device:
+                raise ValueError(f"{name}weight: expected device {x.device}, where x is, got {tensor.device}")
+        channels, height, width = outputs, *_size(height, width, block.stride, block.doubled)
+        results.append((channels, height, width))
+        if block.skip is not None and (not 0 <= block.skip < k or results[block.skip] != results[k]):
+            raise ValueError(
+                f"{name}skip: expected the index of a block before it with a result of (C, H, W) = {results[k]}, "
+                f"got {block.skip!r}" + (f" of {results[block.skip]}" if 0 <= block.skip < k else "")
+            )
+
+
+def _size(height: int, width: int, stride: int, doubled: bool) -> tuple[int, int]:
+    step = 2 if doubled else 1
+    return ((height - 1) // stride + 1) * step, ((width - 1) // stride + 1) * step
+
+
+def reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: Sequence[bool],
+    strides: Sequence[int],
+    caps: Sequence[float],
+    doubled: Sequence[bool],
+    skips: Sequence[int],
+    backend: str = "reference",
+) -> Tensor:
+    """The same in plain PyTorch, as it is usually written: the oracle of every backend.
+
+    For another `backend` the blocks that `nnconv5` knows go there.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    results: list[Tensor] = []
+    tensors = iter(weights)
+    for has_dw, stride, cap, twice, index in zip(depthwise, strides, caps, doubled, skips):
+        weight, bias = next(tensors), next(tensors)
+        skip = None if index < 0 else results[index]
+        if has_dw:
+            dw_weight, dw_bias = next(tensors), next(tensors)
+            if backend != "reference" and twice and stride == 1 and cap == math.inf and dw_weight.shape[-1] == 5:
+                ones = torch.ones_like(dw_bias), torch.ones_like(bias)
+                x = nnconv5(x, dw_weight, ones[0], dw_bias, weight, ones[1], bias, skip=skip, backend=backend)
+                results.append(x)
+                continue
+            x = F.conv2d(x, dw_weight, dw_bias, stride, dw_weight.shape[-1] // 2, groups=x.shape[1]).clamp(0, cap)
+            stride = 1
+        x = F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2).clamp(0, cap)
+        if twice:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = x if skip is None else x + skip
+        results.append(x)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("mdepth::conv_stack", mutates_args=())
+def _op(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: Sequence[bool],
+    strides: Sequence[int],
+    caps: Sequence[float],
+    doubled: Sequence[bool],
+    skips: Sequence[int],
+    backend: str,
+) -> Tensor:
+    """`weights`: weight and bias of each block, and dw_weight and dw_bias where it is `depthwise`."""
+    out: Tensor = _dispatch.select("conv_stack", backend, x.device)(
+        x, weights, depthwise, strides, caps, doubled, skips
+    )
+    return out
+
+
+@_op.register_fake
+def _(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: Sequence[bool],
+    strides: Sequence[int],
+    caps: Sequence[float],
+    doubled: Sequence[bool],
+    skips: Sequence[int],
+    backend: str,
+) -> Tensor:
+    return _empty_output(x, weights, depthwise, strides, doubled)
+
+
+def _empty_output(
+    x: Tensor, weights: Sequence[Tensor], depthwise: Sequence[bool], strides: Sequence[int], doubled: Sequence[bool]
+) -> Tensor:
+    batch, _, height, width = x.shape
+    for stride, twice in zip(strides, doubled):
+        height, width = _size(height, width, stride, twice)
+    channels = weights[-4 if depthwise[-1] else -2].shape[0]
+    shape = (batch, channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+_dispatch.register_autocast(_op)
+for _backend in ("cuda", "triton", "nvrtc"):
+    _dispatch.implementation("conv_stack", _backend)(functools.partial(reference, backend=_backend))
+
+
+@_dispatch.implementation("conv_stack", "cpu")
+def _native_run(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: Sequence[bool],
+    strides: Sequence[int],
+    caps: Sequence[float],
+    doubled: Sequence[bool],
+    skips: Sequence[int],
+) -> Tensor:
+    planes = not depthwise[0] and weights[0].shape[-1] > 1 and x.is_contiguous()  # a dense block reads these too
+    layout = torch.contiguous_format if planes else torch.channels_last
+    x = x.contiguous(memory_format=layout)
+    dtype, (_, channels, height, width) = x.dtype, x.shape
+    image = channels * height * width
+    steps = (image, height * width, width, 1) if planes else (image, 1, width * channels, channels)
+    out = _empty_output(x, weights, depthwise, strides, doubled)
+    shapes, addresses, inputs = [], [], channels
+    kept = [tensor.contiguous() for tensor in weights]  # alive until the kernels are through
+    tensors = iter(kept)
+    for has_dw, stride, twice, skip in zip(depthwise, strides, doubled, skips):
+        weight, bias = next(tensors), next(tensors)
+        outputs, kernel, dw = weight.shape[0], weight.shape[-1], (0, 0)
+        if has_dw:
+            dw_weight, dw_bias = next(tensors), next(tensors)
+            kernel = dw_weight.shape[-1]
+            dw = (
+                _native.pointer(dw_weight, "dw_weight", (inputs, 1, kernel, kernel), dtype),
+                _native.pointer(dw_bias, "dw_bias", (inputs,), dtype),
+            )
+        side = 1 if has_dw else kernel
+        address = _native.pointer(weight, "weight", (outputs, inputs, side, side), dtype)
+        addresses.append((*dw, address, _native.pointer(bias, "bias", (outputs,), dtype)))
+        shapes.append((outputs, kernel, stride, twice, skip))
+        inputs = outputs
+    _native.call(
+        "conv_stack",
+        dtype,
+        tuple(x.shape),
+        steps,
+        _native.pointer(x, "x", tuple(x.shape), dtype, memory_format=layout),
+        shapes,
+        caps,
+        addresses,
+        _native.pointer(out, "out", tuple(out.shape), dtype, memory_format=torch.channels_last),
+    )
+    return out
