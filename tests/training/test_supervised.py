@@ -165,6 +165,20 @@ def test_what_cannot_be_is_refused_in_one_line(frames: Path, tmp_path: Path) -> 
     assert "crop_size" in refused(augment__height=100, augment__width=100)
 
 
+def test_lists_of_frames(frames: Path, tmp_path: Path) -> None:
+    for name, numbers in (("train", range(6)), ("val", (6, 7))):
+        lines = [f"images/{n:03d}.png /depth/{n:03d}.png 518.8579" for n in numbers]
+        (tmp_path / f"{name}.txt").write_text("\n".join([*lines, "images/000.png None 518.8579"]))
+    lists = {f"data__{key}": str(tmp_path / f"{name}.txt") for key, name in (("split", "train"), ("val_split", "val"))}
+    config = tiny_supervised(frames, data__name="depth_list", **lists)
+    dataset, held_out = training_data(config), evaluation_data(config)
+    assert [len(dataset), len(held_out)] == [6, 2]
+    expected = training_data(tiny_supervised(frames))
+    assert torch.equal(dataset[3]["depth"], expected[3]["depth"]), "in millimetres both"
+    assert torch.equal(held_out[1]["target"], expected[7]["target"])
+    assert evaluation_data(tiny_supervised(frames, data__val_split=None)) is None
+
+
 @pytest.mark.parametrize("name", ["silog", "berhu", "l1", "l2", "log_l1", "ssi"])
 def test_every_loss_by_its_name(name: str) -> None:
     options = {"silog": {"form": "sqrt", "variance_focus": 0.85}, "berhu": {"threshold": 0.3}}.get(name, {})
