@@ -205,8 +205,8 @@ class FastDepth(DepthModel):
     def optimize_for_inference(self) -> DepthModel:
         """A copy for inference alone, with the same output within rounding.
 
-        With the decoders nnconv3dw and nnconv5dw, skips not concatenated, all of it is one call of `ops.conv_stack`. The
-        others get what every model gets, see `DepthModel`.
+        With the decoders nnconv3dw and nnconv5dw, skips not concatenated, all of it is one call of `ops.conv_stack`.
+        The others get what every model gets, see `DepthModel`.
         """
         model = super().optimize_for_inference()
         if self.decoder_name not in ("nnconv3dw", "nnconv5dw") or self.skip == "concat":
