@@ -6,6 +6,8 @@ from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models,
 NAMES = [
     "dorn_resnet101_kitti",
     "dorn_resnet101_nyu",
+    "fastdepth",
+    "fastdepth_pruned",
     "monodepth2_resnet18",
     "monodepth2_resnet50",
     "posecnn",
