@@ -276,6 +276,99 @@ py::object ordinal_loss_backward(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(ordinal_loss_backward), plan_ordinal_loss_backward, p);
 }
 
+py::object depth_metrics(int dtype, const Where& where, std::vector<int64_t> size, std::vector<int64_t> window,
+                         std::vector<double> ranges, bool inverse, Address prediction, Address ground_truth,
+                         Address scale, Address shift, Address sums) {
+  DepthMetricsParams p{};
+  p.dtype = Dtype(dtype);
+  p.batch = size.at(0);
+  p.height = size.at(1);
+  p.width = size.at(2);
+  p.top = window.at(0);
+  p.bottom = window.at(1);
+  p.left = window.at(2);
+  p.right = window.at(3);
+  p.min_valid = ranges.at(0);
+  p.max_valid = ranges.at(1);
+  p.min_depth = ranges.at(2);
+  p.max_depth = ranges.at(3);
+  p.inverse = inverse;
+  p.prediction = at<void>(prediction);
+  p.ground_truth = at<void>(ground_truth);
+  p.scale = at<double>(scale);
+  p.shift = at<double>(shift);
+  p.sums = at<double>(sums);
+  return run(where, MDEPTH_PICK(depth_metrics), plan_depth_metrics, p);
+}
+
+SilogLossParams silog_loss_params(int dtype, const std::vector<int64_t>& size, bool log_prediction, bool measured,
+                                  Address prediction, Address depth, Address valid, Address coefficients) {
+  SilogLossParams p{};
+  p.dtype = Dtype(dtype);
+  p.batch = size.at(0);
+  p.height = size.at(1);
+  p.width = size.at(2);
+  p.log_prediction = log_prediction;
+  p.measured = measured;
+  p.prediction = at<void>(prediction);
+  p.depth = at<void>(depth);
+  p.valid = at<bool>(valid);
+  p.coefficients = at<double>(coefficients);
+  return p;
+}
+
+py::object silog_loss(int dtype, const Where& where, std::vector<int64_t> size, bool log_prediction, bool measured,
+                      Address prediction, Address depth, Address valid, Address coefficients, int form,
+                      double variance_focus, double scale, Address loss) {
+  SilogLossParams p = silog_loss_params(dtype, size, log_prediction, measured, prediction, depth, valid, coefficients);
+  p.form = SilogForm(form);
+  p.variance_focus = variance_focus;
+  p.scale = scale;
+  p.loss = at<double>(loss);
+  return run(where, MDEPTH_PICK(silog_loss), plan_silog_loss, p);
+}
+
+py::object silog_loss_backward(int dtype, const Where& where, std::vector<int64_t> size, bool log_prediction,
+                               bool measured, Address prediction, Address depth, Address valid, Address coefficients,
+                               Address grad, Address grad_prediction) {
+  SilogLossParams p = silog_loss_params(dtype, size, log_prediction, measured, prediction, depth, valid, coefficients);
+  p.grad = at<void>(grad);
+  p.grad_prediction = at<void>(grad_prediction);
+  return run(where, MDEPTH_PICK(silog_loss_backward), plan_silog_loss_backward, p);
+}
+
+BerhuLossParams berhu_loss_params(int dtype, const std::vector<int64_t>& size, double threshold, bool measured,
+                                  Address prediction, Address depth, Address valid, Address state) {
+  BerhuLossParams p{};
+  p.dtype = Dtype(dtype);
+  p.batch = size.at(0);
+  p.height = size.at(1);
+  p.width = size.at(2);
+  p.threshold = threshold;
+  p.measured = measured;
+  p.prediction = at<void>(prediction);
+  p.depth = at<void>(depth);
+  p.valid = at<bool>(valid);
+  p.state = at<double>(state);
+  return p;
+}
+
+py::object berhu_loss(int dtype, const Where& where, std::vector<int64_t> size, double threshold, bool measured,
+                      Address prediction, Address depth, Address valid, Address state, Address loss) {
+  BerhuLossParams p = berhu_loss_params(dtype, size, threshold, measured, prediction, depth, valid, state);
+  p.loss = at<double>(loss);
+  return run(where, MDEPTH_PICK(berhu_loss), plan_berhu_loss, p);
+}
+
+py::object berhu_loss_backward(int dtype, const Where& where, std::vector<int64_t> size, double threshold,
+                               bool measured, Address prediction, Address depth, Address valid, Address state,
+                               Address grad, Address grad_prediction) {
+  BerhuLossParams p = berhu_loss_params(dtype, size, threshold, measured, prediction, depth, valid, state);
+  p.grad = at<void>(grad);
+  p.grad_prediction = at<void>(grad_prediction);
+  return run(where, MDEPTH_PICK(berhu_loss_backward), plan_berhu_loss_backward, p);
+}
+
 py::object nnconv5(int dtype, const Where& where, std::vector<int64_t> size, bool channels_last, Address x,
                    Address dw_weight, Address dw_scale, Address dw_shift, Address pw_weight, Address pw_scale,
                    Address pw_shift, Address skip, Address out, int product) {
@@ -368,7 +461,11 @@ PYBIND11_MODULE(_C, m) {
                              py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
                              py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
                              py::arg("float16") = int(Product::kFloat16),
-                             py::arg("bfloat16") = int(Product::kBFloat16));
+                             py::arg("bfloat16") = int(Product::kBFloat16),
+                             py::arg("eigen") = int(SilogForm::kEigen),
+                             py::arg("image_mean") = int(SilogForm::kImageMean),
+                             py::arg("sqrt") = int(SilogForm::kSqrt),
+                             py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
 #if defined(MDEPTH_HAS_CUDA)
   m.attr("cuda") = py::dict(py::arg("toolkit") = MDEPTH_CUDA_VERSION, py::arg("architectures") = MDEPTH_CUDA_ARCHS);
   m.def("cuda_driver", &cuda::driver_version);
@@ -392,6 +489,7 @@ PYBIND11_MODULE(_C, m) {
   py::implicitly_convertible<int, Where>();
   m.def("isa", [] { return isa_name(active_isa); });
   m.def("set_isa", &set_isa);
+  m.def("depth_metrics", &depth_metrics);
   m.def("inverse_warp", &inverse_warp);
   m.def("inverse_warp_backward", &inverse_warp_backward);
   m.def("photometric_loss", &photometric_loss);
@@ -404,4 +502,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("ordinal_decode", &ordinal_decode);
   m.def("ordinal_loss", &ordinal_loss);
   m.def("ordinal_loss_backward", &ordinal_loss_backward);
+  m.def("silog_loss", &silog_loss);
+  m.def("silog_loss_backward", &silog_loss_backward);
+  m.def("berhu_loss", &berhu_loss);
+  m.def("berhu_loss_backward", &berhu_loss_backward);
 }

@@ -16,6 +16,9 @@ OPS = (
     "ordinal_decode",
     "ordinal_loss",
     "nnconv5",
+    "depth_metrics",
+    "silog_loss",
+    "berhu_loss",
     "conv_stack",
 )
 

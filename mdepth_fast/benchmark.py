@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast import _dispatch, ops
+from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 
@@ -129,6 +130,35 @@ def _decode_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     return {name: inputs[name] for name in ("logits", "thresholds")}
 
 
+def _sparse_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    """Ground truth as dense as an annotated LiDAR frame: a fifth of the pixels, without order."""
+    generator = torch.Generator().manual_seed(0)
+    depth = 1 + 78 * scene(batch, height, width, 1, 1)["disparities"][0] / 0.06
+    prediction = depth * torch.exp(0.2 * torch.randn(depth.shape, generator=generator))
+    return {
+        "prediction": prediction,
+        "depth": depth.masked_fill(torch.rand(depth.shape, generator=generator) > 0.2, 0.0),
+    }
+
+
+def lidar_frame(batch: int, height: int, width: int, scans: int = 1) -> dict[str, Any]:
+    """Depth maps and ground truth as a LiDAR gives it: rows of points below the horizon, one pixel in thirty a scan."""
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    depth = (70 * height / (height + 14 * (y - 0.4 * height).clamp(min=0))).expand(batch, 1, height, width)
+    beam = (y + 3 * torch.cos(4.0 * x / width)).round() % 6 == 0  # a horizontal circle, seen from above it
+    kept = torch.rand(batch, 1, height, width, generator=generator)
+    hit = beam & (x % 2 == 0) & (kept < 0.7) if scans == 1 else kept < 0.7 * scans / 24  # they overlap
+    hit = hit & (y > 0.4 * height)
+    error = 0.15 * torch.randn(batch, 1, height, width, generator=generator)
+    return {"prediction": depth * error.exp(), "ground_truth": torch.where(hit, depth, 0).float()}
+
+
+def _depth_metrics(prediction: Tensor, ground_truth: Tensor) -> Tensor:
+    window = get_protocol("kitti_garg_80").window(prediction.shape[-2], prediction.shape[-1])
+    return ops.depth_metrics(prediction, ground_truth, window=window)
+
+
 def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
     """One block of FastDepth's decoder in inference; a pixel is one of its input."""
 
@@ -235,6 +265,39 @@ CASES = {
             bytes_per_pixel=3 * 160 * 4 + 8,  # logits twice and their gradient once
             flops_per_pixel=80 * 40,
             size=(2, 385, 513),
+            gpu_batch=8,
+        ),
+        Case(
+            "silog_loss",
+            "silog_loss",
+            _sparse_inputs,
+            ("prediction",),
+            lambda **t: ops.silog_loss(**t, valid="measured"),
+            bytes_per_pixel=2 * 8 + 4,  # both maps twice, the gradient
+            flops_per_pixel=0.2 * 2 * 35,
+            size=(8, 352, 1216),
+            gpu_batch=32,
+        ),
+        Case(
+            "berhu_loss",
+            "berhu_loss",
+            _sparse_inputs,
+            ("prediction",),
+            lambda **t: ops.berhu_loss(**t, valid="measured"),
+            bytes_per_pixel=3 * 8 + 4,  # both maps for the largest error, the cost and the gradient
+            flops_per_pixel=15,
+            size=(8, 352, 1216),
+            gpu_batch=32,
+        ),
+        Case(
+            "depth_metrics",
+            "depth_metrics",
+            lidar_frame,
+            (),
+            _depth_metrics,
+            bytes_per_pixel=0.54 * (4 + 0.06 * 4),  # of the window: ground truth, predictions where it is
+            flops_per_pixel=0.54 * 0.06 * 80,
+            size=(1, 375, 1242),
             gpu_batch=8,
         ),
         *(

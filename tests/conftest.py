@@ -3,6 +3,7 @@
 import collections
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ def pytest_configure(config):
         return function
 
     _dispatch.select = counted
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real frames; what needs one that is not there is skipped."""
+    root = Path(os.environ.get("MDEPTH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"real frames: none at {root}, set MDEPTH_DATA")
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "mdepth/launch.h"
+#include "mdepth/mask.h"
 #include "mdepth/ordinal.h"
 #include "rows.h"
 
@@ -41,7 +42,7 @@ int load(const OrdinalLossParams& p, int64_t at, int n, Buffers<T>& b) {
   std::memcpy(b.depth, static_cast<const T*>(p.depth) + at, sizeof(T) * size_t(n));
   int count = 0;
   for (int i = 0; i < n; ++i) {
-    const bool on = p.valid ? p.valid[at + i] : ordinal_measured(b.depth[i]);
+    const bool on = p.valid ? p.valid[at + i] : measured(b.depth[i]);
     b.on[i] = T(on);
     count += on;
   }

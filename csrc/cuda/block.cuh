@@ -19,10 +19,10 @@ constexpr int kParts = 16;
 template <int N, int kThreads>
 constexpr int kBlockSumScratch = N * (kThreads + kParts);
 
-// out[j * stride] = the sum of values[j] over the block's threads, always in the same order. Every thread must call it;
-// `scratch`, in shared memory, must be free when the first one does and is free when it returns.
-template <int kThreads, int N, class T>
-__device__ __forceinline__ void block_sum(const T (&values)[N], T* scratch, double* out, int64_t stride) {
+// out[j * stride] = values[j] of the block's threads, joined by `join(j, a, b)` from 0 on, always in the same order. Every
+// thread must call it; `scratch`, in shared memory, must be free when the first one does and is free when it returns.
+template <int kThreads, int N, class T, class Join>
+__device__ __forceinline__ void block_reduce(const T (&values)[N], T* scratch, double* out, int64_t stride, Join join) {
   __shared__ T part[N * kParts];
   constexpr int kRow = kThreads + kParts;  // two rows' reads fall into different banks
   const int thread = int(threadIdx.x);
@@ -30,17 +30,31 @@ __device__ __forceinline__ void block_sum(const T (&values)[N], T* scratch, doub
   for (int j = 0; j < N; ++j) scratch[j * kRow + thread] = values[j];
   __syncthreads();
   for (int t = thread; t < N * kParts; t += kThreads) {
-    T sum = T(0);
+    T all = T(0);
 #pragma unroll
-    for (int i = 0; i < kThreads / kParts; ++i) sum += scratch[t / kParts * kRow + i * kParts + t % kParts];
-    part[t] = sum;
+    for (int i = 0; i < kThreads / kParts; ++i)
+      all = join(t / kParts, all, scratch[t / kParts * kRow + i * kParts + t % kParts]);
+    part[t] = all;
   }
   __syncthreads();
   if (thread < N) {
-    double sum = 0;
-    for (int i = 0; i < kParts; ++i) sum += double(part[thread * kParts + i]);
-    out[thread * stride] = sum;
+    double all = 0;
+    for (int i = 0; i < kParts; ++i) all = join(thread, all, double(part[thread * kParts + i]));
+    out[thread * stride] = all;
   }
+}
+
+struct Plus {
+  template <class T>
+  __device__ __forceinline__ T operator()(int, T a, T b) const {
+    return a + b;
+  }
+};
+
+// out[j * stride] = the sum of values[j] over the block's threads.
+template <int kThreads, int N, class T>
+__device__ __forceinline__ void block_sum(const T (&values)[N], T* scratch, double* out, int64_t stride) {
+  block_reduce<kThreads>(values, scratch, out, stride, Plus());
 }
 
 // *out = factor * the sum of `count` numbers, by a block of kReduceThreads.

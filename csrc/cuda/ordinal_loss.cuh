@@ -3,6 +3,7 @@
 // added by a second kernel.
 #pragma once
 #include "block.cuh"
+#include "mdepth/mask.h"
 #include "mdepth/ordinal.h"
 
 namespace mdepth {
@@ -25,7 +26,7 @@ __device__ __forceinline__ OrdinalPixel<T> ordinal_pixel(const OrdinalLossParams
   pixel.logits = 2 * image * p.bins * plane + i;
   pixel.exists = i < plane;
   pixel.depth = pixel.exists ? static_cast<const T*>(p.depth)[at] : T(0);
-  pixel.on = pixel.exists && (p.valid ? p.valid[at] : ordinal_measured(pixel.depth));
+  pixel.on = pixel.exists && (p.valid ? p.valid[at] : measured(pixel.depth));
   return pixel;
 }
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps of images, or of the frames of a video",
     "convert": "read published weights of any format and write them as safetensors",
+    "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",
     "info": "show versions and backends, with a reason for each that is missing",
 }

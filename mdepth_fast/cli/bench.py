@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help='"cpu", "cuda", ... (default: the GPU where there is one)')
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     parser.add_argument("--chart", type=Path, default=Path("bench.png"), help="bar chart to write (default: bench.png)")
+    parser.add_argument(
+        "--loader",
+        nargs=argparse.REMAINDER,
+        metavar="PRESET",
+        help="instead, time the loader of a preset: `mdepth-fast bench --loader PRESET --help`",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.loader is not None:
+        _run_loader(arguments.loader)
+        return
     import torch
 
     from mdepth_fast.benchmark import CASES, VARIANTS, chart, measure, table
@@ -59,3 +69,63 @@ def run(arguments: argparse.Namespace) -> None:
     if "eager" in variants:
         chart(results, arguments.chart, where)
         print(f"chart: {arguments.chart}")
+
+
+def _run_loader(words: list[str]) -> None:
+    """Images per second of a preset's loader, decoding and from a cache, and the share of a step spent waiting."""
+    parser = argparse.ArgumentParser(prog="mdepth-fast bench --loader", allow_abbrev=False)
+    parser.usage = (
+        "mdepth-fast bench --loader PRESET [--batches N] [--steps N] [--cache FOLDER] [--SECTION.SETTING VALUE ...]"
+    )
+    parser.description = (
+        "Times the loader of a preset, decoding files and from a cache, and the steps that wait for it."
+    )
+    parser.add_argument("preset", help="a preset or a .yaml file")
+    parser.add_argument("--batches", type=int, default=50, help="batches to time (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="training steps to time (default: %(default)s), or 0")
+    parser.add_argument("--cache", type=Path, help="folder of the cache (default: a temporary one)")
+    parser.add_argument("--cache-size", metavar="HxW", help="size at which samples are cached (default: the files')")
+    options, overrides = parser.parse_known_args(words)
+    for name, least in (("batches", 1), ("steps", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    size = None
+    if options.cache_size:
+        sides = options.cache_size.split("x")
+        if len(sides) != 2 or not all(side.isdigit() for side in sides):
+            raise ValueError(f"--cache-size: expected height x width like 240x320, got {options.cache_size!r}")
+        size = int(sides[0]), int(sides[1])
+
+    from tempfile import TemporaryDirectory
+
+    from mdepth_fast.data import Cached
+    from mdepth_fast.training.config import load_config
+    from mdepth_fast.training.setup import build_loader, training_data
+    from mdepth_fast.training.throughput import measure_loader, measure_training
+
+    config = load_config(options.preset, overrides)
+    dataset: Any = training_data(config)
+    batch, workers = config.data.batch_size, config.data.workers
+    print(f"loader of {config.run}: {len(dataset)} samples, batches of {batch}, {workers} workers", flush=True)
+    with TemporaryDirectory(prefix="mdepth-cache-") as temporary:
+        cached = dataset if isinstance(dataset, Cached) else None
+        ways = [("decoding", cached.dataset if cached else dataset)]
+        if hasattr(dataset, "names"):
+            if cached is None or options.cache or size:
+                cached = Cached(ways[0][1], options.cache or Path(temporary) / "cache", size)
+            if cached.ready < len(cached):
+                ways.append(("storing", cached))
+            ways.append(("cached", cached))
+        elif options.cache or size:
+            raise ValueError(f"--cache: expected a preset with measured depth, got {options.preset!r}")
+        for title, samples in ways:
+            speed = measure_loader(build_loader(config, samples), options.batches)
+            rate, each = speed.images_per_second, 1e3 * speed.seconds_per_batch
+            print(
+                f"  {title:<10}{rate:10.1f} images/s{each:10.1f} ms a batch, first after {speed.first:.1f} s",
+                flush=True,
+            )
+        for title, samples in dict([ways[0], ways[-1]]).items() if options.steps else ():
+            speed = measure_training(config, samples, options.steps)
+            each = 1e3 * speed.seconds_per_batch
+            print(f"  training, {title:<10}{each:10.1f} ms a step, {speed.waiting_share:.1%} of it waiting", flush=True)

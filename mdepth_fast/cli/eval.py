@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.evaluation import Evaluator, get_protocol
-    from mdepth_fast.training.config import load_config
+    from mdepth_fast.models import DisparityModel
+    from mdepth_fast.training.config import SelfSupervisedConfig, load_config
     from mdepth_fast.training.setup import evaluation_data
     from mdepth_fast.training.trained import evaluate, load_trained
 
@@ -35,14 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     preset = arguments.data or trained.config
     if preset is None:
         raise ValueError("--data: published weights do not say what to evaluate on; expected a preset or .yaml file")
-    # The network is evaluated at the size that it was trained at, unless an override says otherwise.
-    size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size)]
+    size = []
+    if isinstance(load_config(preset), SelfSupervisedConfig) and isinstance(trained.net, DisparityModel):
+        # Such data are resized to what the network was trained at, unless an override says otherwise; another network
+        # takes the images as the files have them.
+        size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size or ())]
     config = load_config(preset, [*size, *arguments.overrides])
-    dataset = evaluation_data(config.data, config.seed)
+    dataset = evaluation_data(config)
     if dataset is None:
-        raise ValueError(
-            f"no ground truth in the data of {config.run}: set --data.val_split (kitti) or --data.depth (folder)"
-        )
+        raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split, or --data.depth (folder)")
     protocol = get_protocol(arguments.protocol or config.protocol)
     if arguments.flip:
         protocol = replace(protocol, flip=True)

@@ -7,13 +7,21 @@ TAKES_OVERRIDES = True
 
 
 class _Help(argparse.Action):
-    """Help that ends with every setting of the preset, its type and value: they come from the configuration itself."""
+    """Help that ends with the presets, or with what the one given needs and every setting of it, type and value."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        parser.print_help()
-        if preset := getattr(namespace, "preset", None):
-            from mdepth_fast.training.config import config_parser
+        from mdepth_fast.training.config import config_parser, list_presets, preset_notes
 
+        parser.print_help()
+        preset = getattr(namespace, "preset", None)
+        if preset is None:
+            for task in ("self_supervised", "supervised"):
+                print(f"\n{task.replace('_', '-')} presets:")
+                for name in list_presets(task):
+                    print(f"  {name:20}{preset_notes(name)[0]}")
+        else:
+            if preset in list_presets():
+                print("", *preset_notes(preset), sep="\n")
             print(f"\nsettings of {preset} (type, value):\n")
             print(config_parser(preset).format_help().partition("\n\n")[2].partition("\n\n")[2])
         parser.exit()
@@ -24,11 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mdepth-fast train PRESET [--resume WHERE] [--SECTION.SETTING VALUE ...]"
     parser.epilog = (
         "Every setting can be changed: `mdepth-fast train motorcycle --optimizer.lr 1e-3 --trainer.max_epochs 5`; "
-        "`mdepth-fast train PRESET --help` lists them."
+        "`mdepth-fast train PRESET --help` lists them and says what data the preset needs."
     )
-    parser.add_argument(
-        "preset", help="motorcycle, synthetic, kitti_mono, kitti_stereo, kitti_mono_stereo, folder, or a .yaml file"
-    )
+    parser.add_argument("preset", help="a preset (`mdepth-fast train --help` lists them) or a .yaml file")
     parser.add_argument(
         "--resume", metavar="WHERE", help="a checkpoint, a run folder, or auto: the newest run of this preset"
     )

@@ -1,21 +1,39 @@
 """Data sets, samples and the batched transforms between them and a training step."""
 
+from mdepth_fast.data.cache import Cached
+from mdepth_fast.data.depth_lists import DepthList, KittiDepth, RgbdFolder
+from mdepth_fast.data.depth_transforms import AUGMENTATIONS, DepthAugment, collate_depth
 from mdepth_fast.data.frames import FrameFolder
 from mdepth_fast.data.kitti import KittiRaw, list_frames
 from mdepth_fast.data.motorcycle import MotorcycleStereo
-from mdepth_fast.data.samples import DataError, DepthSample, Sample, SkipBroken
+from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
+from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.transforms import Augment
+from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
+    "AUGMENTATIONS",
+    "VIEWS",
     "Augment",
+    "Cached",
     "DataError",
+    "DepthAugment",
+    "DepthDataset",
+    "DepthList",
     "DepthSample",
+    "EvaluationView",
+    "FastDepthH5",
     "FrameFolder",
+    "KittiDepth",
     "KittiRaw",
     "MotorcycleStereo",
+    "NyuLabelled",
+    "RgbdFolder",
     "Sample",
     "SkipBroken",
     "SyntheticScenes",
+    "collate_depth",
+    "kb_crop",
     "list_frames",
 ]

@@ -24,7 +24,7 @@ from mdepth_fast.data.samples import (
 
 __all__ = ["KittiCalibration", "KittiRaw", "list_frames", "project_lidar", "read_lidar"]
 
-_CAMERA = {"l": "image_02", "r": "image_03"}
+CAMERA = {"l": "image_02", "r": "image_03"}
 _OTHER = {"l": "r", "r": "l"}
 _GROUND_TRUTH = ("lidar", "lidar_x", "annotated")
 # The intrinsics that Monodepth2 uses for every drive, as fractions of width and height.
@@ -161,7 +161,7 @@ class _Frame:
     truth: Path | None
 
 
-class _Tree:
+class Tree:
     """Which frames a tree holds, each folder listed once: a split has tens of thousands of lines."""
 
     def __init__(self) -> None:
@@ -178,6 +178,12 @@ class _Tree:
             self._listings[folder] = files
         found = self._listings[folder].get(index)
         return found if found is not None else folder / f"{index:010d}{suffix}"
+
+    def find_annotated(self, root: Path, drive: str, index: int, side: str) -> Path:
+        """That frame's depth in the official tree of annotated depth, which splits the drives into train/ and val/."""
+        within = Path(drive.split("/")[-1]) / "proj_depth" / "groundtruth" / CAMERA[side]
+        candidates = [self.find(root / part / within, index) for part in ("train", "val")]
+        return next(filter(self.has, candidates), candidates[0])
 
     def has(self, path: Path) -> bool:
         return path in self._listings[path.parent].values()
@@ -234,11 +240,11 @@ class KittiRaw(Dataset[Sample]):
 
         self.missing = 0
         self._frames: list[_Frame] = []
-        tree = _Tree()
-        where, lines = _read_split(split)
+        tree = Tree()
+        where, lines = read_split(split)
         first_missing = ""
         for number, line in lines:
-            frame, missing = self._locate(_parse_line(line, f"{where}, line {number}"), tree)
+            frame, missing = self._locate(parse_line(line, f"{where}, line {number}"), tree)
             if missing is None:
                 self._frames.append(frame)
             elif skip_missing:
@@ -253,13 +259,13 @@ class KittiRaw(Dataset[Sample]):
         dates = sorted({frame.drive.split("/")[0] for frame in self._frames})
         self.calibration = {date: KittiCalibration.read(self._root / date) for date in dates}
 
-    def _locate(self, line: tuple[str, int, str], tree: _Tree) -> tuple[_Frame, Path | None]:
+    def _locate(self, line: tuple[str, int, str], tree: Tree) -> tuple[_Frame, Path | None]:
         """The files of a line, and the first of them that is missing."""
         drive, index, side = line
         folder = self._root / drive
 
         def image(side: str, index: int) -> Path:
-            return tree.find(folder / _CAMERA[side] / "data", index)
+            return tree.find(folder / CAMERA[side] / "data", index)
 
         target = image(side, index)
         sources = [
@@ -269,9 +275,7 @@ class KittiRaw(Dataset[Sample]):
         wanted = [target, *sources]
         truth = None
         if self._annotated_root is not None and self._truth:
-            within = Path(drive.split("/")[-1]) / "proj_depth" / "groundtruth" / _CAMERA[side]
-            candidates = [tree.find(self._annotated_root / part / within, index) for part in ("train", "val")]
-            truth = next(filter(tree.has, candidates), candidates[0])
+            truth = tree.find_annotated(self._annotated_root, drive, index, side)
         elif self._truth:
             truth = tree.find(folder / "velodyne_points" / "data", index, ".bin")
         if truth is not None:
@@ -339,7 +343,7 @@ class KittiRaw(Dataset[Sample]):
         )
 
 
-def _read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, str]]]:
+def read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, str]]]:
     if isinstance(split, (str, Path)):
         where = str(split)
         try:
@@ -354,9 +358,9 @@ def _read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int,
     return where, numbered
 
 
-def _parse_line(line: str, where: str) -> tuple[str, int, str]:
+def parse_line(line: str, where: str) -> tuple[str, int, str]:
     words = line.split()
-    if len(words) != 3 or not words[1].isdecimal() or words[2] not in _CAMERA or "/" not in words[0]:
+    if len(words) != 3 or not words[1].isdecimal() or words[2] not in CAMERA or "/" not in words[0]:
         raise DataError(f"{where}: expected 'date/drive index l|r', got {line.strip()!r}")
     return words[0], int(words[1]), words[2]
 
@@ -369,7 +373,7 @@ def list_frames(
     lines = []
     for drive in sorted(path for path in Path(root).glob("*/*_sync") if path.is_dir()):
         present = {}
-        for side, camera in _CAMERA.items():
+        for side, camera in CAMERA.items():
             folder = drive / camera / "data"
             images = list_images(folder) if folder.is_dir() else []
             present[side] = {int(path.stem) for path in images if path.stem.isdecimal()}

@@ -4,8 +4,9 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from torch.utils.data import Dataset
 from mdepth_fast.geometry import scale_intrinsics
 
 __all__ = [
+    "Crop",
     "DataError",
+    "DepthDataset",
     "DepthSample",
     "Sample",
     "SkipBroken",
     "SourceName",
+    "kb_crop",
     "list_images",
     "make_sample",
     "read_depth",
@@ -31,6 +35,9 @@ __all__ = [
 
 SourceName = int | str
 """A frame offset whose motion has to be predicted, or "stereo" / "known": the motion is in `Sample["T"]`."""
+
+Crop = tuple[int, int, int, int] | Literal["kb"] | None
+"""(top, bottom, left, right) in pixels of the file, half-open; "kb" is `kb_crop`; None keeps the whole image."""
 
 
 class _Required(TypedDict):
@@ -91,19 +98,54 @@ def _read_pixels(path: Path | str, mode: str | None) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def _read_npy(path: Path | str) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
+
+
 def read_image(path: Path | str) -> NDArray[np.uint8]:
-    """RGB image file as (h, w, 3) uint8. A missing, truncated or foreign file is a `DataError` naming it."""
-    return _read_pixels(path, "RGB")
+    """RGB image file as (h, w, 3) uint8. A missing, truncated or foreign file is a `DataError` naming it.
+
+    A `.npy` file holds (h, w, 3), uint8 or floating point in [0, 1].
+    """
+    if Path(path).suffix != ".npy":
+        return _read_pixels(path, "RGB")
+    pixels = _read_npy(path)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        if pixels.dtype == np.uint8:
+            return pixels
+        # Not so where NaN.
+        if np.issubdtype(pixels.dtype, np.floating) and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+            return np.rint(pixels * 255).astype(np.uint8)
+    raise DataError(f"{path}: expected (h, w, 3), uint8 or in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
 
 
 def read_depth(path: Path | str, units_per_metre: float = 256.0) -> NDArray[np.float32]:
-    """Depth PNG as (h, w) float32 metres, 0 = none: stored value / `units_per_metre` (KITTI 256, millimetres 1000)."""
+    """Depth file as (h, w) float32 metres, 0 = none.
+
+    A 16-bit image holds metres * `units_per_metre` (KITTI 256, millimetres 1000); a `.npy` file holds metres,
+    floating point (h, w), where what is not finite or not positive is none.
+    """
+    if Path(path).suffix == ".npy":
+        values = _read_npy(path)
+        if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
+            raise DataError(f"{path}: expected metres (h, w), floating point, got {values.dtype} of {values.shape}")
+        return clean_depth(values)
     pixels = _read_pixels(path, None)
     if pixels.ndim != 2 or pixels.dtype == np.uint8:
         raise DataError(
             f"{path}: expected a 16-bit single-channel depth image, got {pixels.dtype} of shape {pixels.shape}"
         )
     return pixels.astype(np.float32) / np.float32(units_per_metre)
+
+
+def clean_depth(values: NDArray[Any]) -> NDArray[np.float32]:
+    """float32, 0 where `values` are not finite or not positive."""
+    depth = values.astype(np.float32)
+    depth[~(np.isfinite(depth) & (depth > 0))] = 0
+    return depth
 
 
 def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -183,6 +225,70 @@ def make_sample(
     return sample
 
 
+def kb_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the 352x1216 pixels at the bottom centre that the KITTI depth benchmark keeps."""
+    if height < 352 or width < 1216:
+        raise ValueError(f"height, width: expected at least 352x1216 to crop, got {height}x{width}")
+    left = (width - 1216) // 2
+    return height - 352, height, left, left + 1216
+
+
+class DepthDataset(Dataset[DepthSample]):
+    """Base of the data sets with measured depth: a subclass implements `read`.
+
+    names: one for each sample, the same on every machine. settings: the choices that change what a sample holds, of
+    types that JSON knows. Both together are what a cache is recognised by. crop: see `Crop`.
+    """
+
+    def __init__(self, names: Sequence[str], *, crop: Crop = None, **settings: Any) -> None:
+        if crop is not None and crop != "kb":
+            box = tuple(crop)
+            if len(box) != 4 or not all(isinstance(n, int) for n in box) or not (0 <= box[0] < box[1]):
+                raise ValueError(f'crop: expected (top, bottom, left, right) in pixels or "kb", got {crop!r}')
+            if not 0 <= box[2] < box[3]:
+                raise ValueError(f"crop: expected 0 <= left < right, got {crop!r}")
+            crop = box
+        self.names = list(names)
+        self.settings = {**settings, "crop": crop}
+        self._crop = crop
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Image (h, w, 3) and depth (h, w) in metres, 0 = none, as the files hold them. `DataError` names the file."""
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        """What an error calls a sample."""
+        return self.names[index]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> DepthSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0..{len(self) - 1}, got {index}")
+        image, depth = self.read(index)
+        if image.shape[:2] != depth.shape:
+            raise DataError(
+                f"{self.where(index)}: expected depth of the image's size {image.shape[:2]}, got {depth.shape}"
+            )
+        if self._crop is not None:
+            height, width = depth.shape
+            try:
+                top, bottom, left, right = kb_crop(height, width) if self._crop == "kb" else self._crop
+            except ValueError as error:
+                raise DataError(f"{self.where(index)}: {error}") from None
+            if bottom > height or right > width:
+                raise DataError(
+                    f"{self.where(index)}: expected an image that holds crop {self._crop}, got {depth.shape}"
+                )
+            image, depth = image[top:bottom, left:right], depth[top:bottom, left:right]
+        return {
+            "target": _tensor(image),
+            "depth": torch.from_numpy(np.ascontiguousarray(depth))[None],
+            "name": self.names[index],
+        }
+
+
 def check_size(height: int, width: int) -> tuple[int, int]:
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int) or value < 2:
@@ -215,7 +321,7 @@ class SkipBroken(Dataset[Sample]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.sources: tuple[SourceName, ...] = dataset.sources
+        self.sources: tuple[SourceName, ...] = getattr(dataset, "sources", ())
         self._flags = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     @property

@@ -1,7 +1,30 @@
 """Depth metrics, evaluation protocols, and the evaluator that prints one with the other."""
 
-from mdepth_fast.evaluation.evaluator import Evaluator
-from mdepth_fast.evaluation.metrics import METRICS, depth_metrics
-from mdepth_fast.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["METRICS", "PROTOCOLS", "Evaluator", "Protocol", "depth_metrics", "get_protocol"]
+from mdepth_fast.evaluation.evaluator import Evaluator
+from mdepth_fast.evaluation.metrics import METRICS, depth_metrics, metrics_of
+from mdepth_fast.evaluation.protocols import COLUMNS, PROTOCOLS, Protocol, get_protocol
+
+if TYPE_CHECKING:
+    from mdepth_fast.evaluation.torchmetric import DepthMetric as DepthMetric
+
+__all__ = [
+    "COLUMNS",
+    "METRICS",
+    "PROTOCOLS",
+    "Evaluator",
+    "Protocol",
+    "depth_metrics",
+    "get_protocol",
+    "metrics_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The only one that needs more than torch and numpy.
+    if name == "DepthMetric":
+        from mdepth_fast.evaluation.torchmetric import DepthMetric
+
+        return DepthMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

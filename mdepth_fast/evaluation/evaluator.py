@@ -1,7 +1,9 @@
-"""Accumulates per-image metrics under one protocol."""
+"""Accumulates what predictions are worth under one protocol."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,10 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mdepth_fast.evaluation.metrics import METRICS, depth_metrics
+from mdepth_fast import ops
+from mdepth_fast.evaluation.metrics import METRICS, metrics_of
 from mdepth_fast.evaluation.protocols import Protocol, get_protocol
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "compare", "summarise"]
 
 _TITLES = {
     "abs_rel": "AbsRel",
@@ -24,6 +27,10 @@ _TITLES = {
     "d3": "d<1.25^3",
     "silog": "SILog",
     "log10": "log10",
+    "sq_rel_kitti": "SqRel/g^2",
+    "irmse": "iRMSE",
+    "rmse_of_mse": "RMSE(MSE)",
+    "si_log": "SI-log",
 }
 
 
@@ -35,69 +42,73 @@ class Evaluator:
 
     def __init__(self, protocol: Protocol | str) -> None:
         self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-        self._results: list[dict[str, float]] = []
+        self._sums: list[list[float]] = []
         self._ratios: list[float] = []
+        self._pixels: list[tuple[Tensor, Tensor]] = []  # where one scale is for all
 
     def update(
-        self, prediction: Tensor | ArrayLike, ground_truth: Tensor | ArrayLike, name: str | None = None
+        self,
+        prediction: Tensor | ArrayLike,
+        ground_truth: Tensor | ArrayLike,
+        name: str | None = None,
+        *,
+        inverse: bool = False,
     ) -> dict[str, float]:
         """Add one image and return its metrics.
 
         prediction: depth, (h,w), (1,h,w) or (1,1,h,w); ground_truth: depth in metres, the same ranks at any size,
         0 or non-finite = none. `name` stands in the error raised for a non-finite prediction, or one that is not
-        positive where the protocol inverts it.
+        positive where it has to be inverted. inverse: the prediction is inverse depth. Under the alignment
+        "lsq_disparity" any will do, as it is fitted to the inverse of the ground truth itself; under others it must be
+        positive. Under "median_set" the metrics are not known before all images are, and {} is returned; the pixels
+        with ground truth are kept until then (8 bytes each in float32).
         """
-        name = name if name is not None else f"image {len(self._results)}"
-        truth = _as_map(ground_truth, "ground_truth", name)
-        depth = _as_map(prediction, "prediction", name)
-        protocol = self.protocol
-        if not np.isfinite(depth).all():
-            count = int((~np.isfinite(depth)).sum())
-            raise ValueError(f"prediction of {name}: expected finite depths, got {count} non-finite of {depth.size}")
-        inverts = protocol.resize == "disparity" or protocol.alignment == "lsq_disparity"
-        if inverts and not (depth > 0).all():
-            raise ValueError(f"prediction of {name}: expected positive depths, got {depth.min():g}")
-        depth = _resize(depth * protocol.scale, truth.shape, protocol.resize)
-        mask = protocol.mask(truth)
-        p, g = depth[mask], truth[mask]
-        if len(p):
-            p = self._align(p, g).clip(protocol.min_depth, protocol.max_depth)
-        result = depth_metrics(p, g)
-        self._results.append(result)
-        return result
+        name = name if name is not None else f"image {len(self._sums) + len(self._pixels)}"
+        found = compare(self.protocol, prediction, ground_truth, name, inverse)
+        if found.ratio is not None:
+            self._ratios.append(found.ratio)
+        if self.protocol.alignment == "median_set":
+            values, truth = found.pixels()
+            self._pixels.append((1 / values if found.inverse else values, truth))
+            return {}
+        self._sums.append(found.sums())
+        return metrics_of(self._sums[-1])
 
-    def _align(self, p: NDArray[Any], g: NDArray[Any]) -> NDArray[Any]:
-        alignment = self.protocol.alignment
-        if alignment == "median":
-            middle = float(np.median(p))
-            # A prediction that is not positive at its median has no scale: it stays as it is, to be clipped.
-            ratio = float(np.median(g)) / middle if middle > 0 else 1.0
-            self._ratios.append(ratio)
-            return p * ratio
-        if alignment == "lsq_depth":
-            scale, shift = _fit(p, g)
-            return p * scale + shift
-        if alignment == "lsq_disparity":
-            scale, shift = _fit(1 / p, 1 / g)
-            # A fitted disparity may fall to zero or below: that is as far as the protocol sees.
-            return 1 / np.maximum(scale / p + shift, 1 / self.protocol.max_depth)
-        return p
+    def merge(self, other: "Evaluator") -> None:
+        """Add the images that another evaluator of the same protocol has seen, such as that of another process."""
+        if other.protocol != self.protocol:
+            raise ValueError(
+                f"other: expected an evaluator of {self.protocol.describe()}, got one of {other.protocol.describe()}"
+            )
+        self._sums += other._sums
+        self._ratios += other._ratios
+        self._pixels += other._pixels
 
     def compute(self) -> dict[str, float]:
         """Averages over the images with ground truth (NaN when there is none), and the counts.
 
-        Keys: `METRICS`; "images", those averaged; "without_ground_truth", those left out; for median alignment also
+        Keys: `METRICS`; "rmse_of_mse", the root of the mean of the images' mean squared errors; "si_log", SILog / 100;
+        "images", those averaged; "without_ground_truth", those left out; for median alignment also
         "scale_median", the median of the per-image ratios, and "scale_std", the standard deviation of
         ratio / scale_median.
         """
-        valid = [result for result in self._results if not math.isnan(result["abs_rel"])]
-        summary = {key: float(np.mean([result[key] for result in valid])) if valid else float("nan") for key in METRICS}
+        median = self.protocol.alignment in ("median", "median_set")
+        middle = float(np.median(self._ratios)) if self._ratios else math.nan
+        images = self._sums
+        if self.protocol.alignment == "median_set":
+            # The mask has done its work: what is left is one row, all of which counts.
+            whole = replace(self.protocol, crop=None, cap_ground_truth=False, size=None)
+            images = [Comparison(whole, p[None], g[None], False, middle).sums() for p, g in self._pixels]
+        valid = [sums for sums in images if sums[0]]
+        each = [[*metrics_of(sums).values(), sums[4] / sums[0]] for sums in valid]
+        summary = summarise(
+            self.protocol, [sum(column) for column in zip(*each)], [sum(column) for column in zip(*valid)], len(valid)
+        )
         summary["images"] = len(valid)
-        summary["without_ground_truth"] = len(self._results) - len(valid)
-        if self.protocol.alignment == "median":
-            middle = float(np.median(self._ratios)) if self._ratios else float("nan")
+        summary["without_ground_truth"] = len(images) - len(valid)
+        if median:
             summary["scale_median"] = middle
-            summary["scale_std"] = float(np.std(np.array(self._ratios) / middle)) if self._ratios else float("nan")
+            summary["scale_std"] = float(np.std(np.array(self._ratios) / middle)) if self._ratios else math.nan
         return summary
 
     def table(self) -> str:
@@ -108,8 +119,8 @@ class Evaluator:
             counts += f", {summary['without_ground_truth']:.0f} more had no valid ground truth and are left out"
         lines = [
             self.protocol.describe(),
-            " ".join(f"{_TITLES[key]:>9}" for key in METRICS),
-            " ".join(f"{summary[key]:9.3f}" for key in METRICS),
+            " ".join(f"{_TITLES[key]:>9}" for key in self.protocol.columns),
+            " ".join(f"{summary[key]:9.3f}" for key in self.protocol.columns),
             counts,
         ]
         if "scale_median" in summary:
@@ -117,24 +128,133 @@ class Evaluator:
         return "\n".join(lines)
 
 
-def _as_map(values: Tensor | ArrayLike, argument: str, name: str) -> NDArray[np.float64]:
+def summarise(protocol: Protocol, metrics: list[float], sums: list[float], images: int) -> dict[str, float]:
+    """`METRICS`, "rmse_of_mse" and "si_log" of a set, as the protocol averages.
+
+    metrics: over the images the sum of `METRICS` and of the mean squared error; sums: that of `ops.DEPTH_SUMS`.
+    """
+    if not images:
+        summary = dict.fromkeys((*METRICS, "rmse_of_mse"), math.nan)
+    else:
+        *means, mse = (value / images for value in metrics)
+        summary = metrics_of(sums) if protocol.average == "pixels" else dict(zip(METRICS, means))
+        summary["rmse_of_mse"] = math.sqrt(mse)
+    summary["si_log"] = summary["silog"] / 100
+    return summary
+
+
+class Comparison(NamedTuple):
+    """A prediction at the size of its ground truth, and how it is aligned.
+
+    The depth that is compared is scale * values + shift, or one over that where `inverse`.
+    """
+
+    protocol: Protocol
+    values: Tensor  # (h, w)
+    truth: Tensor  # (h, w)
+    inverse: bool
+    scale: float
+    shift: float = 0.0
+    ratio: float | None = None  # of the medians; None where they play no part, or nothing counts
+
+    def sums(self) -> list[float]:
+        """`ops.DEPTH_SUMS` under the protocol."""
+        protocol = self.protocol
+        sums = ops.depth_metrics(
+            self.values[None],
+            self.truth[None],
+            valid=protocol.valid_range,
+            clip=(protocol.min_depth, protocol.max_depth),
+            window=protocol.window(*self.truth.shape),
+            scale=None if self.scale == 1 else self._number(self.scale),
+            shift=None if self.shift == 0 else self._number(self.shift),
+            inverse=self.inverse,
+        )
+        found: list[float] = sums.tolist()[0]
+        return found
+
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Scaled values and ground truth of the pixels that count, (n,)."""
+        counted = self.protocol.mask(self.truth).nonzero(as_tuple=True)
+        return self.values[counted] * self.scale, self.truth[counted]
+
+    def _number(self, value: float) -> Tensor:
+        return torch.tensor([value], dtype=torch.float64, device=self.values.device)
+
+
+def compare(
+    protocol: Protocol, prediction: Tensor | ArrayLike, ground_truth: Tensor | ArrayLike, name: str, inverse: bool
+) -> Comparison:
+    """Checks, resizes and aligns one image. The arguments are those of `Evaluator.update`."""
+    values = _as_map(prediction, "prediction", name)
+    truth = _as_map(ground_truth, "ground_truth", name).to(values.device)
+    if protocol.size and tuple(truth.shape) != protocol.size:
+        expected, got = ("x".join(map(str, size)) for size in (protocol.size, truth.shape))
+        raise ValueError(f"ground_truth of {name}: expected {expected} under protocol {protocol.name}, got {got}")
+    low, high = torch.stack(values.aminmax()).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = int((~values.isfinite()).sum())
+        raise ValueError(f"prediction of {name}: expected finite depths, got {count} non-finite of {values.numel()}")
+    in_disparity = protocol.alignment == "lsq_disparity"
+    affine = inverse and in_disparity  # its zero is not known yet: it cannot be inverted
+    if not low > 0 and not affine and (inverse or in_disparity or protocol.resize == "disparity"):
+        raise ValueError(f"prediction of {name}: expected positive depths, got {low:g}")
+
+    if values.shape != truth.shape:
+        if protocol.resize != "nearest" and inverse != (protocol.resize == "disparity"):
+            if affine:
+                raise ValueError(
+                    f"prediction of {name}: expected a protocol that resizes as disparity, or a prediction of the size "
+                    f"of the ground truth, for inverse depth aligned as such; got {protocol.name}"
+                )
+            values, inverse = 1 / values, not inverse
+        values = _resize(values, truth.shape, "nearest-exact" if protocol.resize == "nearest" else "bilinear")
+    if inverse if protocol.alignment == "lsq_depth" else in_disparity and not inverse:
+        values, inverse = 1 / values, not inverse
+    found = Comparison(protocol, values, truth, inverse, 1 / protocol.scale if inverse else protocol.scale)
+    return found if protocol.alignment == "none" else _align(found)
+
+
+def _align(found: Comparison) -> Comparison:
+    values, g = (pixels.double().cpu().numpy() for pixels in found.pixels())
+    if not len(g):
+        return found
+    alignment = found.protocol.alignment
+    if alignment in ("median", "median_set"):
+        middle = float(np.median(1 / values if found.inverse else values))
+        # A prediction that is not positive at its median has no scale: it stays as it is, to be clipped.
+        ratio = float(np.median(g)) / middle if middle > 0 else 1.0
+        if alignment == "median_set":
+            return found._replace(ratio=ratio)
+        return found._replace(scale=found.scale / ratio if found.inverse else found.scale * ratio, ratio=ratio)
+    # A prediction whose disparity is fitted to zero or below is as far as the protocol sees.
+    scale, shift = _fit(values, 1 / g if alignment == "lsq_disparity" else g)
+    return found._replace(scale=found.scale * scale, shift=shift)
+
+
+def _as_map(values: Tensor | ArrayLike, argument: str, name: str) -> Tensor:
+    """(h, w) in float32 or float64, where it is."""
     if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    array = np.asarray(values, dtype=np.float64)
-    shape = array.shape
-    while array.ndim > 2 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 2 or not array.size:
+        found = values.detach()
+        if found.device.type not in ("cpu", "cuda"):
+            found = found.cpu()  # others need not have float64
+    else:
+        array = np.asarray(values)
+        found = torch.from_numpy(np.ascontiguousarray(array if array.dtype.kind == "f" else array.astype(np.float64)))
+    shape = tuple(found.shape)
+    while found.dim() > 2 and found.shape[0] == 1:
+        found = found[0]
+    if found.dim() != 2 or not found.numel():
         raise ValueError(f"{argument} of {name}: expected (h,w), (1,h,w) or (1,1,h,w), got {shape}")
-    return array
+    if found.dtype in (torch.float32, torch.float64):
+        return found
+    return found.to(torch.float32 if found.is_floating_point() else torch.float64)
 
 
-def _resize(depth: NDArray[np.float64], shape: tuple[int, ...], how: str) -> NDArray[np.float64]:
-    if depth.shape == shape:
-        return depth
-    values = torch.from_numpy(depth if how == "depth" else 1 / depth)[None, None]
-    resized = F.interpolate(values, shape, mode="bilinear", align_corners=False)[0, 0].numpy()
-    return resized if how == "depth" else 1 / resized
+def _resize(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    return F.interpolate(
+        values[None, None], tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
+    )[0, 0]
 
 
 def _fit(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:

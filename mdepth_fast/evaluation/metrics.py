@@ -1,45 +1,76 @@
-"""The seven depth metrics of Eigen et al. (NIPS 2014), and two more that are reported beside them."""
+"""The eleven depth metrics, made from the sums of `ops.depth_metrics`."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRICS", "depth_metrics"]
+from mdepth_fast import ops
 
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3", "silog", "log10")
+__all__ = ["METRICS", "depth_metrics", "metrics_of"]
+
+METRICS = (
+    "abs_rel",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "d1",
+    "d2",
+    "d3",
+    "silog",
+    "log10",
+    "sq_rel_kitti",
+    "irmse",
+)
+
+
+def metrics_of(sums: Sequence[float]) -> dict[str, float]:
+    """`METRICS` of the pixels whose sums `ops.depth_metrics` gave: of an image, or of a set if they were added up.
+
+    With predicted depth p, true depth g, both in metres, and e = ln p - ln g: abs_rel = mean |p-g|/g;
+    sq_rel = mean (p-g)^2/g, in metres; sq_rel_kitti = mean (p-g)^2/g^2, which the KITTI server calls SqRel;
+    rmse = sqrt mean (p-g)^2; rmse_log = sqrt mean e^2; log10 = mean |log10 p - log10 g|; d1, d2, d3 = share with
+    max(p/g, g/p) < 1.25, 1.25^2, 1.25^3; silog = 100 * standard deviation of e, a hundred times the scale-invariant
+    error sqrt(D) of Eigen et al. (NIPS 2014); irmse = sqrt mean (1000/p - 1000/g)^2, in 1/km. All NaN of no pixel.
+    """
+    count = sums[0]
+    if not count:
+        return dict.fromkeys(METRICS, math.nan)
+    abs_rel, sq_rel, sq_rel_kitti, sq_error, sq_log, log, abs_log, d1, d2, d3, sq_inverse = (
+        value / count for value in sums[1:]
+    )
+    variance = sq_log - log * log  # rounding may leave it below zero
+    return {
+        "abs_rel": abs_rel,
+        "sq_rel": sq_rel,
+        "rmse": math.sqrt(sq_error),
+        "rmse_log": math.sqrt(sq_log),
+        "d1": d1,
+        "d2": d2,
+        "d3": d3,
+        "silog": 100 * math.sqrt(variance if not variance < 0 else 0.0),
+        "log10": abs_log / math.log(10),
+        "sq_rel_kitti": sq_rel_kitti,
+        "irmse": 1000 * math.sqrt(sq_inverse),
+    }
 
 
 def depth_metrics(prediction: ArrayLike, ground_truth: ArrayLike) -> dict[str, float]:
-    """Metrics of depths p against g, both (n,), positive, in metres, already masked, aligned and clipped.
+    """`METRICS` of depths p against g, both (n,), positive, in metres, already masked, aligned and clipped.
 
-    abs_rel = mean |p-g|/g; sq_rel = mean (p-g)^2/g (metres: not the KITTI server's, which divides by g^2);
-    rmse = sqrt mean (p-g)^2; rmse_log = sqrt mean (ln p - ln g)^2; d1, d2, d3 = share with
-    max(p/g, g/p) < 1.25, 1.25^2, 1.25^3; silog = 100 * standard deviation of ln p - ln g;
-    log10 = mean |log10 p - log10 g|. All NaN for n = 0. Computed in float64.
+    See `metrics_of` for the definitions. All NaN for n = 0. Computed in float64.
     """
     p, g = (np.asarray(values, dtype=np.float64) for values in (prediction, ground_truth))
     if p.ndim != 1 or p.shape != g.shape:
         raise ValueError(f"prediction, ground_truth: expected two vectors of one length, got {p.shape} and {g.shape}")
-    if not len(p):
-        return dict.fromkeys(METRICS, float("nan"))
     for name, values in (("prediction", p), ("ground_truth", g)):
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise ValueError(f"{name}: expected finite, positive depths, got {_first_bad(values)}")
-    error = p - g
-    log_error = np.log(p) - np.log(g)
-    ratio = np.maximum(p / g, g / p)
-    return {
-        "abs_rel": float(np.mean(np.abs(error) / g)),
-        "sq_rel": float(np.mean(error**2 / g)),
-        "rmse": float(np.sqrt(np.mean(error**2))),
-        "rmse_log": float(np.sqrt(np.mean(log_error**2))),
-        "d1": float(np.mean(ratio < 1.25)),
-        "d2": float(np.mean(ratio < 1.25**2)),
-        "d3": float(np.mean(ratio < 1.25**3)),
-        "silog": float(100 * np.std(log_error)),
-        "log10": float(np.mean(np.abs(log_error)) / np.log(10)),
-    }
+    rows = (torch.from_numpy(np.ascontiguousarray(values)).view(1, 1, -1) for values in (p, g))
+    return metrics_of(ops.depth_metrics(*rows, valid=(0.0, math.inf), clip=(1e-300, math.inf))[0].tolist())
 
 
 def _first_bad(values: NDArray[Any]) -> float:

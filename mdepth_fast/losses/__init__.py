@@ -7,5 +7,27 @@ from mdepth_fast.losses.monodepth import (
     MonodepthParts,
     PhotometricLoss,
 )
+from mdepth_fast.losses.supervised import (
+    BerHuLoss,
+    DepthL1Loss,
+    DepthL2Loss,
+    LogDepthL1Loss,
+    OrdinalLoss,
+    ScaleShiftInvariantLoss,
+    SILogLoss,
+)
 
-__all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "MonodepthParts", "PhotometricLoss"]
+__all__ = [
+    "BerHuLoss",
+    "DepthL1Loss",
+    "DepthL2Loss",
+    "EdgeAwareSmoothness",
+    "LogDepthL1Loss",
+    "MinReprojectionLoss",
+    "MonodepthLoss",
+    "MonodepthParts",
+    "OrdinalLoss",
+    "PhotometricLoss",
+    "SILogLoss",
+    "ScaleShiftInvariantLoss",
+]

@@ -3,7 +3,10 @@
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
 from .checkpoints import load_checkpoint, load_encoder_weights
 from .dorn import DORN, sid_thresholds, ud_thresholds
+from .dpt import DPT, DPTGeometry
+from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
+from .fcrn import FCRN, UpConvolution
 from .mobilenet import MobileNet
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
@@ -11,9 +14,13 @@ from .resnet import ResNetEncoder
 
 __all__ = [
     "DORN",
+    "DPT",
+    "FCRN",
+    "DPTGeometry",
     "DepthModel",
     "DepthPrediction",
     "DisparityModel",
+    "Eigen2014",
     "FastDepth",
     "MobileNet",
     "Model",
@@ -22,6 +29,7 @@ __all__ = [
     "PoseModel",
     "PoseNet",
     "ResNetEncoder",
+    "UpConvolution",
     "create_model",
     "list_models",
     "load_checkpoint",

@@ -41,6 +41,10 @@ class Model(nn.Module):
         """Of a system that is published as a folder: file name to {key in the file: key in `state_dict()`}."""
         raise ValueError(f"{type(self).__name__} is published as one file, not as a folder")
 
+    def translate_file(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of the file `name` of a published folder under the keys of `published_files()`."""
+        return content
+
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of one published file under the keys and in the layout of `state_dict()`.
 
@@ -58,6 +62,7 @@ class DepthModel(Model):
 
     checkpoint_prefix = "depth_net."
     multiple: ClassVar[int] = 32  # height and width that the net takes are multiples of it
+    interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -71,7 +76,7 @@ class DepthModel(Model):
         return "metric" if self.unit else "relative"
 
     def infer(self, images: Tensor) -> Tensor:
-        """Images (B, 3, h, w) at the size of the net to the map (B, 1, h', w') that `predict` resizes bilinearly."""
+        """Images (B, 3, h, w) at the size of the net to the map (B, 1, h', w') that `predict` resizes back."""
         raise NotImplementedError
 
     def to_depth(self, values: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ class DepthModel(Model):
         """Depth of images (3, H, W) or (B, 3, H, W), floating point in [0, 1], of any size, on the device of the net.
 
         The images are resized to `size` (H, W), else to `network_size`; the map of the net is resized back
-        bilinearly and turned into depth. Runs in eval mode and leaves every module in the mode it had.
+        (`interpolation`) and turned into depth. Runs in eval mode and leaves every module in the mode it had.
         `flip` blends in the mirrored prediction of the mirrored image as published (arXiv 1806.01260, after Monodepth,
         arXiv 1609.03677): the mean of both, and near the left and right border the one that sees past the occlusion.
 
@@ -123,7 +128,7 @@ class DepthModel(Model):
         finally:
             for module, training in modes:
                 module.training = training
-        values = F.interpolate(values, shape, mode="bilinear", align_corners=False)
+        values = F.interpolate(values, shape, mode=self.interpolation, align_corners=False)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from mdepth_fast.visualize import replacing
 
 from .base import DepthModel, Model
+from .numpy_pickle import read_numpy_pickle
+from .resize import resize_to
+from .vit import VisionTransformer
 
 __all__ = [
     "convert_content",
@@ -59,7 +62,7 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     size = None
     if path.is_dir():
         for name, keys in model.published_files().items():
-            content = read_content(path / name)
+            content = dict(model.translate_file(name, read_content(path / name)))
             size = (content["height"], content["width"]) if content.keys() >= _METADATA else size
             content = {key: value for key, value in content.items() if key not in _METADATA | _CLASSIFIER}
             expected = {key: own[to] for key, to in keys.items()}
@@ -85,13 +88,15 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
 def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> None:
     """Fill an encoder from the state dict of its ImageNet classifier, the classifier's last layer `fc` left aside.
 
-    The keys of the file are those of `encoder` behind `prefix`. Where a ResNet takes n images, conv1 is repeated n
-    times along its inputs and divided by n, so that n equal images give the activations of one. Errors as in
-    `load_checkpoint`.
+    The keys of the file are those of `encoder` behind `prefix`; a `VisionTransformer` is filled from one in timm's
+    format. Where a ResNet takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal
+    images give the activations of one. Errors as in `load_checkpoint`.
     """
     path = Path(path)
     content = {key: value for key, value in _unwrapped(read_content(path), None).items() if key not in _CLASSIFIER}
     content = {key.removeprefix(prefix): value for key, value in content.items()}
+    if isinstance(encoder, VisionTransformer):
+        content = dict(encoder.translate(content))
     own = encoder.state_dict()
     stem = content.get("conv1.weight")
     if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
@@ -124,15 +129,45 @@ def convert_content(
 
 
 def write_converted(
-    path: Path, name: str, options: Mapping[str, Any], state: Mapping[str, Tensor], source: str
+    path: Path,
+    name: str,
+    options: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    resized: bool = False,
 ) -> None:
-    """Writes a state dict with the name of its model and the options to create it with, for `converted_model`."""
+    """Writes a state dict with the name of its model and the options to create it with, for `create_converted`.
+
+    `resized`: it is of a network that has other numbers of channels than these options give.
+    """
     from safetensors.torch import save_file
 
     metadata = {"format": "pt", "mdepth_fast.model": name, "mdepth_fast.source": source}
+    if resized:
+        metadata["mdepth_fast.resized"] = "true"
     metadata["mdepth_fast.options"] = json.dumps(dict(options))
     with replacing(path) as temporary:
         save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary, metadata)
+
+
+def create_converted(path: Path) -> Model:
+    """The model of a file that `write_converted` wrote, filled from it; ValueError for another file."""
+    from safetensors import safe_open
+
+    from .registry import create_model
+
+    name, options = converted_model(path)
+    if name is None:
+        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
+    model = create_model(name, **options)
+    with safe_open(path, framework="pt") as file:
+        resized = "mdepth_fast.resized" in (file.metadata() or {})
+    if resized:
+        resize_to(model, read_content(path))
+    else:
+        load_checkpoint(model, path)
+    return model
 
 
 def converted_model(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -216,18 +251,12 @@ def _read_npz(path: Path) -> Any:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
-def _read_npy(path: Path) -> Any:
-    from .numpy_pickle import read_numpy_pickle
-
-    return read_numpy_pickle(path)
-
-
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
-    ".npy": _read_npy,
-    ".pk": _read_npy,
-    ".pkl": _read_npy,
+    ".npy": read_numpy_pickle,
+    ".pk": read_numpy_pickle,
+    ".pkl": read_numpy_pickle,
 }
 
 

@@ -130,6 +130,7 @@ class _Scene(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         whole = self.fc(self.dropout(self.pool(x)).flatten(1)).relu_()
         whole = self.conv(whole[:, :, None, None]).relu_().expand(-1, -1, *x.shape[-2:])
+        whole = whole.contiguous(memory_format=torch.channels_last)  # or the concatenation would lose it
         y = self.dropout(torch.cat([whole, *(branch(x) for branch in self.aspp)], 1))
         return self.classify(self.dropout(self.merge(y).relu_()))
 

@@ -4,6 +4,8 @@ Activations and weights are channels_last: oneDNN and cuDNN convolve fastest the
 replaces one per layer. What follows a batch norm is done in place: its backward needs its input, not its output.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,13 +33,13 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int = 1, *, stride_first: bool = False) -> None:
         super().__init__()
         outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, width, 1, stride if stride_first else 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        # The stride sits here, as in torchvision.
-        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, bias=False)
+        # The stride sits here in torchvision, on the first convolution in the paper.
+        self.conv2 = nn.Conv2d(width, width, 3, 1 if stride_first else stride, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -57,7 +59,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 def stage(
-    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int, **options: int
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, count: int, stride: int, **options: Any
 ) -> nn.Sequential:
     """`count` blocks from `inputs` channels to `width * block.expansion`, the first of them with the stride."""
     rest = (block(width * block.expansion, width, 1, **options) for _ in range(count - 1))
@@ -75,20 +77,28 @@ VARIANTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]]
 class ResNetEncoder(nn.Module):
     """ResNet 18, 34, 50 or 101 without its classifier, for images in [0, 1].
 
-    One scalar pair normalises the image, (x - 0.45) / 0.225, as in Monodepth2 (arXiv 1806.01260). `channels` are the
-    widths of the five feature maps. ValueError for another number of `layers`.
+    One scalar pair normalises the image, (x - mean) / std, by default as in Monodepth2 (arXiv 1806.01260). `channels`
+    are the widths of the five feature maps. ValueError for another number of `layers`.
+
+    caffe   the layout of the authors' Caffe release: a bias in conv1, a max-pool that pads only at the bottom and the
+            right, and in bottlenecks the stride on the first 1x1 convolution; torchvision's names all the same
     """
 
-    def __init__(self, layers: int = 18, in_channels: int = 3) -> None:
+    def __init__(
+        self, layers: int = 18, in_channels: int = 3, *, caffe: bool = False, mean: float = 0.45, std: float = 0.225
+    ) -> None:
         super().__init__()
         if layers not in VARIANTS:
             raise ValueError(f"layers: expected one of {sorted(VARIANTS)}, got {layers!r}")
         block, counts = VARIANTS[layers]
         self.channels = (64, *(64 * 2**n * block.expansion for n in range(4)))
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.caffe, self.mean, self.std = caffe, mean, std
+        options = {"stride_first": True} if caffe and block is Bottleneck else {}
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=caffe)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            stage(block, self.channels[n], 64 * 2**n, count, stride=2 if n else 1) for n, count in enumerate(counts)
+            stage(block, self.channels[n], 64 * 2**n, count, stride=2 if n else 1, **options)
+            for n, count in enumerate(counts)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -97,15 +107,18 @@ class ResNetEncoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) to five maps at strides 2, 4, 8, 16, 32: after the first ReLU and after each stage."""
         stem = self._stem(images).relu_()
-        return [stem, *self._stages(F.max_pool2d(stem, 3, 2, 1))]
+        return [stem, *self._stages(self._pool(stem))]
 
     def last(self, images: Tensor) -> Tensor:
         """Only the map at stride 32. ReLU and maximum commute: the ReLU acts on the pooled map, a quarter as large."""
-        return self._stages(F.max_pool2d(self._stem(images), 3, 2, 1).relu_())[-1]
+        return self._stages(self._pool(self._stem(images)).relu_())[-1]
 
     def _stem(self, images: Tensor) -> Tensor:
-        x = ((images - 0.45) / 0.225).contiguous(memory_format=torch.channels_last)
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.bn1(self.conv1(x))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 3, 2, padding=0 if self.caffe else 1, ceil_mode=self.caffe)
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         features = []

@@ -1,6 +1,8 @@
 """The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
 
+from mdepth_fast.ops.berhu_loss import berhu_loss
 from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
+from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
@@ -8,11 +10,15 @@ from mdepth_fast.ops.nnconv5 import nnconv5
 from mdepth_fast.ops.ordinal_decode import ordinal_decode
 from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
+from mdepth_fast.ops.silog_loss import silog_loss
 
 __all__ = [
+    "DEPTH_SUMS",
     "ConvBlock",
     "MinReprojection",
+    "berhu_loss",
     "conv_stack",
+    "depth_metrics",
     "edge_aware_smoothness",
     "inverse_warp",
     "min_reprojection",
@@ -20,4 +26,5 @@ __all__ = [
     "ordinal_decode",
     "ordinal_loss",
     "photometric_loss",
+    "silog_loss",
 ]

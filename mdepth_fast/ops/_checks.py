@@ -35,6 +35,32 @@ def mask(value: object, name: str, shape: tuple[int, ...], symbols: str) -> None
         raise ValueError(f"{name}: expected shape {symbols} = {shape}, got {tuple(value.shape)}")
 
 
+def depth_map(value: object, name: str) -> tuple[int, int, int, int]:
+    """Checks a tensor (B, 1, H, W); its shape."""
+    batch, _, height, width = tensor(value, name, (None, 1, None, None), "(B, 1, H, W)").shape
+    return batch, 1, height, width
+
+
+def counted(value: object, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:
+    """The argument `valid` of a loss over depth maps as (mask or None, whether "measured")."""
+    if isinstance(value, str):
+        if value != "measured":
+            raise ValueError(f'valid: expected a bool tensor, "measured" or None, got {value!r}')
+        return None, True
+    mask(value, "valid", shape, "(B, 1, H, W)")
+    assert value is None or isinstance(value, Tensor)
+    return value, False
+
+
+def positive(value: float, name: str) -> None:
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+
+
+def contiguous(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
 def ordinal_bins(logits: Tensor) -> int:
     """K of logits (B, 2K, H, W)."""
     if logits.shape[1] < 2 or logits.shape[1] % 2:

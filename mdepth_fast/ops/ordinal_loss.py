@@ -64,7 +64,7 @@ def reference(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor |
 def _op(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """The loss, and how many pixels were valid."""
     run = _dispatch.select("ordinal_loss", backend, logits.device)
-    return run(logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _contiguous(valid))
+    return run(logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _checks.contiguous(valid))
 
 
 @torch.library.custom_op("mdepth::ordinal_loss_backward", mutates_args=())
@@ -72,11 +72,7 @@ def _op_backward(
     grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str
 ) -> Tensor:
     run = _dispatch.select("ordinal_loss_backward", backend, logits.device)
-    return run(grad, count, logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _contiguous(valid))
-
-
-def _contiguous(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.contiguous()
+    return run(grad, count, logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _checks.contiguous(valid))
 
 
 @_op.register_fake

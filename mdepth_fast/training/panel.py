@@ -6,46 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import default_collate
 
-from mdepth_fast.losses import MonodepthLoss
-from mdepth_fast.training.module import SelfSupervisedDepth
+from mdepth_fast.training.module import DepthModule
 from mdepth_fast.visualize import Cell, draw_panel
 
 __all__ = ["write_panel"]
 
 
-def write_panel(path: Path, module: SelfSupervisedDepth, sample: Any) -> None:
-    """Draws what there is: ground truth and error need "depth" in the sample, the auto-mask needs its sources.
+def write_panel(path: Path, module: DepthModule[Any], sample: Any) -> None:
+    """Draws what there is: image and prediction, ground truth and error, auto-mask.
 
-    Maps are drawn at the network's size. Where the protocol scales predictions by the median, so does the panel.
+    Where the protocol scales predictions by the median, so does the panel.
     """
     module = module.eval()
     with torch.inference_mode():
-        batch = module.augment(default_collate([sample]))
-        disparities = module.depth_net(batch["target_aug"])
-        depth = module.to_depth(disparities[0])
-        selection = None
-        if batch["sources"].shape[1] == len(module.sources):
-            # Drawn whether or not training used it: it shows where the unmoved source fits better than the warped one.
-            masked = MonodepthLoss(module.config.model.min_depth, module.config.model.max_depth, auto_mask=True)
-            _, parts = masked(
-                disparities,
-                batch["target"],
-                batch["sources"],
-                batch["K"],
-                module.poses(batch, disparities[0]),
-                batch["pyramid"],
-                source_K=batch["source_K"],
-                return_parts=True,
-            )
-            selection = parts.selection[0][0, 0].numpy()
-    image = batch["target"][0].permute(1, 2, 0).numpy()
-    prediction = depth[0, 0].numpy()
+        image, depth, measured, selection = module.preview(sample)
+    prediction = depth.numpy()
     unit = module.depth_net.unit or "relative"
-    cells = [Cell("image", image)]
-    if "depth" in batch:
-        truth = F.interpolate(batch["depth"], prediction.shape, mode="nearest")[0, 0].numpy()
+    cells = [Cell("image", image.permute(1, 2, 0).numpy())]
+    if measured is not None:
+        truth = F.interpolate(measured[None], prediction.shape, mode="nearest")[0, 0].numpy()
         valid = truth > 0
         title = "prediction"
         if module.evaluator.protocol.alignment == "median":
@@ -67,6 +47,6 @@ def write_panel(path: Path, module: SelfSupervisedDepth, sample: Any) -> None:
     else:
         cells.append(Cell("prediction", prediction, "magma_r", None, f"depth ({unit})"))
     if selection is not None:
-        share = float((selection < 0).mean())
-        cells.append(Cell(f"auto-mask: {share:.1%} dark", (selection >= 0).astype(float), "gray", (0.0, 1.0), "kept"))
+        kept = (selection >= 0).numpy()
+        cells.append(Cell(f"auto-mask: {1 - kept.mean():.1%} dark", kept.astype(float), "gray", (0.0, 1.0), "kept"))
     draw_panel(path, cells, title=str(sample["name"]))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,20 +16,22 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from mdepth_fast.data import SkipBroken
-from mdepth_fast.evaluation import METRICS, Evaluator
+from mdepth_fast.evaluation import Evaluator, Protocol
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mdepth_fast.training.config import Config
-from mdepth_fast.training.loader import BatchSampler, TrainLoader
-from mdepth_fast.training.module import SelfSupervisedDepth
+from mdepth_fast.training.config import AnyConfig, SupervisedConfig
+from mdepth_fast.training.module import DepthModule
 from mdepth_fast.training.panel import write_panel
-from mdepth_fast.training.setup import build_depth_net, build_pose_net, evaluation_data, training_data
+from mdepth_fast.training.self_supervised import SelfSupervisedDepth
+from mdepth_fast.training.setup import build_depth_net, build_loader, build_pose_net, evaluation_data, training_data
+from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
 from mdepth_fast.visualize import replacing
 
-__all__ = ["TrainResult", "find_checkpoint", "new_run_folder", "train"]
+__all__ = ["TrainResult", "build_module", "find_checkpoint", "new_run_folder", "quieten", "train"]
 
 _CHECKPOINT = "last.ckpt"
 T = TypeVar("T")
@@ -41,7 +44,7 @@ class TrainResult:
     folder: Path
     checkpoint: Path
     panel: Path
-    protocol: str
+    protocol: Protocol
     before: dict[str, float] | None
     after: dict[str, float] | None
     skipped: list[int]
@@ -50,14 +53,17 @@ class TrainResult:
         """Metrics before and after training under the line that states their protocol."""
         if self.after is None:
             return "no ground truth: no metrics"
-        lines = [self.protocol, " " * 7 + "".join(f"{key:>9}" for key in METRICS)]
+        widths = {key: max(9, len(key) + 1) for key in self.protocol.columns}
+        lines = [self.protocol.describe(), " " * 7 + "".join(f"{key:>{width}}" for key, width in widths.items())]
         for title, row in (("before", self.before), ("after", self.after)):
             if row is not None:
-                lines.append(f"{title:7}" + "".join(f"{row[key]:9.3f}" for key in METRICS))
+                lines.append(
+                    f"{title:7}" + "".join(f"{row.get(key, math.nan):{width}.3f}" for key, width in widths.items())
+                )
         return "\n".join(lines)
 
 
-def new_run_folder(config: Config) -> Path:
+def new_run_folder(config: AnyConfig) -> Path:
     """Makes <output>/<run>/<next free number>."""
     parent = Path(config.output) / config.run
     parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +78,7 @@ def new_run_folder(config: Config) -> Path:
         return folder
 
 
-def find_checkpoint(config: Config, resume: str) -> Path:
+def find_checkpoint(config: AnyConfig, resume: str) -> Path:
     """The checkpoint to go on from: a file, a run folder, or "auto" for the newest run of this name that has one."""
     if resume == "auto":
         parent = Path(config.output) / config.run
@@ -88,7 +94,7 @@ def find_checkpoint(config: Config, resume: str) -> Path:
 
 
 def train(
-    config: Config,
+    config: AnyConfig,
     *,
     resume: str | None = None,
     callbacks: Iterable[Callback] = (),
@@ -104,23 +110,28 @@ def train(
     Returns:
         The result, or None in the processes of a multi-process run that are not the first.
     """
-    _quieten()
+    quieten()
     seed_everything(config.seed, verbose=False)
     main = (getattr(rank_zero_only, "rank", None) or 0) == 0
     checkpoint = find_checkpoint(config, resume) if resume else None
     if checkpoint:
         _compare(config, read_checkpoint(checkpoint), say)
 
-    dataset = training_data(config.data, config.seed)
+    dataset = training_data(config)
     if config.data.skip_bad:
         dataset = SkipBroken(dataset)
-    held_out = evaluation_data(config.data, config.seed)
-    sources = tuple(dataset.sources)
-    module = SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+    held_out = evaluation_data(config)
+    module = build_module(config, dataset)
     folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
 
     options = vars(config.trainer).copy()
     every = options.pop("checkpoint_every_n_steps")
+    if steps := options.pop("val_every_n_steps"):
+        options |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
+    stages = config.stages if isinstance(config, SupervisedConfig) else {}
+    if stages:
+        limits = [sum(stages.values()), config.trainer.max_steps]
+        options["max_steps"] = min(limit for limit in limits if limit >= 0)
     bar = sys.stdout.isatty()
     trainer = Trainer(
         **options,
@@ -138,19 +149,14 @@ def train(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the batch sampler shares out every global batch itself
     )
-    sampler = BatchSampler(
-        len(dataset),
-        config.data.batch_size,
-        seed=config.seed,
-        repeat=config.data.repeat,
+    if isinstance(module, SupervisedDepth) and isinstance(trainer.strategy, DDPStrategy):
+        # Parameters that a published file has and nothing reads (DPT), or that another stage trains.
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+    loader = build_loader(
+        config,
+        dataset,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-    )
-    loader = TrainLoader(
-        dataset,
-        sampler,
-        num_workers=config.data.workers,
-        persistent_workers=config.data.workers > 0,
         pin_memory=trainer.strategy.root_device.type == "cuda",
     )
     held_out_loader = None
@@ -167,13 +173,7 @@ def train(
             with replacing(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
             _write_metrics(record, before, None)
-        mode = "".join(
-            letter for letter, kind in (("M", int), ("S", str)) if any(isinstance(source, kind) for source in sources)
-        )
-        say(
-            f"training {config.model.name} in mode {mode} on {len(dataset)} samples of {config.data.name} at "
-            f"{config.data.height}x{config.data.width}, sources {list(sources)}, into {folder}"
-        )
+        say(f"training {config.model.name} {module.describe(len(dataset))}, into {folder}")
     try:
         trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
     except SystemExit as stop:
@@ -191,14 +191,29 @@ def train(
         folder,
         folder / _CHECKPOINT,
         folder / "panel.png",
-        module.evaluator.protocol.describe(),
+        module.evaluator.protocol,
         before,
         after,
         dataset.broken if isinstance(dataset, SkipBroken) else [],
     )
 
 
-def _evaluate(module: SelfSupervisedDepth, held_out: Any, device: torch.device, config: Config) -> Any:
+def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
+    """The module that trains as configured on this data set."""
+    if isinstance(config, SupervisedConfig):
+        net, model = build_depth_net(config), config.model
+        frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+        if frozen and not (config.stages or model.weights or model.encoder_weights):
+            raise ValueError(
+                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, "
+                "and starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
+            )
+        return SupervisedDepth(config, net)
+    sources = tuple(dataset.sources)
+    return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+
+
+def _evaluate(module: DepthModule[Any], held_out: Any, device: torch.device, config: AnyConfig) -> Any:
     if held_out is None:
         return None
     evaluator = Evaluator(config.protocol)
@@ -211,7 +226,7 @@ def _write_metrics(path: Path, before: Any, after: Any) -> None:
         temporary.write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
 
 
-def _compare(config: Config, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
+def _compare(config: AnyConfig, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
     """Says which settings are not those of the interrupted run: its curve goes on exactly only where none is."""
     if "mdepth_fast" not in checkpoint:
         raise ValueError("resume: the checkpoint was not written by `mdepth-fast train`")
@@ -228,7 +243,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Lightning's greetings and the warnings that no reader of a training log can act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -238,5 +253,6 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*module\\(s\\) in eval mode.*",  # what is frozen
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,21 +1,23 @@
 """Trained depth networks: reading them back, and measuring them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
-from mdepth_fast.models import create_model, load_checkpoint
-from mdepth_fast.models.checkpoints import converted_model
+from mdepth_fast.models import DepthPrediction, DisparityModel, create_model, load_checkpoint
+from mdepth_fast.models.checkpoints import create_converted
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import Config
+from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
 
-__all__ = ["Trained", "evaluate", "load_trained"]
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]
 
 # Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
 _PUBLISHED_UNIT = 5.4
@@ -26,12 +28,12 @@ class Trained:
     """A depth network in evaluation mode, its `input_size` the one it was trained at, and its run where known."""
 
     net: Any
-    config: Config | None
+    config: AnyConfig | None
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert`, or a folder with
-    Monodepth2's encoder.pth and depth.pth.
+    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, or a
+    folder with Monodepth2's encoder.pth and depth.pth.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     """
@@ -41,7 +43,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     if path.is_dir():
         path = path / "last.ckpt"
     if path.suffix == ".safetensors":
-        return _load_converted(path, device)
+        return Trained(create_converted(path).to(device).eval(), None)
     checkpoint = read_checkpoint(path)
     if "mdepth_fast" not in checkpoint:
         raise ValueError(
@@ -50,20 +52,13 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         )
     config = Config.from_dict(checkpoint["mdepth_fast"]["config"])
     config.model.weights = config.model.encoder_weights = None
-    net = build_depth_net(config, checkpoint["mdepth_fast"]["sources"])
+    net = build_depth_net(config, checkpoint["mdepth_fast"].get("sources", ()))
+    if stage := checkpoint["mdepth_fast"].get("stage"):
+        net.stage = stage
     prefix = "depth_net."
     weights = checkpoint["state_dict"]
     net.load_state_dict({key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)})
     return Trained(net.to(device).eval(), config)
-
-
-def _load_converted(path: Path, device: str | torch.device) -> Trained:
-    name, options = converted_model(path)
-    if name is None:
-        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
-    net = create_model(name, **options)
-    load_checkpoint(net, path)
-    return Trained(net.to(device).eval(), None)
 
 
 def _load_published(folder: Path, device: str | torch.device) -> Trained:
@@ -88,11 +83,52 @@ def evaluate(
 ) -> None:
     """Feeds an evaluator with the depth that `net` predicts for every sample of `dataset`.
 
-    The network sees a sample at the data set's size; resizing and flip post-processing are as the evaluator's protocol
-    says. `track` may wrap the loader in a progress bar.
+    Resizing of the prediction and flip post-processing are as the evaluator's protocol says. `track` may wrap the
+    loader in a progress bar. ValueError for inverse depth that the protocol does not align.
     """
-    device = next(net.parameters()).device
     for batch in track(DataLoader(dataset, num_workers=workers)):
-        images = batch["target"].to(device).float() / 255
-        prediction = net.predict(images, size=tuple(images.shape[-2:]), flip=evaluator.protocol.flip)
-        evaluator.update(prediction.depth, batch["depth"], batch["name"][0])
+        evaluate_sample(net, batch, evaluator)
+
+
+def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> None:
+    """`evaluate` for a batch of one evaluation sample."""
+    protocol = evaluator.protocol
+    if protocol.size and batch["target"].shape[-2:] != protocol.size:
+        # Compared there: the network's own hooks bring image and ground truth to it.
+        target, depth = _as_float(batch["target"]), batch["depth"]
+        batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
+        batch.pop("image", None)
+    prediction = predict_sample(net, batch, flip=protocol.flip)
+    inverse = prediction.kind == "affine_inverse"
+    if inverse and protocol.alignment != "lsq_disparity":
+        raise ValueError(
+            "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
+            f"kitti_affine or nyu_affine; got {protocol.name}"
+        )
+    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=inverse)
+
+
+def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
+    """What `net` predicts for a batch of one evaluation sample of any data set.
+
+    A net of a self-supervised system sees the target as its data set has resized it. Any other resizes the image as
+    it was published to, from the size of its file. Of a view of a part of the image (see `EvaluationView`), the
+    prediction for the part is drawn outwards to the size of the image: there is no ground truth outside.
+    """
+    size = None
+    images = batch["target"]
+    if isinstance(net, DisparityModel) and "sources" in batch:
+        size = (images.shape[-2], images.shape[-1])
+    else:
+        images = batch.get("image", images)
+    prediction = net.predict(_as_float(images.to(next(net.parameters()).device)), size=size, flip=flip)
+    if "window" in batch:
+        top, bottom, left, right = batch["window"][0].tolist()
+        height, width = batch["depth"].shape[-2:]
+        depth = F.pad(prediction.depth, (left, width - right, top, height - bottom), mode="replicate")
+        prediction = replace(prediction, depth=depth)
+    return prediction
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_run  # noqa: F401  (registers tiny networks)
+import tiny_run
 import torch
 from PIL import Image
 
@@ -161,6 +161,16 @@ class TestEval:
         for part in ("flip post-processing", "Garg crop", "median scaling"):
             assert part in first
 
+    def test_columns_are_the_protocols(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name, titles in (
+            ("kitti_benchmark", ["SILog", "SqRel/g^2", "AbsRel", "iRMSE", "RMSE"]),
+            ("fcrn", ["AbsRel", "RMSE", "log10", "d<1.25", "d<1.25^2", "d<1.25^3"]),
+        ):
+            assert main(["eval", str(trained), "--protocol", name]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[0].startswith(f"protocol {name}: ") and lines[1].split() == titles
+            assert all(float(number) >= 0 for number in lines[2].split()) and lines[3] == "1 images"
+
     def test_other_data(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["eval", str(trained), "--data", "synthetic", "--data.length=2", "--data.workers=0"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -245,6 +255,101 @@ class TestPredict:
         assert "broken.png" in fails(capsys, "predict", str(trained), str(broken), "--output", str(tmp_path / "out"))
 
 
+SUPERVISED = [
+    "--model.name=tiny_metric",
+    "--model.options={}",
+    "--data.name=rgbd_folder",
+    "--data.view=whole",
+    "--data.cache_size=null",
+    "--data.batch_size=4",
+    "--data.repeat=1",
+    "--data.workers=0",
+    "--augment.height=32",
+    "--augment.width=48",
+    "--augment.resize=null",
+    "--stages={coarse: 3}",
+    "--protocol=nyu",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images with depth."""
+    return tiny_run.write_frames(tmp_path_factory.mktemp("frames") / "root")
+
+
+@pytest.fixture(scope="module")
+def supervised(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on it."""
+    output = tmp_path_factory.mktemp("runs")
+    words = [f"--data.root={root}", f"--data.val_split={root}", f"--output={output}"]
+    assert main(["train", "fcrn_nyu", *SUPERVISED, *words]) == 0
+    return output / "fcrn_nyu" / "001"
+
+
+class TestSupervised:
+    """One network of measured depth through all commands."""
+
+    def test_train_says_what_it_does(self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = [f"--data.root={root}", f"--data.val_split={root}", f"--output={tmp_path}"]
+        assert main(["train", "fcrn_nyu", *SUPERVISED, *words, "--protocol=fcrn"]) == 0
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        folder = tmp_path / "fcrn_nyu" / "001"
+        expected = f"training tiny_metric on 8 samples of rgbd_folder at 32x48, coarse for 3 steps, into {folder}"
+        assert lines[0] == expected
+        assert lines[2].startswith("protocol fcrn: ")
+        assert lines[3].split() == ["abs_rel", "rmse", "log10", "d1", "d2", "d3"], "the columns of the protocol"
+        assert re.fullmatch(r"after  (?:\s+\d+\.\d{3}){6}", lines[5])
+        assert lines[6:] == [f"checkpoint: {folder / 'last.ckpt'}", f"panel: {folder / 'panel.png'}"]
+        assert captured.err == ""
+
+    def test_eval_repeats_the_numbers_of_training(self, supervised: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["eval", str(supervised)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        after = json.loads((supervised / "metrics.json").read_text())["after"]
+        assert lines[0].startswith("protocol nyu: ")
+        assert lines[2].split()[:2] == [f"{after['abs_rel']:.3f}", f"{after['sq_rel']:.3f}"]
+        assert lines[3] == "8 images"
+
+    def test_eval_on_data_of_the_other_task(
+        self, supervised: Path, trained: Path, root: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["eval", str(supervised), "--data", "motorcycle"]) == 0
+        assert capsys.readouterr().out.splitlines()[3] == "1 images"
+        words = ["--data", "dpt_nyu", "--data.name=rgbd_folder", f"--data.root={root}", f"--data.val_split={root}"]
+        assert main(["eval", str(trained), *words, "--data.workers=0"]) == 0
+        assert capsys.readouterr().out.splitlines()[3] == "8 images"
+        assert "no ground truth in the data of dpt_nyu" in fails(capsys, "eval", str(trained), *words[:-1])
+
+    def test_predict(self, supervised: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        image = root / "images" / "003.png"
+        assert main(["predict", str(supervised), str(image), "--output", str(tmp_path), "--format", "npy"]) == 0
+        assert "metric depth as float32 npy, in m" in capsys.readouterr().out
+        pixels = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 255
+        expected = load_trained(supervised).net.predict(pixels).depth[0, 0].numpy()
+        np.testing.assert_array_equal(np.load(tmp_path / "003_depth.npy"), expected)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["fcrn_nyu"], "data.root: expected the folder of the nyu_labelled data, got none; give --data.root"),
+            (["fcrn_nyu", "--loss.name=huber"], "loss.name.*huber"),
+            (["fcrn_nyu", "--pose.name=posecnn"], "pose.name"),
+            (["dpt_kitti", "--data.view=left"], "data.view.*left"),
+            (["dorn_nyu", "--data.root=ROOT", "--data.name=rgbd_folder"], "model.weights: dorn_resnet101_nyu does not"),
+            (["dorn_nyu", "--data.root=ROOT"], "nyu_depth_v2_labeled.mat: no such file"),
+            (["dorn_kitti", "--data.root=ROOT"], "train: no such folder"),
+        ],
+    )
+    def test_bad_input_is_one_line(
+        self, words: list[str], message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [word.replace("ROOT", str(root)) for word in words]
+        assert re.search(message, fails(capsys, "train", *words, f"--output={tmp_path}"))
+        assert not list(tmp_path.iterdir())
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
@@ -276,12 +381,24 @@ def test_wrong_usage_exits_with_2() -> None:
         assert stop.value.code == 2
 
 
+def test_help_lists_the_presets_of_both_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    before, _, after = capsys.readouterr().out.partition("supervised presets:")[2].partition("\nsupervised presets:")
+    assert re.search(r"^  kitti_mono +Monodepth2", before, re.MULTILINE)
+    assert re.search(r"^  fcrn_nyu +FCRN", after, re.MULTILINE)
+    with pytest.raises(SystemExit):
+        main(["train", "dorn_kitti", "--help"])
+    assert "--data.depth_root: the annotated depth" in capsys.readouterr().out
+
+
 def test_help_of_a_preset_lists_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "kitti_stereo", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--optimizer.step_size STEP_SIZE epochs between the drops. (type: int, default: 15)" in text
+    assert "--optimizer.step_size STEP_SIZE step: epochs between the drops. (type: int, default: 15)" in text
     assert "default: kitti_stereo" in text
 
 

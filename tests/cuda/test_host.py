@@ -1,15 +1,18 @@
 """The CUDA kernels, run on the host thread by thread, against the reference; through the ops and their launch plans."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from cases import KERNEL_CASES as CASES
-from cases import assert_empty, gradients
+from cases import assert_empty, awkward_metrics, gradients, sparse_inputs
 from scenes import relative_error, scene
 
 import mdepth_fast
 from mdepth_fast.ops import (
+    berhu_loss,
+    depth_metrics,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -17,6 +20,7 @@ from mdepth_fast.ops import (
     ordinal_decode,
     ordinal_loss,
     photometric_loss,
+    silog_loss,
 )
 
 NNCONV5 = next(case for case in CASES if case.name == "nnconv5")
@@ -222,6 +226,42 @@ def test_ordinal_masks_and_what_is_not_finite(host):
         bad[1, 0, 7, 5] = value
         assert ordinal_loss(logits, bad, thresholds, valid=bad == bad, backend="host").isfinite() == (value != value)
         assert ordinal_loss(logits, bad, thresholds, valid=bad != 0.5, backend="host").isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depth_metrics_of_awkward_numbers_and_windows(dtype, host):
+    for name, arguments in awkward_metrics(dtype).items():
+        got, want = (depth_metrics(**arguments, backend=backend) for backend in ("host", "reference"))
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depth_losses_forms_masks_and_what_is_not_finite(dtype, host):
+    """More pixels than a block has, an image without a measurement, NaN where the mask is off and where it is on."""
+    prediction, depth = sparse_inputs(3, 23, 61, dtype).values()
+    depth[1] = 0
+    mask = (depth > 0) & (torch.rand(depth.shape) < 0.5)
+    hidden = [one.masked_fill(~mask, torch.nan) for one in (prediction, depth)]
+    mixed = mask | (torch.arange(61) == 60)  # NaN of `hidden` among them
+    losses = [berhu_loss] + [
+        partial(silog_loss, form=form, variance_focus=focus, scale=scale, log_prediction=log_prediction)
+        for form, focus, scale, log_prediction in (
+            ("eigen", 0.5, 1.0, True), ("image_mean", 1.0, 3.0, False), ("sqrt", 0.85, 10.0, False),
+            ("sqrt_unbiased", 0.85, 1.0, False),
+        )
+    ]  # fmt: skip
+    for loss in losses:
+        for maps, valid in (
+            ((prediction, depth), "measured"), ((prediction, depth + 1), None), (hidden, mask), (hidden, mixed),
+            ((prediction, depth), mask & False),
+        ):  # fmt: skip
+            results = []
+            for backend in ("host", "cpu"):
+                leaf = maps[0].clone().requires_grad_()
+                value = loss(leaf, maps[1], valid=valid, backend=backend)
+                results.append((value, *torch.autograd.grad(3 * value, leaf)))
+            torch.testing.assert_close(results[0], results[1], rtol=2e-6, atol=1e-9, equal_nan=True)
+            assert results[0][0].isnan() == (valid is mixed)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 16, 130, 8, 17)])

@@ -1,6 +1,4 @@
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,14 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast.data import Sample
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    root = Path(os.environ.get("MDEPTH_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"real frames: none at {root}, set MDEPTH_DATA")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from scenes import scene
 
 from mdepth_fast import ops
@@ -24,6 +25,7 @@ class Case:
     of_nothing: float = float("nan")  # the mean over nothing, as PyTorch has it
     kernels: bool = True  # has GPU kernels of its own
     layer: bool = False  # computed in float32 as all are, but returned in its input's dtype
+    sums: bool = False  # computed in float64 whatever the dtype of its inputs
     small: dict[str, int] = field(default_factory=lambda: {"height": 4, "width": 5})  # for gradcheck
 
 
@@ -95,6 +97,31 @@ def _ordinal_loss(backend, logits, depth, thresholds):
     return [ops.ordinal_loss(logits, depth, thresholds, backend=backend)]
 
 
+def sparse_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """A third of the depths is missing; errors of some percent, and a few large ones."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 1 + 20 * torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    prediction = depth * torch.exp(0.3 * torch.randn(depth.shape, generator=generator, dtype=torch.float64) + 0.1)
+    depth = depth.masked_fill(torch.rand(depth.shape, generator=generator) < 1 / 3, 0.0)
+    return {"prediction": prediction.to(dtype), "depth": depth.to(dtype)}
+
+
+def _silog(backend, prediction, depth):
+    """Eigen's, of a network that gives log(depth), and BTS's of one that gives depth."""
+    keywords = {"form": "sqrt", "variance_focus": 0.85, "scale": 10.0, "backend": backend}
+    losses = [
+        ops.silog_loss(0.125 * prediction, depth, valid="measured", log_prediction=True, backend=backend),
+        ops.silog_loss(prediction, depth, valid=depth > 0, **keywords),
+    ]
+    return [torch.stack(losses)]
+
+
+def _berhu(backend, prediction, depth):
+    """A column of constants holds the largest error: the threshold depends on no input, as the gradient has it."""
+    prediction, depth = F.pad(prediction, (0, 1), value=40.0), F.pad(depth, (0, 1), value=10.0)
+    return [ops.berhu_loss(prediction, depth, valid="measured", backend=backend)]
+
+
 def _nnconv5_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
     generator = torch.Generator().manual_seed(seed)
 
@@ -144,6 +171,65 @@ def _stack(backend, x, dense_weight, dense_bias, dw_weight, dw_bias, weight, bia
     return [ops.conv_stack(x, blocks, backend=backend)]
 
 
+def _metrics_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """Half of the ground truth is missing, some is out of range; some predictions are not positive."""
+    generator = torch.Generator().manual_seed(seed)
+    far, error, missing, odd = torch.rand(4, batch, 1, height, width, generator=generator, dtype=torch.float64)
+    depth = 1 + 90 * far**2
+    prediction = depth * (1.4 * (error - 0.5)).exp() * torch.where(odd < 0.05, -1, 1)
+    return {
+        "prediction": prediction.to(dtype),
+        "ground_truth": depth.masked_fill(missing < 0.5, 0).to(dtype),
+        "scale": torch.linspace(0.8, 1.2, batch).to(dtype),
+        "shift": torch.linspace(0.3, -0.2, batch).to(dtype),
+    }
+
+
+def _metrics(backend, prediction, ground_truth, scale, shift):
+    """A window and ranges that cut; as depth and as inverse depth."""
+    height, width = prediction.shape[-2:]
+    options = {"window": (height // 5, height, 0, width - width // 5), "clip": (0.5, 60.0), "backend": backend}
+    depth = ops.depth_metrics(prediction, ground_truth, scale=scale, valid=(0.0, 70.0), **options)
+    inverse = {"scale": scale, "shift": shift / 100, "inverse": True}
+    return [depth, ops.depth_metrics(1 / prediction, ground_truth, **inverse, **options)]
+
+
+def awkward_metrics(dtype):
+    """Arguments of `depth_metrics`: numbers that are not finite, at the ends of the ranges, and windows, by name."""
+    maps = _metrics_inputs(2, 9, 131, dtype)
+    prediction, ground_truth = maps["prediction"], maps["ground_truth"]
+    plain = {"prediction": prediction, "ground_truth": ground_truth}
+    lost = prediction.clone()
+    lost[0, 0, 4, 7], ground_truth[0, 0, 4, 7] = torch.nan, 5.0
+    hidden = prediction.masked_fill(ground_truth == 0, torch.nan)
+    odd = ground_truth.clone()
+    odd.view(-1)[:: ground_truth.numel() // 50] = torch.nan
+    odd.view(-1)[1 :: ground_truth.numel() // 50] = torch.inf
+    infinite = prediction.clone()
+    infinite[..., 3] = torch.inf
+    infinite[..., 5] = -torch.inf
+    ends = torch.tensor([0.0, 1e-3, 0.5, 80.0, torch.nextafter(torch.tensor(80.0), torch.tensor(0.0))], dtype=dtype)
+    steps = torch.tensor([1, 1.25, 1.5625, 1.953125, 0.8, 0.64, 0.512], dtype=dtype)
+    return {
+        "nan where it counts": {**plain, "prediction": lost},
+        "nan where it does not": {**plain, "prediction": hidden},
+        "no finite ground truth": {**plain, "ground_truth": odd, "valid": (0.0, torch.inf)},
+        "infinite prediction": {**plain, "prediction": infinite},
+        "no upper clip": {**plain, "clip": (1e-3, torch.inf), "valid": (0.0, torch.inf)},
+        "nothing counts": {**plain, "valid": (500.0, 600.0)},
+        "empty window": {**plain, "window": (3, 3, 0, 131)},
+        "one pixel": {**plain, "window": (4, 5, 7, 8)},
+        "last row and column": {**plain, "window": (8, 9, 1, 131)},
+        "ends of the ranges": {"prediction": ends.expand(1, 1, 5, 5), "ground_truth": ends[:, None].expand(1, 1, 5, 5)},
+        "steps of 1.25": {"prediction": 4 * steps.view(1, 1, 1, 7), "ground_truth": steps.new_full((1, 1, 1, 7), 4)},
+        "inverse at zero": {
+            **plain,
+            "shift": -prediction.amax((1, 2, 3)).nan_to_num() / 2,
+            "inverse": True,
+        },
+    }
+
+
 _NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
 
 CASES = [
@@ -153,6 +239,9 @@ CASES = [
     Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
+    Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
+    Case("silog_loss", sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
+    Case("berhu_loss", sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(
         "nnconv5",
         _nnconv5_inputs,

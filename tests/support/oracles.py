@@ -123,6 +123,50 @@ def ordinal_loss(logits, depth, thresholds, valid):
     return np.mean(costs)
 
 
+def depth_metrics(prediction, ground_truth, window, valid, clip, scale=1.0, shift=0.0, inverse=False):
+    """One image: prediction, ground_truth (H,W): the twelve sums."""
+    sums = np.zeros(12)
+    for y in range(window[0], window[1]):
+        for x in range(window[2], window[3]):
+            p, g = prediction[y, x], ground_truth[y, x]
+            if not valid[0] < g < valid[1]:
+                continue
+            p = scale * p + shift
+            if inverse:
+                p = 1 / p if p > 0 else clip[1]
+            p = min(max(p, clip[0]), clip[1])
+            e, ratio = np.log(p) - np.log(g), max(p / g, g / p)
+            errors = [abs(p - g) / g, (p - g) ** 2 / g, ((p - g) / g) ** 2, (p - g) ** 2, e * e, e, abs(e)]
+            sums += [1, *errors, *(ratio < 1.25**j for j in (1, 2, 3)), (1 / p - 1 / g) ** 2]
+    return sums
+
+
+def silog_loss(prediction, depth, valid, form, focus, scale):
+    """A batch (B,H,W) each; `prediction` in metres."""
+    residuals = [
+        np.array([np.log(p) - np.log(y) for p, y in zip(*(m[b][valid[b]] for m in (prediction, depth)))])
+        for b in range(len(depth))
+    ]
+    of_images = [(d**2).mean() - focus * d.mean() ** 2 if len(d) else 0.0 for d in residuals]
+    together = np.concatenate(residuals)
+    if form == "eigen":
+        return (
+            scale * sum(len(d) ** 2 * one for d, one in zip(residuals, of_images)) / sum(len(d) ** 2 for d in residuals)
+        )
+    if form == "image_mean":
+        return scale * sum(of_images) / sum(len(d) > 0 for d in residuals)
+    if form == "sqrt":
+        return scale * np.sqrt((together**2).mean() - focus * together.mean() ** 2)
+    return scale * np.sqrt(together.var(ddof=1) + (1 - focus) * together.mean() ** 2)
+
+
+def berhu_loss(prediction, depth, valid, threshold):
+    """A batch (B,H,W) each."""
+    errors = [prediction[at] - depth[at] for at in map(tuple, np.argwhere(valid))]
+    c = threshold * max(abs(x) for x in errors)
+    return np.mean([abs(x) if abs(x) <= c else (x**2 + c**2) / (2 * c) for x in errors])
+
+
 def nnconv5(x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, skip):
     """One image: x (C,H,W), dw_weight (C,5,5), pw_weight (O,C), skip (O,2H,2W): (O,2H,2W)."""
     channels, height, width = x.shape

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import Callback
+from PIL import Image
 from torch import Tensor, nn
 
 from mdepth_fast.models import register_model
-from mdepth_fast.models.base import DisparityModel, PoseModel
-from mdepth_fast.training.config import Config
+from mdepth_fast.models.base import DepthModel, DisparityModel, Kind, PoseModel
+from mdepth_fast.training.config import AnyConfig, Config, SelfSupervisedConfig, SupervisedConfig
 from mdepth_fast.training.run import train
 
 
@@ -66,12 +68,102 @@ class TinyPose(PoseModel):
         return numbers[:, :3], numbers[:, 3:]
 
 
+class TinyMetric(DepthModel):
+    """Metres at half the size of the images, by a coarse stack and, in stage "fine", by another on top of it."""
+
+    multiple = 8
+
+    def __init__(self, norm: bool = True, dropout: float = 0.0, encoder_weights: str | None = None) -> None:
+        super().__init__(unit="m", input_size=None)
+        self.coarse = nn.Sequential(
+            conv(3, 8, 2, norm), conv(8, 16, 2, norm), nn.Dropout(dropout), nn.Conv2d(16, 1, 3, 1, 1)
+        )
+        self.fine = nn.Sequential(conv(4, 8, 2, norm), nn.Conv2d(8, 1, 3, 1, 1))
+        self.stage = "fine"
+
+    @property
+    def stage(self) -> str:
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        if stage not in ("coarse", "fine"):
+            raise ValueError(f"stage: expected coarse or fine, got {stage!r}")
+        self._stage = stage
+        self.coarse.requires_grad_(stage == "coarse")
+        self.fine.requires_grad_(stage == "fine")
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        if self.stage == "coarse":
+            last = [*self.coarse[3].parameters()]
+            rest = [parameter for block in self.coarse[:3] for parameter in block.parameters()]
+            return [{"params": rest, "lr": lr}, {"params": last, "lr": 10 * lr}]
+        return [{"params": [*self.fine.parameters()], "lr": lr / 2}]
+
+    def forward(self, images: Tensor) -> Tensor:
+        centred = images - 0.45
+        coarse = F.interpolate(self.coarse(centred), scale_factor=4.0 if self.stage == "fine" else 2.0)
+        if self.stage == "coarse":
+            return 3 + coarse
+        return 3 + F.avg_pool2d(coarse, 2) + self.fine(torch.cat([centred, coarse], 1))
+
+    def infer(self, images: Tensor) -> Tensor:
+        return self(images).clamp(min=0.1)
+
+
+class TinyInverse(TinyMetric):
+    """Inverse depth up to scale and shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = None
+
+    @property
+    def kind(self) -> Kind:
+        return "affine_inverse"
+
+
+register_model("tiny_inverse", TinyInverse)
 for suffix, with_norm in (("", True), ("_without_norm", False)):
     register_model(f"tiny_depth{suffix}", partial(TinyDepth, norm=with_norm))
     register_model(f"tiny_pose{suffix}", partial(TinyPose, norm=with_norm))
+    register_model(f"tiny_metric{suffix}", partial(TinyMetric, norm=with_norm))
 
 
-def tiny_config(**changes: Any) -> Config:
+def write_frames(root: Path, count: int = 8, size: tuple[int, int] = (48, 64), holes: float = 0.2) -> Path:
+    """A folder of `images` and `depth` (16-bit millimetres): blocks whose brightness says how near they are.
+
+    A share `holes` of the depth is missing.
+    """
+    numbers = np.random.default_rng(0)
+    for name in ("images", "depth"):
+        (root / name).mkdir(parents=True)
+    for index in range(count):
+        depth = np.kron(numbers.uniform(1, 6, (size[0] // 8, size[1] // 8)), np.ones((8, 8)))
+        grey = np.clip(260 - 40 * depth + numbers.normal(0, 4, size), 0, 255).astype(np.uint8)
+        Image.fromarray(np.stack([grey] * 3, 2)).save(root / "images" / f"{index:03d}.png")
+        millimetres = np.where(numbers.random(size) < holes, 0, 1000 * depth).astype(np.uint16)
+        Image.fromarray(millimetres).save(root / "depth" / f"{index:03d}.png")
+    return root
+
+
+def tiny_supervised(root: Path | str, **changes: Any) -> SupervisedConfig:
+    """Frames of `write_frames` for an eight-layer network, four steps an epoch."""
+    values: dict[str, Any] = {
+        "task": "supervised",
+        "run": "tiny",
+        "protocol": "nyu",
+        "data": {"name": "rgbd_folder", "root": str(root), "val_split": str(root), "batch_size": 2},
+        "model": {"name": "tiny_metric"},
+        "augment": {"height": 32, "width": 48, "scale": (1.0, 1.2)},
+        "loss": {"name": "l1"},
+        "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "schedule": "constant"},
+        "trainer": {"max_epochs": 5, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},
+    }
+    return changed(values, changes)  # type: ignore[return-value]
+
+
+def tiny_config(**changes: Any) -> SelfSupervisedConfig:
     """Synthetic scenes at 64x96, video and stereo sources, four steps an epoch."""
     values: dict[str, Any] = {
         "run": "tiny",
@@ -89,6 +181,11 @@ def tiny_config(**changes: Any) -> Config:
         "optimizer": {"lr": 1e-3, "step_size": 2, "gamma": 0.5},
         "trainer": {"max_epochs": 5, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},
     }
+    return changed(values, changes)  # type: ignore[return-value]
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> AnyConfig:
+    """The configuration of `values` under changes such as data__batch_size=4."""
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:
@@ -123,8 +220,9 @@ def read_record(path: Path) -> dict[int, dict[str, float]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     options = json.loads(sys.argv[1])
+    config = options["config"]
     train(
-        tiny_config(**options["config"]),
+        tiny_supervised(**config) if "root" in config else tiny_config(**config),
         resume=options.get("resume"),
         callbacks=[Recorder(Path(options["record"]), options.get("kill_after"))],
     )

@@ -3,15 +3,27 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mdepth_fast.evaluation import PROTOCOLS
-from mdepth_fast.training.config import Config, list_presets, load_config
+from mdepth_fast.training.config import (
+    Config,
+    SelfSupervisedConfig,
+    SupervisedConfig,
+    list_presets,
+    load_config,
+    preset_notes,
+)
 
 
 def test_every_preset_is_valid_and_names_a_protocol() -> None:
-    assert list_presets() == ["folder", "kitti_mono", "kitti_mono_stereo", "kitti_stereo", "motorcycle", "synthetic"]
-    for name in list_presets():
+    """Those of measured depth have tests of their own."""
+    names = list_presets("self_supervised")
+    assert names == ["folder", "kitti_mono", "kitti_mono_stereo", "kitti_stereo", "motorcycle", "synthetic"]
+    assert list_presets() == sorted([*names, *list_presets("supervised")])
+    for name in names:
         config = load_config(name)
+        assert isinstance(config, SelfSupervisedConfig)
         assert config.run == name
         assert config.protocol in PROTOCOLS
         assert config.data.height % 32 == config.data.width % 32 == 0
@@ -76,7 +88,7 @@ def test_a_yaml_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("run: mine\noptimizer: {lr: 5.0e-4}\n")
     config = load_config(str(path), ["--seed=3"])
     assert (config.run, config.optimizer.lr, config.seed) == ("mine", 5e-4, 3)
-    assert config.data == Config().data
+    assert config.data == SelfSupervisedConfig().data
 
     path.write_text("optimizer: {rate: 1}\n")
     with pytest.raises(ValueError, match=r"mine\.yaml.*rate"):
@@ -86,10 +98,40 @@ def test_a_yaml_file_of_ones_own(tmp_path: Path) -> None:
         load_config(str(path))
     with pytest.raises(FileNotFoundError, match=r"other\.yaml: no such file"):
         load_config(str(tmp_path / "other.yaml"))
-    with pytest.raises(ValueError, match=r"preset: expected one of folder, kitti_mono.*'cityscapes'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of dorn_kitti, .*kitti_mono.*'cityscapes'"):
         load_config("cityscapes")
 
 
-def test_a_configuration_survives_its_dictionary() -> None:
-    config = load_config("kitti_mono_stereo", ["--data.root=/data", "--trainer.devices=[0, 1]"])
+@pytest.mark.parametrize("preset", list_presets())
+def test_a_configuration_survives_its_dictionary_and_its_file(preset: str, tmp_path: Path) -> None:
+    config = load_config(preset, ["--data.root=/data", "--trainer.devices=[0, 1]"])
     assert Config.from_dict(config.to_dict()) == config
+    assert load_config(config) == config
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    assert load_config(str(path)) == config
+
+
+def test_the_task_decides_which_settings_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: supervised\nmodel: {name: fastdepth, options: {skip: none}}\n")
+    config = load_config(str(path), ["--model.options.decoder=upconv", "--stages.coarse=3"])
+    assert isinstance(config, SupervisedConfig)
+    assert config.model.options == {"skip": "none", "decoder": "upconv"}
+    assert config.stages == {"coarse": 3}
+    for preset, override in (("fcrn_nyu", "--pose.name=posecnn"), ("kitti_mono", "--loss.name=berhu")):
+        with pytest.raises(ValueError, match=override[2:10]):
+            load_config(preset, [override])
+    with pytest.raises(ValueError, match="task"):
+        load_config("kitti_mono", ["--task=supervised"])
+    path.write_text("task: zero_shot\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: task: expected one of .*, got 'zero_shot'"):
+        load_config(str(path))
+    # Runs from before there were tasks.
+    assert isinstance(Config.from_dict({"run": "old"}), SelfSupervisedConfig)
+
+
+def test_notes_of_a_preset() -> None:
+    notes = preset_notes("fcrn_nyu")
+    assert notes[0].startswith("FCRN, up-projection (Laina et al., 3DV 2016")
+    assert not any(line.startswith("#") or "task:" in line for line in notes)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import tiny_run
-from tiny_run import read_record, tiny_config
+import torch
+from tiny_run import Recorder, read_record, tiny_config, tiny_supervised, write_frames
 
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.run import train
@@ -46,6 +47,47 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int, 
     assert [path.name for path in (tmp_path / "b" / "tiny").iterdir()] == ["001"], "it goes on in its own folder"
 
 
+class _Stop(Recorder):
+    """Records, and ends the run by an error instead of a kill: the same for what is on the disk, and much faster."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        stop, self.kill_after = self.kill_after, None
+        super().on_train_batch_end(trainer, *rest)
+        if trainer.global_step == stop:
+            raise RuntimeError("stopped")
+        self.kill_after = stop
+
+
+@pytest.mark.parametrize("every", [3, 4], ids=["mid-epoch", "end of epoch"])
+def test_a_supervised_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int) -> None:
+    """With stages that change after the resumption, a rate that falls by what was seen before it, validation within
+    epochs, and dropout."""
+    root = write_frames(tmp_path / "frames")
+    settings: dict[str, Any] = {
+        "root": root,
+        "data__val_split": str(root),
+        "trainer__val_every_n_steps": 3,
+        "stages": {"coarse": 11, "fine": 9},
+        "model__options": {"dropout": 0.2},
+        "optimizer__lr": 0.02,
+        "optimizer__schedule": "plateau",
+        "optimizer__patience": 0,
+        "optimizer__gamma": 0.5,
+        "trainer__checkpoint_every_n_steps": every,
+    }
+    train(tiny_supervised(**settings, output=str(tmp_path / "a")), callbacks=[_Stop(tmp_path / "whole", None)])
+    config = tiny_supervised(**settings, output=str(tmp_path / "b"))
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config, callbacks=[_Stop(tmp_path / "parts", 10)])
+    torch.rand(100)
+    train(config, callbacks=[_Stop(tmp_path / "rest", None)], resume="auto")
+    expected, rest = read_record(tmp_path / "whole"), read_record(tmp_path / "rest")
+    assert sorted(rest) == list(range(10 // every * every + 1, 21))
+    assert {step: expected[step] for step in rest} == rest
+    assert len({line["lr"] for line in expected.values()}) > 1
+    assert len({line["loss"] for line in expected.values()}) == 20
+
+
 def test_a_truncated_checkpoint_is_named_in_one_error(tmp_path: Path) -> None:
     config = tiny_config(output=str(tmp_path), trainer__max_steps=1)
     result = train(config)
@@ -70,17 +112,19 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["self_supervised", "supervised"])
+def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path, task: str) -> None:
     """Without batch norm and augmentation: statistics and random numbers belong to a process, the rest is shared."""
-    config = {
-        "output": str(tmp_path),
-        "model__name": "tiny_depth_without_norm",
-        "pose__name": "tiny_pose_without_norm",
-        "data__batch_size": 4,
-        "augment__flip": 0.0,
-        "augment__jitter": 0.0,
-        "trainer__max_epochs": 3,
-    }
+    config: dict[str, Any] = {"output": str(tmp_path), "data__batch_size": 4, "augment__flip": 0.0}
+    config["trainer__max_epochs"] = 3
+    if task == "supervised":
+        # Every stage leaves parameters without a gradient, and each has others.
+        config |= {"root": str(write_frames(tmp_path / "frames", holes=0)), "stages": {"coarse": 3, "fine": 3}}
+        config |= {"model__name": "tiny_metric_without_norm", "augment__recolor": 0.0, "augment__scale": [1, 1]}
+        config |= {"augment__rotate": 0.0, "augment__crop": "centre"}
+    else:
+        config |= {"model__name": "tiny_depth_without_norm", "pose__name": "tiny_pose_without_norm"}
+        config |= {"augment__jitter": 0.0}
     one = spawn(tmp_path / "one", config)
     assert one.returncode == 0, one.stderr
     two = spawn(tmp_path / "two", {**config, "trainer__devices": 2, "trainer__strategy": "ddp"})

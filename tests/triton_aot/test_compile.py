@@ -15,6 +15,8 @@ from triton.compiler import ASTSource
 
 from mdepth_fast.kernels import (
     _launch,
+    berhu_loss,
+    depth_metrics,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -22,6 +24,7 @@ from mdepth_fast.kernels import (
     ordinal_decode,
     ordinal_loss,
     photometric_loss,
+    silog_loss,
 )
 
 CAPABILITIES = (80, 90, 120)
@@ -84,6 +87,25 @@ def _ordinal(dtype, everything):
         ordinal_loss.backward(one, one.long(), logits, depth, thresholds, valid)
 
 
+def _depth_metrics(dtype, everything):
+    maps, factor = torch.zeros(2, 2, 1, 16, 32, dtype=dtype), torch.zeros(2, dtype=torch.float64)
+    depth_metrics.forward(*maps, factor, None, [1, 16, 0, 30], [1e-3, 80.0, 1e-3, 80.0], False)
+    if everything:
+        depth_metrics.forward(*maps, factor, factor, [0, 16, 0, 32], [0.0, torch.inf, 1e-3, 80.0], True)
+        depth_metrics.forward(*maps, None, None, [0, 16, 0, 32], [0.0, 80.0, 1e-3, torch.inf], False)
+
+
+def _depth_losses(dtype, everything):
+    depth, one = torch.ones(8, 1, 16, 32, dtype=dtype), torch.ones((), dtype=dtype)
+    coefficients, state = torch.zeros(8, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    for valid, form in ((None, "eigen"), (depth > 0, "sqrt_unbiased"))[: 2 if everything else 1]:
+        measured, log_prediction = valid is None, valid is not None
+        berhu_loss.forward(depth, depth, valid, measured, 0.2)
+        berhu_loss.backward(one, state, depth, depth, valid, measured, 0.2)
+        silog_loss.forward(depth, depth, valid, measured, form, 0.5, 1.0, log_prediction)
+        silog_loss.backward(one, coefficients, depth, depth, valid, measured, log_prediction)
+
+
 def _nnconv5(dtype, everything):
     x, grad = torch.zeros(2, 64, 16, 32, dtype=dtype), torch.zeros(2, 48, 32, 64, dtype=dtype)
     channels, out_channels = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
@@ -114,7 +136,8 @@ def _launches(dtype, everything):
         for value in arguments.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()  # what PyTorch does with it next must not meet rubbish
-        notes = [f"{name}={value}" for name, value in arguments.items() if name.isupper()]
+        constants = {name: value for name, value in arguments.items() if name.isupper()}
+        notes = [f"{name}={v if isinstance(v, str) else format(v, '.4g')}" for name, v in constants.items()]
         notes += [f"no {name}" for name, value in arguments.items() if value is None]
         label = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__} {_dtype(arguments)} {' '.join(notes)}"
         found[label] = (kernel, warps, arguments)
@@ -122,7 +145,8 @@ def _launches(dtype, everything):
     with pytest.MonkeyPatch.context() as patch:
         for module in triton_blocks.MODULES:
             patch.setattr(module, "launch", record)
-        for run in (_photometric, _warp, _smoothness, _reprojection, _ordinal, _nnconv5):
+        runs = (_photometric, _warp, _smoothness, _reprojection, _ordinal, _depth_losses, _depth_metrics, _nnconv5)
+        for run in runs:
             run(dtype, everything)
     return found
 

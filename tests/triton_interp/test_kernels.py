@@ -5,13 +5,13 @@ import torch
 import triton
 import triton.language as tl
 import triton_blocks
-from cases import gradients
+from cases import awkward_metrics, gradients
 from scenes import relative_error, scene
 from triton_blocks import CASES
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels import _launch
-from mdepth_fast.ops import edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+from mdepth_fast.ops import depth_metrics, edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
 
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -122,6 +122,13 @@ def test_empty_batch(case):
         torch.testing.assert_close(outputs[0], want, rtol=0, atol=0, equal_nan=True)
     for name, grad in zip(case.differentiable, grads):
         assert not grad.any() if name in case.shared else grad.shape[0] == 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depth_metrics_of_awkward_numbers_and_windows(dtype):
+    for name, arguments in awkward_metrics(dtype).items():
+        got, want = (depth_metrics(**arguments, backend=backend) for backend in ("triton", "reference"))
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize(

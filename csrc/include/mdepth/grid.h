@@ -48,6 +48,18 @@ MDEPTH_HD int64_t blocks_per_image(int64_t height, int64_t width) {
 // Blocks of an image whose pixels are taken one after another, whatever their row.
 MDEPTH_HD int64_t runs_per_plane(int64_t plane) { return (plane + kRunThreads - 1) / kRunThreads; }
 
+// Blocks of an image of depth_metrics, each of kMetricsPixels * kRunThreads pixels of the window.
+constexpr int kMetricsPixels = 16;
+MDEPTH_HD int64_t metrics_blocks(const DepthMetricsParams& p) {
+  constexpr int64_t kPixels = kMetricsPixels * kRunThreads;
+  return ((p.bottom - p.top) * (p.right - p.left) + kPixels - 1) / kPixels;
+}
+
+// Blocks of kReduceThreads over a plane, each thread with kElementsPerThread of its pixels.
+MDEPTH_HD int64_t spans_per_plane(int64_t plane) {
+  return (plane + kReduceThreads * kElementsPerThread - 1) / (kReduceThreads * kElementsPerThread);
+}
+
 // First owned pixel of a block.
 struct BlockOrigin {
   int64_t image;

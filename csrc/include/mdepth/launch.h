@@ -7,6 +7,7 @@
 #define MDEPTH_CPU_PROTOTYPES(isa)                            \
   namespace mdepth {                                          \
   namespace isa {                                             \
+  int depth_metrics(const DepthMetricsParams&);               \
   int inverse_warp(const InverseWarpParams&);                 \
   int inverse_warp_backward(const InverseWarpParams&);        \
   int photometric_loss(const PhotometricLossParams&);         \
@@ -19,6 +20,10 @@
   int ordinal_loss(const OrdinalLossParams&);                 \
   int ordinal_loss_backward(const OrdinalLossParams&);        \
   int conv_stack(const ConvStackParams&);                     \
+  int silog_loss(const SilogLossParams&);                     \
+  int silog_loss_backward(const SilogLossParams&);            \
+  int berhu_loss(const BerhuLossParams&);                     \
+  int berhu_loss_backward(const BerhuLossParams&);            \
   }                                                           \
   }
 

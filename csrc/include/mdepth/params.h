@@ -15,6 +15,7 @@ using int64_t = long long;
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1 };
 enum class Padding : int { kBorder = 0, kZeros = 1 };
+enum class SilogForm : int { kEigen = 0, kImageMean = 1, kSqrt = 2, kSqrtUnbiased = 3 };
 
 // A projection is a row-major 3x4 double matrix [K_source R K^-1 | K_source t].
 constexpr int kProjection = 12;
@@ -106,6 +107,62 @@ struct OrdinalLossParams {
   int64_t* count;          // valid pixels: out in forward, in in backward
   const void* grad;        // one number; backward only, as is all below
   void* grad_logits;       // out (B, 2 bins, H, W)
+  double* workspace;       // GPU, forward only
+};
+
+// Sums over pixels from which the depth metrics follow, with depths p and g and e = ln p - ln g: how many pixels;
+// |p - g| / g; (p - g)^2 / g; (p - g)^2 / g^2; (p - g)^2; e^2; e; |e|; max(p / g, g / p) < 1.25, 1.25^2, 1.25^3;
+// (1 / p - 1 / g)^2.
+constexpr int kDepthSums = 12;
+
+struct DepthMetricsParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, height, width;
+  int64_t top, bottom, left, right;  // the window that counts, half-open
+  double min_valid, max_valid;       // ground truth strictly between counts
+  double min_depth, max_depth;       // predictions are clipped to these
+  bool inverse;                      // predictions are inverse depths
+  const void* prediction;            // (B, H, W)
+  const void* ground_truth;          // (B, H, W)
+  const double* scale;               // (B,) or null: 1
+  const double* shift;               // (B,) or null: 0
+  double* sums;                      // out (B, kDepthSums)
+  double* workspace;                 // GPU
+};
+
+// Which pixels count: those of `valid`, else if `measured` those of finite depth above 0, else all.
+struct SilogLossParams {
+  Dtype dtype;
+  SilogForm form;
+  int threads;
+  int64_t batch, height, width;
+  double variance_focus, scale;
+  bool log_prediction;     // prediction is log(depth)
+  bool measured;
+  const void* prediction;  // (B, 1, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const bool* valid;       // (B, 1, H, W) or null
+  double* loss;            // out: one number; forward only
+  double* coefficients;    // (B, 2), slope and shift of the gradient: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_prediction;   // out (B, 1, H, W)
+  double* workspace;       // GPU, forward only
+};
+
+struct BerhuLossParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, height, width;
+  double threshold;        // share of the largest error
+  bool measured;
+  const void* prediction;  // (B, 1, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const bool* valid;       // (B, 1, H, W) or null
+  double* loss;            // out: one number; forward only
+  double* state;           // (2,), largest error and number of pixels: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_prediction;   // out (B, 1, H, W)
   double* workspace;       // GPU, forward only
 };
 

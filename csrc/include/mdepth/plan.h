@@ -114,6 +114,16 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+inline Plan plan_depth_metrics(const DepthMetricsParams& p) {
+  check_plane("depth_metrics", p.height, p.width);
+  const int64_t blocks = p.batch * metrics_blocks(p);
+  Plan plan;
+  plan.workspace = kDepthSums * blocks;
+  plan.add(with_dtype("depth_metrics", p.dtype), blocks, kRunThreads);
+  plan.add("depth_metrics_sum", p.batch, kReduceThreads);
+  return plan;
+}
+
 template <class T>
 int64_t nnconv5_blocks(const NnConv5Params& p) {
   using Shape = NnConv5Shape<T>;
@@ -150,6 +160,39 @@ inline Plan plan_ordinal_loss(const OrdinalLossParams& p) {
 inline Plan plan_ordinal_loss_backward(const OrdinalLossParams& p) {
   Plan plan;
   plan.add(with_dtype("ordinal_loss_backward", p.dtype), p.batch * runs_per_plane(p.height * p.width), kRunThreads);
+  return plan;
+}
+
+inline Plan plan_silog_loss(const SilogLossParams& p) {
+  const int64_t blocks = p.batch * spans_per_plane(p.height * p.width);
+  Plan plan;
+  plan.workspace = 3 * (blocks + p.batch);  // sums of each block, of each image
+  plan.add(with_dtype("silog_loss", p.dtype), blocks, kReduceThreads);
+  plan.add("silog_loss_sum", p.batch, kReduceThreads);
+  plan.add("silog_loss_finish", 1, 1);
+  return plan;
+}
+
+inline Plan plan_silog_loss_backward(const SilogLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("silog_loss_backward", p.dtype), p.batch * spans_per_plane(p.height * p.width), kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_berhu_loss(const BerhuLossParams& p) {
+  const int64_t blocks = spans_per_plane(p.batch * p.height * p.width);
+  Plan plan;
+  plan.workspace = 3 * blocks;  // largest error, number of pixels and cost of each block
+  plan.add(with_dtype("berhu_loss_largest", p.dtype), blocks, kReduceThreads);
+  plan.add("berhu_loss_state", 1, kReduceThreads);
+  plan.add(with_dtype("berhu_loss", p.dtype), blocks, kReduceThreads);
+  plan.add("berhu_loss_sum", 1, kReduceThreads);
+  return plan;
+}
+
+inline Plan plan_berhu_loss_backward(const BerhuLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("berhu_loss_backward", p.dtype), spans_per_plane(p.batch * p.height * p.width), kReduceThreads);
   return plan;
 }
 

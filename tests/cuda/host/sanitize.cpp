@@ -173,6 +173,24 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   e.grad_disparity = map.get();
   run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
 
+  DepthMetricsParams r{};
+  Room<double> sums(kBatch * kDepthSums);
+  const std::vector<double> factors_of_images(kBatch, 1.1);
+  r.dtype = dtype;
+  r.batch = kBatch;
+  r.height = kHeight;
+  r.width = kWidth;
+  r.top = 1;
+  r.bottom = kHeight;
+  r.right = kWidth - 1;
+  r.max_valid = r.max_depth = 2.5;
+  r.min_depth = 0.1;
+  r.prediction = depth.data();
+  r.ground_truth = other_depth.data();
+  r.scale = factors_of_images.data();
+  r.sums = sums.get();
+  run("depth_metrics", plan_depth_metrics, r, {&sums});
+
   constexpr int64_t kIn = 19, kOut = 11;  // two chunks of input channels, half of the threads without an output one
   auto x = numbers<T>(kBatch * kIn * kPlane, -1, 1), dw_weight = numbers<T>(kIn * 25, -1, 1);
   auto pw_weight = numbers<T>(kOut * kIn, -1, 1), factors = numbers<T>(kIn, -1, 1);
@@ -233,6 +251,41 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   o.grad = target.data();
   o.grad_logits = grad_logits.get();
   run("ordinal_loss_backward", plan_ordinal_loss_backward, o, {&grad_logits});
+
+  Room<double> numbers_of_images(2 * kBatch), state(2);
+  SilogLossParams s{};
+  s.dtype = dtype;
+  s.batch = kBatch;
+  s.height = kHeight;
+  s.width = kWidth;
+  s.form = SilogForm::kSqrtUnbiased;
+  s.variance_focus = 0.85;
+  s.scale = 10;
+  s.measured = true;
+  s.prediction = depth.data();
+  s.depth = other_depth.data();
+  s.loss = loss.get();
+  s.coefficients = numbers_of_images.get();
+  run("silog_loss", plan_silog_loss, s, {&loss, &numbers_of_images});
+  s.grad = target.data();
+  s.grad_prediction = map.get();
+  run("silog_loss_backward", plan_silog_loss_backward, s, {&map});
+
+  BerhuLossParams h{};
+  h.dtype = dtype;
+  h.batch = kBatch;
+  h.height = kHeight;
+  h.width = kWidth;
+  h.threshold = 0.2;
+  h.valid = valid.get();
+  h.prediction = depth.data();
+  h.depth = other_depth.data();
+  h.loss = loss.get();
+  h.state = state.get();
+  run("berhu_loss", plan_berhu_loss, h, {&loss, &state});
+  h.grad = target.data();
+  h.grad_prediction = map.get();
+  run("berhu_loss_backward", plan_berhu_loss_backward, h, {&map});
 }
 
 }  // namespace

@@ -1,0 +1,2 @@
+def test_berhu_loss(compare):
+    compare("berhu_loss")

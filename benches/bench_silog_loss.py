@@ -1,0 +1,2 @@
+def test_silog_loss(compare):
+    compare("silog_loss")

@@ -1,0 +1,65 @@
+// The arithmetic of the scale-invariant logarithmic loss, host and device: the residual d of a pixel, the loss of the sums
+// of d and d^2, and the derivative by d, which is slope * d + shift with two numbers for each image.
+#pragma once
+#include "mdepth/log.h"
+#include "mdepth/params.h"
+
+namespace mdepth {
+
+enum SilogSum { kSilogCount, kSilogSum, kSilogSquares, kSilogSums };  // of an image's valid pixels
+
+// log(prediction / depth), or prediction - log(depth); NaN where that is not finite.
+template <class T>
+MDEPTH_HD T silog_residual(T prediction, T depth, bool log_prediction) {
+  return log_prediction ? prediction - log_ratio(depth, T(1)) + (prediction - prediction)
+                        : log_ratio(prediction, depth);
+}
+
+// The loss and (B, 2) slope and shift, from (B, kSilogSums) sums.
+MDEPTH_HD void silog_finish(const SilogLossParams& p, const double* sums, double* loss, double* coefficients) {
+  const double focus = p.variance_focus;
+  double count = 0, weight = 0, images = 0, sum = 0, squares = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const double* s = sums + b * kSilogSums;
+    count += s[kSilogCount];
+    weight += s[kSilogCount] * s[kSilogCount];
+    images += s[kSilogCount] > 0;
+    sum += s[kSilogSum];
+    squares += s[kSilogSquares];
+  }
+  count = count > 1 ? count : 1;
+  if (p.form == SilogForm::kSqrt || p.form == SilogForm::kSqrtUnbiased) {
+    // variance / share + (1 - focus) mean^2, share being what the sum of squared deviations is divided by
+    const double share = p.form == SilogForm::kSqrt || count < 2 ? count : count - 1, mean = sum / count;
+    const double value = (squares - sum * mean) / share + (1 - focus) * mean * mean;
+    const bool still = value <= 0;  // no deviation, but for rounding; NaN goes on
+    const double root = still ? 0 : sqrt(value), factor = still ? 0 : p.scale / root;
+    *loss = p.scale * root;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      coefficients[2 * b] = factor / share;
+      coefficients[2 * b + 1] = factor * mean * ((1 - focus) / count - 1 / share);
+    }
+    return;
+  }
+  const bool eigen = p.form == SilogForm::kEigen;
+  const double share = eigen ? weight : images;
+  const double factor = p.scale / (share > 1 ? share : 1);
+  double total = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const double* s = sums + b * kSilogSums;
+    const double n = s[kSilogCount] > 1 ? s[kSilogCount] : 1;
+    const double mean = s[kSilogSum] / n, of_image = factor * (eigen ? n : 1 / n);  // per squared residual
+    total += of_image * (s[kSilogSquares] - focus * s[kSilogSum] * mean);
+    coefficients[2 * b] = 2 * of_image;
+    coefficients[2 * b + 1] = -2 * of_image * focus * mean;
+  }
+  *loss = total;
+}
+
+// The derivative by the prediction; slope and shift already times the gradient of the loss.
+template <class T>
+MDEPTH_HD T silog_gradient(T residual, T prediction, T slope, T shift, bool log_prediction) {
+  return (slope * residual + shift) / (log_prediction ? T(1) : prediction);
+}
+
+}  // namespace mdepth

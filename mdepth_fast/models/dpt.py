@@ -1,0 +1,381 @@
+"""DPT (Ranftl, Bochkovskiy, Koltun, ICCV 2021, arXiv 2103.13413): depth from the tokens of a vision transformer.
+
+State-dict keys are those of the published files. The same numbers come from less work than the published code does:
+bilinear resizing and a 1x1 convolution commute, so the convolution runs before the map is four times as large; the
+class token's half of a readout is computed once instead of once per token; a transposed convolution whose stride is
+its kernel is a matrix product; the residual unit that the first fusion block never uses is not run.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import DepthModel, Kind, check_images
+from .checkpoints import load_encoder_weights
+from .doubled_conv import doubled_conv
+from .resnetv2 import ResNetV2
+from .vit import PATCH, PatchEmbed, VisionTransformer, gelu
+from .winograd import WinogradConv2d, fits
+
+__all__ = ["DPT", "DPTGeometry"]
+
+
+@dataclass(frozen=True)
+class DPTGeometry:
+    """The sizes of a DPT.
+
+    dim, depth, heads    of the transformer
+    taps                 blocks, counted from 0, after which tokens are read: four, or two behind a trunk
+    widths               channels of the maps at strides 4, 8, 16 and 32 that the tokens (and the trunk) are turned into
+    features             channels of the decoder
+    trunk, trunk_width   None, or the depths of the stages of a ResNetV2 in place of the patch embedding, and its width;
+                         its first two stages are the maps at strides 4 and 8
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    taps: tuple[int, ...]
+    widths: tuple[int, int, int, int]
+    features: int = 256
+    trunk: tuple[int, int, int] | None = None
+    trunk_width: int = 64
+
+
+GEOMETRIES = {
+    "large": DPTGeometry(1024, 24, 16, (5, 11, 17, 23), (256, 512, 1024, 1024)),
+    "base": DPTGeometry(768, 12, 12, (2, 5, 8, 11), (96, 192, 384, 768)),
+    "hybrid": DPTGeometry(768, 12, 12, (8, 11), (256, 512, 768, 768), trunk=(3, 4, 9)),
+}
+
+
+class _HybridEmbed(nn.Module):
+    """Images to tokens of stride 16 through a ResNetV2; its stages at strides 4 and 8 are returned too."""
+
+    def __init__(self, dim: int, backbone: ResNetV2) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proj = nn.Conv2d(backbone.channels[-1], dim, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        *maps, last = self.backbone(images)
+        return self.proj(last), maps
+
+
+class _Readout(nn.Module):
+    """The class token into every other token: GELU(Linear([token, class token]))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + N, dim) to (B, N, dim)."""
+        linear: Any = self.project[0]
+        own, of_class = linear.weight.t().chunk(2)
+        shared = torch.addmm(linear.bias, tokens[:, 0], of_class).unsqueeze(1)
+        return gelu(torch.baddbmm(shared, tokens[:, 1:], own.expand(len(tokens), -1, -1)))
+
+
+class _Reassemble(nn.Module):
+    """Tokens to a map of `width` channels at `scale` times the resolution of the patches; layers 1 and 2 have no
+    parameters in the published files."""
+
+    def __init__(self, dim: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        resample: dict[float, Callable[[], nn.Module]] = {
+            4: lambda: nn.ConvTranspose2d(width, width, 4, 4),
+            2: lambda: nn.ConvTranspose2d(width, width, 2, 2),
+            1: nn.Identity,
+            0.5: lambda: nn.Conv2d(width, width, 3, 2, 1),
+        }
+        self.add_module("0", _Readout(dim))
+        self.add_module("3", nn.Conv2d(dim, width, 1))
+        self.add_module("4", resample[scale]())
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 1 + h * w, dim) to (B, width, scale * h, scale * w), channels_last."""
+        readout, project, resample = cast(list[Any], list(self.children()))
+        x = F.linear(readout(tokens), project.weight.flatten(1), project.bias)
+        if self.scale <= 1:
+            return resample(x.transpose(1, 2).unflatten(2, size))
+        k, width = int(self.scale), project.out_channels
+        # Windows that do not overlap: one matrix product gives every token its k x k pixels, which take their place.
+        weight, bias = resample.weight.permute(0, 2, 3, 1).flatten(1), resample.bias.repeat(k * k)
+        x = torch.addmm(bias, x.flatten(0, 1), weight).view(len(x), *size, k, k, width)
+        return x.transpose(2, 3).reshape(len(x), size[0] * k, size[1] * k, width).permute(0, 3, 1, 2)
+
+
+class _ResidualConvUnit(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x.relu()).relu_()).add_(x)
+
+
+class _Fusion(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(features, features, 1)
+        self.resConfUnit1 = _ResidualConvUnit(features)
+        self.resConfUnit2 = _ResidualConvUnit(features)
+
+    def forward(self, lateral: Tensor, path: Tensor | None = None) -> Tensor:
+        """Map of the backbone (B, features, h, w) and the last block's result (B, features, h/2, w/2) to one like the
+        first; the published block returns it doubled."""
+        if path is not None:
+            path = F.interpolate(path, scale_factor=2, mode="bilinear", align_corners=True)
+            lateral = self.resConfUnit1(lateral).add_(path)
+        return self.out_conv(self.resConfUnit2(lateral))
+
+
+class _Encoder(nn.Module):
+    """Images in [-1, 1] to four maps at strides 4, 8, 16 and 32; named `pretrained` in the published files."""
+
+    def __init__(self, geometry: DPTGeometry, layer_norm_eps: float, weight_eps: float) -> None:
+        super().__init__()
+        self.taps = geometry.taps
+        embed: nn.Module = PatchEmbed(geometry.dim)
+        if geometry.trunk is not None:
+            embed = _HybridEmbed(geometry.dim, ResNetV2(geometry.trunk, geometry.trunk_width, eps=weight_eps))
+        self.model = VisionTransformer(geometry.dim, geometry.depth, geometry.heads, embed, eps=layer_norm_eps)
+        for n in range(5 - len(self.taps), 5):
+            block = _Reassemble(geometry.dim, geometry.widths[n - 1], (4, 2, 1, 0.5)[n - 1])
+            self.add_module(f"act_postprocess{n}", block)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, tokens = self.model(images, self.taps)
+        size = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
+        for n, x in enumerate(tokens, 5 - len(tokens)):
+            maps.append(self.get_submodule(f"act_postprocess{n}")(x, size))
+        return maps
+
+
+class _Decoder(nn.Module):
+    """Four maps, finest first, to inverse depth; named `scratch` in the published files."""
+
+    def __init__(self, geometry: DPTGeometry) -> None:
+        super().__init__()
+        features = geometry.features
+        for n, width in enumerate(geometry.widths, 1):
+            self.add_module(f"layer{n}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
+        for n in range(1, 5):
+            self.add_module(f"refinenet{n}", _Fusion(features))
+        self.output_conv = nn.Sequential(
+            nn.Conv2d(features, features // 2, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Conv2d(features // 2, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 1, 1),
+            nn.ReLU(inplace=True),
+        )
+        # Training from scratch must not start where the last ReLU is zero everywhere, and with it every gradient.
+        nn.init.ones_(self.get_parameter("output_conv.4.bias"))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        laterals = [self.get_submodule(f"layer{n}_rn")(x) for n, x in enumerate(maps, 1)]
+        x = self.get_submodule("refinenet4")(laterals[3])
+        for n in (3, 2, 1):
+            x = self.get_submodule(f"refinenet{n}")(laterals[n - 1], x)
+        head: Any = self.output_conv
+        return head[3:](doubled_conv(doubled_conv(x, head[0]), head[2]))
+
+
+class DPT(DepthModel):
+    """DPT-Large, -Base or -Hybrid, relative or metric.
+
+    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns (B, 1, H, W): inverse depth up
+    to a scale and a shift per image, not negative, larger is closer; or, with `scale` and `shift`, depth in metres,
+    1 / max(scale * inverse depth + shift, 1e-8). TypeError or ValueError for images of another type or shape.
+
+    geometry         "large", "base", "hybrid" or the sizes of another DPT
+    scale, shift     constants that make the output metric: 6.016e-5 and 0.00579 in the published net for KITTI, 3.05e-4
+                     and 0.1378 in that for NYU, both for the hybrid; for large and base none are published
+    target_size      (H, W) that `predict` approaches: one factor for both sides, that of the two which changes the
+                     image less, then each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216 (of
+                     images cropped to that size), NYU 480x640
+    input_size       (H, W) to which `predict` resizes in place of this rule
+    encoder_weights  path of an ImageNet ViT's state dict under timm's names, None: random initialisation
+    layer_norm_eps   1e-6 in the published nets, 1e-12 in transformers' configuration of them
+    weight_eps       eps of the hybrid's weight standardisation, (w - mean) / (std + eps)
+
+    `pretrained.model.norm` and `scratch.refinenet4.resConfUnit1` are in the published files, but nothing reads them:
+    they get no gradient, which distributed training has to be told (find_unused_parameters).
+    """
+
+    interpolation: ClassVar[str] = "bicubic"
+
+    def __init__(
+        self,
+        geometry: str | DPTGeometry = "large",
+        *,
+        scale: float | None = None,
+        shift: float | None = None,
+        target_size: tuple[int, int] = (384, 384),
+        input_size: tuple[int, int] | None = None,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        layer_norm_eps: float = 1e-6,
+        weight_eps: float = 1e-5,
+    ) -> None:
+        super().__init__(unit=None if scale is None else "m", input_size=input_size)
+        if isinstance(geometry, str):
+            if geometry not in GEOMETRIES:
+                names = ", ".join(GEOMETRIES)
+                raise ValueError(f"geometry: expected one of {names} or a DPTGeometry, got {geometry!r}")
+            geometry = GEOMETRIES[geometry]
+        if (scale is None) != (shift is None):
+            raise ValueError(f"scale, shift: expected both or neither, got {scale} and {shift}")
+        count, taps, last = 4 if geometry.trunk is None else 2, list(geometry.taps), geometry.depth - 1
+        if len(taps) != count or taps != sorted({*taps} & {*range(last + 1)}):
+            raise ValueError(f"geometry.taps: expected {count} ascending blocks out of 0..{last}, got {geometry.taps}")
+        of_trunk = (4 * geometry.trunk_width, 8 * geometry.trunk_width)
+        if geometry.trunk is not None and tuple(geometry.widths[:2]) != of_trunk:
+            raise ValueError(f"geometry.widths: expected {of_trunk}, as the trunk has, first, got {geometry.widths}")
+        self.geometry, self.scale, self.shift, self.target_size = geometry, scale, shift, target_size
+        self.pretrained = _Encoder(geometry, layer_norm_eps, weight_eps)
+        self.scratch = _Decoder(geometry)
+        if encoder_weights is not None:
+            load_encoder_weights(self.pretrained.model, encoder_weights)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def kind(self) -> Kind:
+        return "metric" if self.unit else "affine_inverse"
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, "images")
+        height, width = images.shape[-2:]
+        if height % 32 or width % 32 or not height or not width:
+            raise ValueError(f"images: expected height and width multiples of 32, got {height}x{width}")
+        inverse = self.scratch(self.pretrained((2 * images - 1).contiguous(memory_format=torch.channels_last)))
+        if self.scale is None:
+            return inverse
+        return 1 / (self.scale * inverse.float() + self.shift).clamp(min=1e-8)  # 1e-8 is 0 in half precision
+
+    def infer(self, images: Tensor) -> Tensor:
+        return self(images)
+
+    def to_depth(self, values: Tensor) -> Tensor:
+        """What bicubic resizing throws below zero at an edge is cut off, at 1 mm where it is a depth."""
+        return values.clamp(min=0 if self.scale is None else 1e-3)
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.input_size:
+            return self.input_size
+        factors = (self.target_size[0] / height, self.target_size[1] / width)
+        factor = min(factors, key=lambda f: abs(1 - f))
+        # round() is to even, as NumPy's, which the published code calls.
+        rows, columns = (max(32, 32 * round(factor * length / 32)) for length in (height, width))
+        return rows, columns
+
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(images, size, mode="bicubic", align_corners=False)
+
+    def optimize_for_inference(self) -> "DPT":
+        """A copy for inference alone, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
+
+        It takes 36 / 9 of the memory for these, a seventh more for DPT-Large, and gains on a CPU only.
+        """
+        net = copy.deepcopy(self).eval().requires_grad_(False)
+        for name, module in list(net.scratch.named_modules()):
+            # On the coarsest maps there are too few tiles to win anything.
+            if fits(module) and not name.startswith(("layer4", "refinenet4", "output_conv")):
+                parent, _, child = name.rpartition(".")
+                setattr(net.scratch.get_submodule(parent), child, WinogradConv2d(module))
+        return net
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups of an optimiser: `lr` for the decoder, a tenth of it for the backbone (published: 1e-4 and 1e-5)."""
+        backbone = list(self.pretrained.model.parameters())
+        known = set(backbone)
+        decoder = [parameter for parameter in self.parameters() if parameter not in known]
+        return [{"params": backbone, "lr": lr / 10}, {"params": decoder, "lr": lr}]
+
+    def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A published file, {"model": ...} or the state dict itself, or that of transformers' DPTForDepthEstimation."""
+        if isinstance(content.get("model"), Mapping):
+            content = content["model"]
+        # The ImageNet classifier is in the files, but not in the net.
+        content = {key: value for key, value in content.items() if not key.startswith("pretrained.model.head.")}
+        for key, theirs in self.transformers_keys().items():
+            parts = [content[name] for name in theirs if isinstance(content.get(name), Tensor)]
+            if len(parts) == len(theirs):
+                content[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
+                for name in theirs:
+                    del content[name]
+        return content
+
+    def transformers_keys(self) -> dict[str, tuple[str, ...]]:
+        """Key of `state_dict()` to that of transformers' DPTForDepthEstimation; to three where query, key and value are
+        apart there: the rows of ours, in that order."""
+        modules = _transformers_modules(self.geometry)
+        keys: dict[str, tuple[str, ...]] = {}
+        for key in self.state_dict():
+            module = key
+            while module not in modules:
+                module = module.rpartition(".")[0]
+            rest = key.removeprefix(module)
+            parts = (".query", ".key", ".value") if module.endswith(".qkv") else ("",)
+            keys[key] = tuple(f"{modules[module]}{part}{rest}" for part in parts)
+        return keys
+
+    def transformers_state_dict(self) -> dict[str, Tensor]:
+        """The weights as transformers' DPTForDepthEstimation loads them: views of the parameters, no copies."""
+        state = self.state_dict()
+        return {
+            name: part
+            for key, names in self.transformers_keys().items()
+            for name, part in zip(names, state[key].chunk(len(names)), strict=True)
+        }
+
+
+def _transformers_modules(geometry: DPTGeometry) -> dict[str, str]:
+    """Module to module of transformers' DPTForDepthEstimation, or to that which holds its query, key and value."""
+    vit, embeddings = "pretrained.model", "dpt.embeddings"
+    backbone, bit = f"{vit}.patch_embed.backbone", f"{embeddings}.backbone.bit"
+    modules = {
+        f"{vit}.cls_token": f"{embeddings}.cls_token",
+        f"{vit}.pos_embed": f"{embeddings}.position_embeddings",
+        f"{vit}.patch_embed.proj": f"{embeddings}.{'projection' if geometry.trunk else 'patch_embeddings.projection'}",
+        f"{backbone}.stem.conv": f"{bit}.embedder.convolution",
+        f"{backbone}.stem.norm": f"{bit}.embedder.norm",
+        f"{vit}.norm": "dpt.layernorm",
+        "scratch.output_conv": "head.head",
+    }
+    for n in range(3):
+        modules[f"{backbone}.stages.{n}.blocks"] = f"{bit}.encoder.stages.{n}.layers"
+    for n in range(geometry.depth):
+        block, layer = f"{vit}.blocks.{n}", f"dpt.encoder.layer.{n}"
+        modules |= {
+            f"{block}.norm1": f"{layer}.layernorm_before",
+            f"{block}.norm2": f"{layer}.layernorm_after",
+            f"{block}.attn.qkv": f"{layer}.attention.attention",
+            f"{block}.attn.proj": f"{layer}.attention.output.dense",
+            f"{block}.mlp.fc1": f"{layer}.intermediate.dense",
+            f"{block}.mlp.fc2": f"{layer}.output.dense",
+        }
+    for n in range(4):  # lists count from 0 there, and the fusion blocks from the coarsest
+        reassemble, fusion = f"pretrained.act_postprocess{n + 1}", f"neck.fusion_stage.layers.{3 - n}"
+        modules |= {
+            f"{reassemble}.0.project.0": f"neck.reassemble_stage.readout_projects.{n}.0",
+            f"{reassemble}.3": f"neck.reassemble_stage.layers.{n}.projection",
+            f"{reassemble}.4": f"neck.reassemble_stage.layers.{n}.resize",
+            f"scratch.layer{n + 1}_rn": f"neck.convs.{n}",
+            f"scratch.refinenet{n + 1}.out_conv": f"{fusion}.projection",
+        }
+        for unit in (1, 2):
+            for conv in (1, 2):
+                modules[f"scratch.refinenet{n + 1}.resConfUnit{unit}.conv{conv}"] = (
+                    f"{fusion}.residual_layer{unit}.convolution{conv}"
+                )
+    return modules

@@ -1,0 +1,145 @@
+"""What a network costs with given numbers of channels: weights, multiply-accumulates, or measured time."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mdepth_fast.netadapt.graph import ChannelGraph, Layer
+from mdepth_fast.visualize import replacing
+
+__all__ = ["LatencyTable", "measure_latency", "resource"]
+
+
+def resource(name: str, table: "LatencyTable | None" = None) -> Callable[[ChannelGraph, Mapping[int, int]], float]:
+    """The cost of a graph with given sizes of its groups: "weights", "macs" or "latency" (seconds, from `table`)."""
+    if name == "weights":
+        return lambda graph, sizes: graph.weights(sizes)
+    if name == "macs":
+        return lambda graph, sizes: graph.macs(sizes)
+    if name == "latency":
+        if table is None:
+            raise ValueError('table: expected a LatencyTable, as the resource is "latency", got None')
+        return table.latency
+    raise ValueError(f'resource: expected "weights", "macs" or "latency", got {name!r}')
+
+
+def measure_latency(model: nn.Module, example: Tensor, *, runs: int = 20) -> float:
+    """Seconds of a forward in inference, the fastest of `runs`: what else the machine does only adds to a time."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return _fastest(lambda: model(example), example.device, runs)
+    finally:
+        model.train(training)
+
+
+class LatencyTable:
+    """Seconds of every layer for every number of channels that was asked for, measured on this machine when it is.
+
+    NetAdapt (arXiv 1804.03230, section 3.3) fills a table beforehand over all combinations and adds up layers. Here an
+    entry is measured at its first use and kept, and all operations count, batch norms, activations and additions too.
+    What is left, the time between the layers, is one factor: of the whole network, measured, to the sum of its layers.
+
+    Layers are recognised by operation, shapes and arguments, whatever their names. `path` holds the entries (JSON) with
+    the machine they are of; another machine's file is an error, never mixed in.
+
+    Args:
+        path: file to read where it exists and to write with `save`; None: in memory alone.
+        device: where layers run.
+        runs: of which the fastest counts.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, device: torch.device | str = "cpu", runs: int = 20) -> None:
+        self.path, self.device, self.runs = Path(path) if path else None, torch.device(device), runs
+        self.entries: dict[str, float] = {}
+        self.factor = 1.0
+        if self.path and self.path.is_file():
+            try:
+                content = json.loads(self.path.read_text())
+                self.entries, self.factor = dict(content["seconds"]), float(content["factor"])
+                machine = content["machine"]
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{self.path}: not a latency table ({error})") from error
+            if machine != self.machine():
+                raise ValueError(f"{self.path}: expected a table of {self.machine()}, got one of {machine}")
+
+    def machine(self) -> str:
+        """What the entries hold for."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, torch {torch.__version__}"
+        name = platform.processor() or platform.machine()
+        return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+    def save(self) -> None:
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as temporary:
+                content = {"machine": self.machine(), "factor": self.factor, "seconds": self.entries}
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    def calibrate(self, graph: ChannelGraph, model: nn.Module, example: Tensor) -> float:
+        """Sets `factor` from the network as it is; returns its measured seconds."""
+        self.factor = 1.0
+        layers = self.latency(graph, graph.sizes)
+        seconds = measure_latency(model, example, runs=self.runs)
+        self.factor = seconds / layers
+        return seconds
+
+    def latency(self, graph: ChannelGraph, sizes: Mapping[int, int]) -> float:
+        """Seconds of a network whose groups have these sizes."""
+        return self.factor * sum(self._layer(layer, graph.shapes(layer, sizes)) for layer in graph.layers)
+
+    def _layer(self, layer: Layer, shapes: list[tuple[int, ...]]) -> float:
+        rest = [fx.node.map_arg(argument, lambda node: None) for argument in layer.node.args]
+        key = f"{layer.node.target} {shapes} {rest} {dict(layer.node.kwargs)}"
+        if key not in self.entries:
+            self.entries[key] = self._measure(layer, shapes)
+        return self.entries[key]
+
+    def _measure(self, layer: Layer, shapes: list[tuple[int, ...]]) -> float:
+        nodes = [node for node in layer.node.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
+        tensors: dict[fx.Node, Tensor] = {}
+        for node, shape in zip(nodes, shapes):
+            value = node.meta["val"]
+            tensors[node] = torch.rand(shape, device=self.device).to(value.dtype)
+            if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+                tensors[node] = tensors[node].contiguous(memory_format=torch.channels_last)
+
+        def given(argument: Any) -> Any:
+            return fx.node.map_arg(argument, lambda node: tensors[node])
+
+        args, kwargs = given(layer.node.args), given(layer.node.kwargs)
+        if str(layer.node.target) in ("aten.conv2d.default", "aten.conv_transpose2d.input"):
+            args = _regrouped(args, str(layer.node.target))
+        with torch.inference_mode():
+            return _fastest(lambda: layer.node.target(*args, **kwargs), self.device, self.runs)  # type: ignore[operator]
+
+
+def _regrouped(args: Any, target: str) -> Any:
+    """The number of groups of a depthwise convolution is that of its channels."""
+    args = list(args)
+    if len(args) > 6 and args[6] > 1:
+        args[6] = args[0].shape[1]
+    return args
+
+
+def _fastest(function: Callable[[], Any], device: torch.device, runs: int) -> float:
+    times = []
+    for run in range(runs + 3):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if run >= 3:
+            times.append(time.perf_counter() - start)
+    return min(times)
