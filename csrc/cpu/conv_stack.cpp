@@ -15,7 +15,7 @@ int run(const ConvStackParams& p) {
   std::vector<int64_t> last_reader(size_t(p.count), p.count);
   for (int64_t k = 0; k + 1 < p.count; ++k) last_reader[size_t(k)] = k + 1;
   for (int64_t k = 0; k < p.count; ++k)
-    if (p.blocks[k].skip >= 0) last_reader[size_t(p.blocks[k].skip)] = std::max(k, last_reader[size_t(p.blocks[k].skip)]);
+    if (p.blocks[k].skip >= 0) last_reader[size_t(p.blocks[k].skip)] = std::max(k, p.blocks[k].skip + 1);
   std::vector<std::unique_ptr<Scratch<T>>> results(size_t(p.count));
 
   ConvBlock<T> block{};
@@ -31,8 +31,8 @@ int run(const ConvStackParams& p) {
   block.pixel_step = p.pixel_step;
   for (int64_t k = 0; k < p.count; ++k) {
     const ConvStackBlock& from = p.blocks[k];
-    block.rows = from.dw_weight ? Rows::kDepthwise : from.kernel == 1 && block.channel_step == 1 ? Rows::kPixel
-                                                                                                 : Rows::kPatch;
+    const bool as_they_are = from.kernel == 1 && from.stride == 1 && block.channel_step == 1;
+    block.rows = from.dw_weight ? Rows::kDepthwise : as_they_are ? Rows::kPixel : Rows::kPatch;
     block.out_channels = from.out_channels;
     block.kernel = from.kernel;
     block.stride = from.stride;

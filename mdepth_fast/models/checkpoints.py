@@ -88,9 +88,9 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
 def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> None:
     """Fill an encoder from the state dict of its ImageNet classifier, the classifier's last layer `fc` left aside.
 
-    The keys of the file are those of `encoder` behind `prefix`; of a `VisionTransformer`, timm's. Where a ResNet takes
-    n images, conv1 is repeated n times along its inputs and divided by n, so that n equal images give the activations
-    of one. Errors as in `load_checkpoint`.
+    The keys of the file are those of `encoder` behind `prefix`; a `VisionTransformer` is filled from one in timm's
+    format. Where a ResNet takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal
+    images give the activations of one. Errors as in `load_checkpoint`.
     """
     path = Path(path)
     content = {key: value for key, value in _unwrapped(read_content(path), None).items() if key not in _CLASSIFIER}

@@ -81,6 +81,7 @@ def _stage(decoder: str, inputs: int, outputs: int, concatenate: bool) -> _Stage
         return _Stage(_Unpool(), *_convolution(inputs, outputs, 5), concatenate=concatenate)
     kind, kernel, depthwise = re.fullmatch(_DECODER, decoder).groups()  # type: ignore[union-attr]
     spatial = _transposed if kind == "deconv" else _convolution
+    layers: list[nn.Module]
     if depthwise:
         layers = [spatial(inputs, inputs, int(kernel), inputs), _convolution(inputs, outputs, 1)]
     else:
@@ -205,8 +206,8 @@ class FastDepth(DepthModel):
     def optimize_for_inference(self) -> DepthModel:
         """A copy for inference alone, with the same output within rounding.
 
-        With the decoders nnconv3dw and nnconv5dw, skips not concatenated, all of it is one call of `ops.conv_stack`.
-        The others get what every model gets, see `DepthModel`.
+        With the decoders nnconv3dw and nnconv5dw and skips not concatenated it is one call of `ops.conv_stack`. The
+        others get what every model gets, see `DepthModel`.
         """
         model = super().optimize_for_inference()
         if self.decoder_name not in ("nnconv3dw", "nnconv5dw") or self.skip == "concat":
@@ -220,14 +221,14 @@ class _Fused(DepthModel):
 
     def __init__(self, model: FastDepth) -> None:
         super().__init__(unit=model.unit, input_size=model.input_size)
-        parts = [*model.encoder, *model.decoder]
-        self.parts = nn.ModuleList(
-            nn.ModuleList(layer for layer in part.modules() if isinstance(layer, nn.Conv2d)) for part in parts
-        )
+        self.convolutions = nn.ModuleList()  # their parameters are those of the blocks
         units, stages = len(model.encoder), len(model.decoder)
         blocks = []
-        for k, convolutions in enumerate(self.parts):
+        for k, part in enumerate((*model.encoder, *model.decoder)):
+            convolutions = [layer for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+            self.convolutions.extend(convolutions)
             depthwise, last = convolutions[0], convolutions[-1]
+            assert last.bias is not None
             stage = k - units
             block = ConvBlock(last.weight, last.bias, stride=depthwise.stride[0], cap=6.0 if stage < 0 else None)
             if len(convolutions) == 2:
@@ -237,6 +238,8 @@ class _Fused(DepthModel):
             # The last doubling comes behind the last pointwise convolution, with which it commutes.
             blocks.append(block._replace(doubled=0 <= stage < stages - 2 or stage == stages - 1))
         self.blocks = tuple(blocks)
+        self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as the op reads the weights
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         _check(images)

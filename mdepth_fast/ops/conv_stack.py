@@ -64,9 +64,9 @@ def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, backend: str | None = 
     _check_blocks(x, blocks)
     dtype = _checks.working_dtype(x)
     weights = [
-        tensor.to(dtype)
+        tensor if tensor.dtype == dtype else tensor.to(dtype)
         for block in blocks
-        for tensor in (block.weight, block.bias, block.dw_weight, block.dw_bias)
+        for tensor in block[:4]
         if tensor is not None
     ]
     options = (
@@ -86,34 +86,35 @@ def _check_blocks(x: Tensor, blocks: Sequence[ConvBlock]) -> None:
     if not blocks:
         raise ValueError("blocks: expected at least one, got none")
     channels, height, width = x.shape[1:]
+    device = x.device
     results: list[tuple[int, int, int]] = []
-    for k, block in enumerate(blocks):
+    for k, (weight, bias, dw_weight, dw_bias, stride, cap, doubled, skip) in enumerate(blocks):
         name = f"blocks[{k}]."
-        if block.stride not in (1, 2):
-            raise ValueError(f"{name}stride: expected 1 or 2, got {block.stride!r}")
-        if block.cap is not None and not block.cap > 0:
-            raise ValueError(f"{name}cap: expected a number above 0 or None, got {block.cap!r}")
-        _checks.tensor(block.weight, name + "weight", (None, channels, None, None), "(O, C, k, k)")
-        outputs, _, *kernel = block.weight.shape
-        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or (block.dw_weight is not None and kernel[0] != 1):
-            side = "k odd" if block.dw_weight is None else "k = 1 behind a depthwise convolution"
-            raise ValueError(f"{name}weight: expected (O, C, k, k), {side}, got shape {tuple(block.weight.shape)}")
-        _checks.tensor(block.bias, name + "bias", (outputs,), "(O,)")
-        if block.dw_weight is not None:
-            _checks.tensor(block.dw_weight, name + "dw_weight", (channels, 1, None, None), "(C, 1, k, k)")
-            if tuple(block.dw_weight.shape[2:]) not in ((3, 3), (5, 5)):
-                shape = tuple(block.dw_weight.shape)
-                raise ValueError(f"{name}dw_weight: expected a kernel of 3x3 or 5x5, got shape {shape}")
-            _checks.tensor(block.dw_bias, name + "dw_bias", (channels,), "(C,)")
-        for tensor in (block.weight, block.bias, block.dw_weight, block.dw_bias):
-            if tensor is not None and tensor.device != x.device:
-                raise ValueError(f"{name}weight: expected device {x.device}, where x is, got {tensor.device}")
-        channels, height, width = outputs, *_size(height, width, block.stride, block.doubled)
+        if stride not in (1, 2):
+            raise ValueError(f"{name}stride: expected 1 or 2, got {stride!r}")
+        if cap is not None and not cap > 0:
+            raise ValueError(f"{name}cap: expected a number above 0 or None, got {cap!r}")
+        _checks.tensor(weight, name + "weight", (None, channels, None, None), "(O, C, k, k)")
+        outputs, _, kernel, other = weight.shape
+        if kernel != other or kernel % 2 == 0 or (dw_weight is not None and kernel != 1):
+            side = "k odd" if dw_weight is None else "k = 1 behind a depthwise convolution"
+            raise ValueError(f"{name}weight: expected (O, C, k, k), {side}, got shape {tuple(weight.shape)}")
+        _checks.tensor(bias, name + "bias", (outputs,), "(O,)")
+        if dw_weight is not None:
+            _checks.tensor(dw_weight, name + "dw_weight", (channels, 1, None, None), "(C, 1, k, k)")
+            if dw_weight.shape[2:] not in ((3, 3), (5, 5)):
+                raise ValueError(f"{name}dw_weight: expected 3x3 or 5x5, got shape {tuple(dw_weight.shape)}")
+            _checks.tensor(dw_bias, name + "dw_bias", (channels,), "(C,)")
+        for tensor in (weight, bias, dw_weight, dw_bias):
+            if tensor is not None and tensor.device != device:
+                raise ValueError(f"{name}weight: expected device {device}, where x is, got {tensor.device}")
+        channels, (height, width) = outputs, _size(height, width, stride, doubled)
         results.append((channels, height, width))
-        if block.skip is not None and (not 0 <= block.skip < k or results[block.skip] != results[k]):
+        if skip is not None and (not 0 <= skip < k or results[skip] != results[k]):
+            of = f" of {results[skip]}" if 0 <= skip < k else ""
             raise ValueError(
                 f"{name}skip: expected the index of a block before it with a result of (C, H, W) = {results[k]}, "
-                f"got {block.skip!r}" + (f" of {results[block.skip]}" if 0 <= block.skip < k else "")
+                f"got {skip!r}{of}"
             )
 
 

@@ -52,6 +52,19 @@ def test_strips_blocks_and_sharing(size, threads):
         assert relative_error([a], [b]) < 1e-11, name
 
 
+@pytest.mark.parametrize(("channels", "out_channels", "height"), [(512, 256, 7), (88, 56, 28), (40, 24, 56)])
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_the_layout_of_the_input_is_kept_and_changes_no_bit(channels, out_channels, height, with_skip):
+    arguments = tensors(2, channels, out_channels, height, 28, torch.float32)
+    if not with_skip:
+        del arguments["skip"]
+    planes = nnconv5(**arguments)
+    x = arguments["x"].contiguous(memory_format=torch.channels_last)
+    pixels = nnconv5(**{**arguments, "x": x})
+    assert planes.is_contiguous() and pixels.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(planes, pixels)
+
+
 @BACKENDS
 def test_without_a_skip_and_frozen_tensors(backend):
     arguments = tensors(2, 3, 5, 4, 6)

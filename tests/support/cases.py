@@ -144,6 +144,33 @@ def _nnconv5(backend, *, skip, **tensors):
     return [ops.nnconv5(**tensors, skip=skip, backend=backend)]
 
 
+def _stack_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
+    """A dense block, a depthwise one of stride 2, and one that doubles and adds the first's result."""
+    inputs = _nnconv5_inputs(batch, height + height % 2, width + width % 2, dtype, seed, channels, out_channels)
+    dense = _nnconv5_inputs(1, 3, 3, dtype, seed + 1, 3, channels)["skip"][:, :, :3, :3]
+    return {
+        "x": inputs["x"][:, :3].contiguous(),
+        "dense_weight": 0.2 * dense[0, :, None].expand(channels, 3, 3, 3).contiguous(),
+        "dense_bias": inputs["dw_scale"],
+        "dw_weight": inputs["dw_weight"],
+        "dw_bias": inputs["dw_shift"],
+        "weight": inputs["pw_weight"],
+        "bias": inputs["pw_shift"],
+        "weight_2": inputs["pw_weight"].mT.transpose(0, 1).contiguous(),
+        "bias_2": inputs["dw_shift"].flip(0),
+    }
+
+
+def _stack(backend, x, dense_weight, dense_bias, dw_weight, dw_bias, weight, bias, weight_2, bias_2):
+    blocks = [
+        ops.ConvBlock(dense_weight, dense_bias, cap=1.5),
+        ops.ConvBlock(weight, bias, dw_weight[..., 1:4, 1:4], dw_bias, stride=2, cap=1.5),
+        ops.ConvBlock(weight_2, bias_2, doubled=True, skip=0),
+        ops.ConvBlock(weight, bias, dw_weight, dw_bias, doubled=True),
+    ]
+    return [ops.conv_stack(x, blocks, backend=backend)]
+
+
 def _metrics_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
     """Half of the ground truth is missing, some is out of range; some predictions are not positive."""
     generator = torch.Generator().manual_seed(seed)
@@ -201,33 +228,6 @@ def awkward_metrics(dtype):
             "inverse": True,
         },
     }
-
-
-def _stack_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, channels=5, out_channels=11):
-    """A dense block, a depthwise one of stride 2, and one that doubles and adds the first's result."""
-    inputs = _nnconv5_inputs(batch, height + height % 2, width + width % 2, dtype, seed, channels, out_channels)
-    dense = _nnconv5_inputs(1, 3, 3, dtype, seed + 1, 3, channels)["skip"][:, :, :3, :3]
-    return {
-        "x": inputs["x"][:, :3].contiguous(),
-        "dense_weight": 0.2 * dense[0, :, None].expand(channels, 3, 3, 3).contiguous(),
-        "dense_bias": inputs["dw_scale"],
-        "dw_weight": inputs["dw_weight"],
-        "dw_bias": inputs["dw_shift"],
-        "weight": inputs["pw_weight"],
-        "bias": inputs["pw_shift"],
-        "weight_2": inputs["pw_weight"].mT.transpose(0, 1).contiguous(),
-        "bias_2": inputs["dw_shift"].flip(0),
-    }
-
-
-def _stack(backend, x, dense_weight, dense_bias, dw_weight, dw_bias, weight, bias, weight_2, bias_2):
-    blocks = [
-        ops.ConvBlock(dense_weight, dense_bias, cap=1.5),
-        ops.ConvBlock(weight, bias, dw_weight[..., 1:4, 1:4], dw_bias, stride=2, cap=1.5),
-        ops.ConvBlock(weight_2, bias_2, doubled=True, skip=0),
-        ops.ConvBlock(weight, bias, dw_weight, dw_bias, doubled=True),
-    ]
-    return [ops.conv_stack(x, blocks, backend=backend)]
 
 
 _NNCONV5_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")

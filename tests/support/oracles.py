@@ -187,3 +187,27 @@ def nnconv5(x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, ski
                 total = sum(pw_weight[o, c] * inner[c, y // 2, x_ // 2] for c in range(channels))
                 out[o, y, x_] = max(pw_scale[o] * total + pw_shift[o], 0.0) + skip[o, y, x_]
     return out
+
+
+def conv_block(x, weight, bias, dw_weight=None, dw_bias=None, stride=1, cap=None, doubled=False):
+    """One block of one image: x (C,H,W), weight (O,C,k,k), dw_weight (C,1,k,k): (O,H',W')."""
+    if dw_weight is not None:
+        # A depthwise convolution is a dense one whose weights between different channels are 0.
+        dense = np.zeros((len(x), len(x), *dw_weight.shape[2:]))
+        for c in range(len(x)):
+            dense[c, c] = dw_weight[c, 0]
+        x, stride = conv_block(x, dense, dw_bias, stride=stride, cap=cap), 1
+    outputs, channels, kernel, _ = weight.shape
+    _, height, width = x.shape
+    step = 2 if doubled else 1
+    out = np.zeros((outputs, step * ((height + stride - 1) // stride), step * ((width + stride - 1) // stride)))
+    for o, y, x_ in np.ndindex(out.shape):
+        total = bias[o]
+        for c in range(channels):
+            for dy in range(kernel):
+                for dx in range(kernel):
+                    row, column = y // step * stride + dy - kernel // 2, x_ // step * stride + dx - kernel // 2
+                    if 0 <= row < height and 0 <= column < width:
+                        total += weight[o, c, dy, dx] * x[c, row, column]
+        out[o, y, x_] = min(max(total, 0.0), np.inf if cap is None else cap)
+    return out

@@ -19,11 +19,11 @@
   int ordinal_decode(const OrdinalDecodeParams&);             \
   int ordinal_loss(const OrdinalLossParams&);                 \
   int ordinal_loss_backward(const OrdinalLossParams&);        \
+  int conv_stack(const ConvStackParams&);                     \
   int silog_loss(const SilogLossParams&);                     \
   int silog_loss_backward(const SilogLossParams&);            \
   int berhu_loss(const BerhuLossParams&);                     \
   int berhu_loss_backward(const BerhuLossParams&);            \
-  int conv_stack(const ConvStackParams&);                     \
   }                                                           \
   }
 
