@@ -128,16 +128,13 @@ def netadapt(
         target = max(goal, now - initial * reduction * decay**iteration)
         best: tuple[float, Step, nn.Module] | None = None
         for number in graph.prunable:
-            sizes = graph.sizes
-            size = sizes[number]
-            for count in range((size - 1) // multiple * multiple, 0, -multiple):
-                if price(graph, {**sizes, number: count}) <= target:
-                    break
-            else:
+            size = graph.sizes[number]
+            count = _most_channels(graph, number, multiple, price, target)
+            if not count:
                 continue
             candidate = graph.shrink(current, {number: graph.keep_largest(current, number, count)})
             fine_tune(candidate)
-            new_score, new_cost = score(candidate), price(graph, {**sizes, number: count})
+            new_score, new_cost = score(candidate), price(graph, {**graph.sizes, number: count})
             step = Step(graph.groups[number].name, size, count, new_cost, new_score)
             merit = new_score
             if criterion == "ratio":
@@ -164,6 +161,25 @@ def netadapt(
     if long_fine_tune is not None:
         long_fine_tune(current)
     return Adapted(current, steps, initial, now)
+
+
+def _most_channels(
+    graph: ChannelGraph,
+    number: int,
+    multiple: int,
+    price: Callable[[ChannelGraph, dict[int, int]], float],
+    target: float,
+) -> int:
+    """The most channels of a group, fewer than it has, with which the network meets the target; 0 where none do.
+
+    Fewer channels are taken to cost less: halving the range asks for few sizes, each of which may have to be measured.
+    """
+    low, high = 0, (graph.sizes[number] - 1) // multiple + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = price(graph, {**graph.sizes, number: middle * multiple}) <= target
+        low, high = (middle, high) if fits else (low, middle)
+    return low * multiple
 
 
 class _Store:
