@@ -50,16 +50,8 @@ class WinogradConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         for name in ("spectrum", "to_tiles", "from_tiles"):
             self.register_buffer(name, None, persistent=False)
-        self._transform()
-        self.register_load_state_dict_post_hook(lambda module, _: module._transform())
-
-    @torch.no_grad()
-    def _transform(self) -> None:
-        inputs, filters, outputs = _transforms()
-        taps = self.weight.permute(2, 3, 1, 0).reshape(9, -1)
-        spectrum = filters.to(taps.device) @ taps.double()
-        self.spectrum = spectrum.view(-1, self.in_channels, self.out_channels).to(taps)
-        self.to_tiles, self.from_tiles = inputs.to(taps), outputs.to(taps)
+        _transform(self)
+        self.register_load_state_dict_post_hook(_transform)
 
     def forward(self, x: Tensor) -> Tensor:
         training = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
@@ -84,6 +76,16 @@ class WinogradConv2d(nn.Conv2d):
                 result[top:bottom] = pixels.permute(2, 0, 3, 1, 4)
         out = out.view(batch, rows * _OUTPUTS, columns * _OUTPUTS, outputs)
         return out[:, :height, :width].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def _transform(conv: WinogradConv2d, _: Any = None) -> None:
+    """The filters anew; also the hook of a module whose state dict was loaded."""
+    inputs, filters, outputs = _transforms()
+    taps = conv.weight.permute(2, 3, 1, 0).reshape(9, -1)
+    spectrum = filters.to(taps.device) @ taps.double()
+    conv.spectrum = spectrum.view(-1, conv.in_channels, conv.out_channels).to(taps)
+    conv.to_tiles, conv.from_tiles = inputs.to(taps), outputs.to(taps)
 
 
 def fits(conv: Any) -> bool:

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation
 
 from mdepth_fast.models import DPT, DPTGeometry, create_model, load_checkpoint
+from mdepth_fast.models.winograd import WinogradConv2d
 
 # Reduced in depth and width; taps, strides and kinds of layers as published.
 SMALL = {
@@ -374,6 +375,21 @@ def test_inference_gives_the_numbers_of_training():
         with torch.no_grad():
             inferred = net(x)
         torch.testing.assert_close(inferred, net(x).detach(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+@torch.no_grad()
+def test_optimised_for_inference(name):
+    net, x = small(name).train(), torch.rand(2, 3, 96, 128)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    fast = net.optimize_for_inference()
+    assert sum(isinstance(module, WinogradConv2d) for module in fast.modules()) == 3 * 4 + 3
+    assert not fast.training and not any(p.requires_grad for p in fast.parameters())
+    assert net.training and all(p.requires_grad for p in net.parameters())
+    assert fast.state_dict().keys() == before.keys()
+    close(fast(x), net.eval()(x))
+    torch.testing.assert_close(fast.predict(x[:, :, :70]).depth, net.predict(x[:, :, :70]).depth, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("name", list(SMALL))

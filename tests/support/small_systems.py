@@ -13,8 +13,8 @@ from mdepth_fast.models import DPTGeometry, register_model
 from mdepth_fast.models.dpt import DPT
 
 _GEOMETRY = DPTGeometry(48, 4, 2, (1, 3), (128, 256, 64, 64), features=32, trunk=(1, 1, 1), trunk_width=32)
-register_model("small_dpt_nyu", partial(DPT, _GEOMETRY, scale=3.05e-4, shift=0.1378, target_size=(480, 640)))
-register_model("small_dpt_kitti", partial(DPT, _GEOMETRY, scale=6.016e-5, shift=0.00579, target_size=(352, 1216)))
+register_model("tiny_dpt_nyu", partial(DPT, _GEOMETRY, scale=3.05e-4, shift=0.1378, target_size=(480, 640)))
+register_model("tiny_dpt_kitti", partial(DPT, _GEOMETRY, scale=6.016e-5, shift=0.00579, target_size=(352, 1216)))
 
 # Without ImageNet weights nothing may be frozen.
 _DORN = ["--model.options={layers: 50, width: 8, freeze_stem: false, freeze_norm: false}"]
@@ -25,9 +25,12 @@ SMALL: dict[str, list[str]] = {
     "fcrn_nyu": ["--model.options.layers=18"],
     "dorn_nyu": _DORN,
     "dorn_kitti": _DORN,
-    "dpt_nyu": ["--model.name=small_dpt_nyu"],
-    "dpt_kitti": ["--model.name=small_dpt_kitti"],
-    "fastdepth_nyu": [],
+    "fastdepth_nyu": [
+        "--model.options.encoder_channels=[8,16,16,32,32,64,64,64,64,64,64,64,64,64]",
+        "--model.options.decoder_channels=[64,64,32,16,8]",
+    ],
+    "dpt_nyu": ["--model.name=tiny_dpt_nyu"],
+    "dpt_kitti": ["--model.name=tiny_dpt_kitti"],
 }
 
 

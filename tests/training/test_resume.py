@@ -125,8 +125,8 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path, tas
     else:
         config |= {"model__name": "tiny_depth_without_norm", "pose__name": "tiny_pose_without_norm"}
         config |= {"augment__jitter": 0.0}
-    one = spawn(tmp_path / "one", config)
-    assert one.returncode == 0, one.stderr
+    build = tiny_supervised if task == "supervised" else tiny_config
+    train(build(**config), callbacks=[Recorder(tmp_path / "one", None)])
     two = spawn(tmp_path / "two", {**config, "trainer__devices": 2, "trainer__strategy": "ddp"})
     assert two.returncode == 0, two.stderr
     expected, actual = read_record(tmp_path / "one"), read_record(tmp_path / "two")

@@ -9,12 +9,13 @@ from lightning import Callback
 from tiny_run import TinyMetric, tiny_supervised, write_frames
 from torch import Tensor, nn
 
+from mdepth_fast.data import DataError
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.models import create_model
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import load_config
+from mdepth_fast.training.config import DepthLossConfig, load_config
 from mdepth_fast.training.run import train
-from mdepth_fast.training.setup import evaluation_data, training_data
+from mdepth_fast.training.setup import build_loss, evaluation_data, training_data
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate, load_trained
 
@@ -39,10 +40,9 @@ class Watch(Callback):
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The stacks of which some weight, not a statistic, has changed."""
-    return {key.partition(".")[0] for key in before if "running" not in key and not before[key].equal(after[key])} - {
-        "num_batches_tracked"
-    }
+    """The stacks of which some weight has changed, statistics of batch norms aside."""
+    weights = [key for key in before if "running" not in key and "num_batches" not in key]
+    return {key.partition(".")[0] for key in weights if not before[key].equal(after[key])}
 
 
 class TestStages:
@@ -73,6 +73,15 @@ class TestStages:
         trained = load_trained(result.folder)
         assert trained.net.stage == "coarse"
         assert trained.config == config
+
+    def test_a_stage_goes_on_from_the_weights_of_another_run(self, frames: Path, tmp_path: Path) -> None:
+        first = train(tiny_supervised(frames, output=str(tmp_path), stages={"coarse": 3}))
+        assert first is not None
+        weights = {"model__weights": str(first.checkpoint)}
+        second = train(tiny_supervised(frames, output=str(tmp_path), stages={"fine": 3}, **weights))
+        assert second is not None
+        old, new = (load_trained(run.folder).net.state_dict() for run in (first, second))
+        assert moved(old, new) == {"fine"}
 
     def test_bad_stages_are_refused(self, frames: Path) -> None:
         config = tiny_supervised(frames, stages={"coarse": 0})
@@ -154,6 +163,54 @@ def test_what_cannot_be_is_refused_in_one_line(frames: Path, tmp_path: Path) -> 
         data__cache=str(tmp_path / "cache"), data__cache_size=[48]
     )
     assert "crop_size" in refused(augment__height=100, augment__width=100)
+
+
+def test_lists_of_frames(frames: Path, tmp_path: Path) -> None:
+    for name, numbers in (("train", range(6)), ("val", (6, 7))):
+        lines = [f"images/{n:03d}.png /depth/{n:03d}.png 518.8579" for n in numbers]
+        (tmp_path / f"{name}.txt").write_text("\n".join([*lines, "images/000.png None 518.8579"]))
+    lists = {f"data__{key}": str(tmp_path / f"{name}.txt") for key, name in (("split", "train"), ("val_split", "val"))}
+    config = tiny_supervised(frames, data__name="depth_list", **lists)
+    dataset, held_out = training_data(config), evaluation_data(config)
+    assert [len(dataset), len(held_out)] == [6, 2]
+    expected = training_data(tiny_supervised(frames))
+    assert torch.equal(dataset[3]["depth"], expected[3]["depth"]), "in millimetres both"
+    assert torch.equal(held_out[1]["target"], expected[7]["target"])
+    assert evaluation_data(tiny_supervised(frames, data__val_split=None)) is None
+
+
+@pytest.mark.parametrize("name", ["silog", "berhu", "l1", "l2", "log_l1", "ssi"])
+def test_every_loss_by_its_name(name: str) -> None:
+    options = {"silog": {"form": "sqrt", "variance_focus": 0.85}, "berhu": {"threshold": 0.3}}.get(name, {})
+    loss = build_loss(DepthLossConfig(name, options), TinyMetric())  # type: ignore[arg-type]
+    depth = torch.rand(2, 1, 24, 32) + 1
+    depth[:, :, ::3] = 0
+    output = (1.1 * depth + 0.3 * torch.rand(depth.shape) + 0.1).requires_grad_()
+    value = loss(output, depth)
+    (gradient,) = torch.autograd.grad(value, output)
+    assert value > 0 and value.isfinite()
+    assert (gradient != 0).any() and not gradient[depth == 0].any()
+    for option, expected in options.items():
+        assert getattr(loss, option) == expected
+
+
+def test_an_ordinal_loss_has_the_bins_of_the_network() -> None:
+    net = create_model("dorn_resnet101_nyu", layers=50, width=4, window=(33, 41), K=7, pool=4)
+    loss = build_loss(DepthLossConfig("ordinal"), net)
+    assert loss.thresholds.tolist() == pytest.approx(net.thresholds.tolist())
+    assert len(loss.thresholds) == 8
+
+
+def test_a_broken_frame_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
+    root = write_frames(tmp_path / "root")
+    broken = root / "depth" / "005.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    settings: dict[str, Any] = {"output": str(tmp_path), "stages": {"coarse": 4}, "data__val_split": None}
+    with pytest.raises(DataError, match=r"005\.png"):
+        train(tiny_supervised(root, **settings))
+    with pytest.warns(UserWarning, match=r"skipped a broken sample: .*005\.png"):
+        result = train(tiny_supervised(root, **settings, data__skip_bad=True))
+    assert result is not None and len(result.skipped) == 1
 
 
 def test_a_cache_decodes_once(frames: Path, tmp_path: Path) -> None:

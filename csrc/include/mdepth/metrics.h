@@ -2,6 +2,7 @@
 // sums of params.h.
 #pragma once
 #include "mdepth/hd.h"
+#include "mdepth/log.h"
 #include "mdepth/params.h"
 
 namespace mdepth {
@@ -21,47 +22,13 @@ MDEPTH_HD double metrics_depth(double x, double scale, double shift, bool invers
   return depth > high ? high : depth;
 }
 
-// ln(p / g) of normal positive numbers, error under 4e-16 of the larger of 1 and the result; 0 for p = g, NaN stays
-// NaN. A series of our own because compilers vectorise no log() without -ffast-math.
-// With q = 2^k g, k so that p / q lies in [0.66, 1.51]: ln(p / g) = k ln 2 + 2 artanh((p - q) / (p + q)).
-MDEPTH_HD double log_ratio(double p, double g) {
-#if defined(__CUDA_ARCH__)
-  return log(p / g);
-#else
-  union Bits {
-    double value;
-    uint64_t bits;
-  } a, b, power, whole;
-  a.value = p;
-  b.value = g;
-  constexpr uint64_t kBias = 1023;
-  // As fixed-point numbers the bits are log2, piecewise linear: at most 0.087 off.
-  const uint64_t k = (a.bits - b.bits + ((2 * kBias + 1) << 51)) >> 52;  // + kBias
-  power.bits = k << 52;
-  whole.bits = k | 0x4330000000000000u;  // 2^52 + k
-  const double q = g * power.value, s = (p - q) / (p + q), z = s * s;
-  double sum = 1.0 / 23;
-  sum = sum * z + 1.0 / 21;
-  sum = sum * z + 1.0 / 19;
-  sum = sum * z + 1.0 / 17;
-  sum = sum * z + 1.0 / 15;
-  sum = sum * z + 1.0 / 13;
-  sum = sum * z + 1.0 / 11;
-  sum = sum * z + 1.0 / 9;
-  sum = sum * z + 1.0 / 7;
-  sum = sum * z + 1.0 / 5;
-  sum = sum * z + 1.0 / 3;
-  return (whole.value - (4503599627370496.0 + double(kBias))) * 0.693147180559945309417 + 2.0 * (s + s * z * sum);
-#endif
-}
-
 // What a pixel of predicted depth p and true depth g, both positive, adds to the sums.
 struct MetricsTerms {
   double abs_rel, sq_rel, sq_rel_kitti, sq_error, sq_log, log, abs_log, d1, d2, d3, sq_inverse;
 };
 
 MDEPTH_HD MetricsTerms metrics_terms(double p, double g) {
-  const double error = p - g, inverse = 1.0 / (p * g), relative = error * (p * inverse), e = log_ratio(p, g);
+  const double error = p - g, inverse = 1.0 / (p * g), relative = error * (p * inverse), e = log_ratio_normal(p, g);
   const double apart = error * inverse;
   MetricsTerms t;
   t.abs_rel = abs_of(relative);
