@@ -66,7 +66,7 @@ def pytest_terminal_summary(terminalreporter):
             if variant in medians:
                 ratios = [
                     f"{medians[base] / medians[variant]:.1f}x {base}"
-                    for base in ("eager", "compile")
+                    for base in core.PLAIN
                     if base in medians and base != variant
                 ]
                 terminalreporter.write_line(f"  {variant:<8} {medians[variant] * 1e3:9.2f} ms   {', '.join(ratios)}")

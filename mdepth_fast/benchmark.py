@@ -1,4 +1,4 @@
-"""Side-by-side measurements of the ops and the whole loss: plain PyTorch, `torch.compile` of it, and every backend.
+"""Side-by-side measurements of ops, losses and networks: plain PyTorch, `torch.compile` of it, and every backend.
 
 The variants of a case run in turn within one process, and medians are compared, so that a busy machine slows all of
 them alike. No variant is timed before its result has been found equal to the reference's in float64.
@@ -16,36 +16,41 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdepth_fast import _dispatch, ops
 from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
+from mdepth_fast.models import DepthModel, create_model
 
 __all__ = ["CASES", "VARIANTS", "Case", "Measurement", "chart", "measure", "prepare", "seconds", "table", "unavailable"]
 
-# Plain PyTorch first: everything is a ratio to it.
-VARIANTS = ("eager", "compile", *(name for name in _dispatch.BACKENDS if name != "reference"))
+# Plain PyTorch first: everything is a ratio to it. "freeze" is `torch.compile` that takes weights for constants.
+PLAIN = ("eager", "compile", "freeze")
+VARIANTS = (*PLAIN, *(name for name in _dispatch.BACKENDS if name != "reference"))
 
 
 @dataclass(frozen=True)
 class Case:
     """One thing to measure: `inputs(batch, height, width)` gives tensors by name, `call(**tensors)` takes them.
 
-    Those named in `differentiable` get gradients; without any only the forward is run. Bytes and operations are the
-    least that any kernel could do; the larger of their times is the floor.
+    `call` may be the name of a network: plain PyTorch runs it as it is, in eval mode, the backends run its copy for
+    inference. Tensors named in `differentiable` get gradients; without any only the forward is run. Bytes and
+    operations are the least that any kernel could do; the larger of their times is the floor.
     """
 
     name: str
     op: str
     inputs: Callable[[int, int, int], dict[str, Any]]
     differentiable: tuple[str, ...]
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor] | str
     bytes_per_pixel: float  # of forward + backward, every input read and every output written once a pass
     flops_per_pixel: float  # of forward + backward
     size: tuple[int, int, int] = (4, 192, 640)  # batch, height and width unless asked otherwise
     gpu_batch: int = 12  # the batch where a GPU is measured
+    # Largest error. float32 flips the winner of a few pixels of the losses; anything beyond that is a wrong kernel.
+    tolerance: float = 0.05
 
 
 @dataclass
@@ -188,7 +193,46 @@ def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
         flops_per_pixel=2 * channels * (25 + outputs),
         size=(1, side, side),
         gpu_batch=32,
+        tolerance=1e-5,
     )
+
+
+def _network_case(name: str, macs: float, parameters: int) -> Case:
+    """A network on an image of 224 x 224, the weights read once."""
+
+    def inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+        return {"images": scene(batch, height, width, 1, 1)["target"]}
+
+    return Case(
+        name,
+        "conv_stack",
+        inputs,
+        (),
+        name,
+        bytes_per_pixel=12 + 4 + 4 * parameters / 224**2,
+        flops_per_pixel=2 * macs / 224**2,
+        size=(1, 224, 224),
+        gpu_batch=32,
+        tolerance=1e-4,
+    )
+
+
+def network(name: str, fast: bool, like: Tensor) -> nn.Module:
+    """A network in eval mode, its batch norms with statistics as after training, or its copy for inference; seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(name).eval().requires_grad_(False)
+        assert isinstance(model, DepthModel)
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None and layer.running_var is not None
+                nn.init.normal_(layer.running_mean, 0.0, 0.1)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+                nn.init.normal_(layer.bias, 0.1, 0.1)
+            if isinstance(layer, nn.Conv2d) and layer.out_channels == 1:
+                layer.weight.abs_()  # or the ReLU behind it may leave nothing
+    model = model.to(dtype=like.dtype, device=like.device)
+    return model.optimize_for_inference() if fast else model
 
 
 def _min_reprojection(target: Tensor, sources: Tensor, depths: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
@@ -304,24 +348,37 @@ CASES = {
             _nnconv5_case(*shape)
             for shape in ((1024, 512, 7), (512, 256, 14), (256, 128, 28), (128, 64, 56), (64, 32, 112))
         ),
+        _network_case("fastdepth", macs=0.7367e9, parameters=3_933_088),
+        _network_case("fastdepth_pruned", macs=0.3664e9, parameters=1_343_664),
     )
 }
 
 
 def unavailable(case: Case, variant: str, device: torch.device) -> str | None:
     """Why `variant` of a case cannot run on `device`; None if it can."""
-    return None if variant in ("eager", "compile") else _dispatch.why_not(case.op, variant, device)
+    if variant == "freeze" and not isinstance(case.call, str):
+        return "only a network has weights of its own"
+    return None if variant in PLAIN else _dispatch.why_not(case.op, variant, device)
 
 
 class Step:
     """Forward and backward of a case in one variant."""
 
     def __init__(self, case: Case, variant: str, inputs: dict[str, Any]) -> None:
-        self.backend = "reference" if variant in ("eager", "compile") else variant
+        self.backend = "reference" if variant in PLAIN else variant
         self.inputs = {name: _leaf(value, name in case.differentiable) for name, value in inputs.items()}
         self.leaves = [t for name in case.differentiable for t in _tensors(self.inputs[name])]
-        # dynamic=False: a size of its own for every case, as a training run would have.
-        self.call = torch.compile(case.call, dynamic=False) if variant == "compile" else case.call
+        self.call: Callable[..., Tensor]
+        if isinstance(case.call, str):
+            self.call = network(case.call, variant not in PLAIN, _tensors(next(iter(self.inputs.values())))[0])
+        else:
+            self.call = case.call
+        if variant in ("compile", "freeze"):
+            # dynamic=False: a size of its own for every case, as a training run would have.
+            self.call = torch.compile(self.call, dynamic=False)
+        if variant == "freeze":
+            with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+                self.forward()  # which compiles it
 
     def forward(self) -> Tensor:
         with _dispatch.use_backend(self.backend):
@@ -393,8 +450,7 @@ def prepare(
     exact = Step(case, "eager", {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()})()
     step, one = Step(case, variant, inputs), Measurement(variant)
     one.error = _relative_error(step(), exact)
-    # float32 flips the winner of a few pixels; anything beyond that is a wrong kernel.
-    assert one.error < 0.05, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
+    assert one.error < case.tolerance, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
     del exact
     one.kept_bytes = kept_bytes(step)
     one.peak_bytes = peak_bytes(step, device)

@@ -168,35 +168,27 @@ class ChannelsLast {
     panels = (vectors + kVectors - 1) / kVectors;
     panels = std::min<int64_t>(vectors, (panels + threads - 1) / threads * threads);
     const int64_t groups = (threads + panels - 1) / panels;  // of pixels, where there are too few panels for the threads
-    const int64_t panel_size = factors * kVectors * L;
     const int64_t columns = int64_t((width + kColumns - 1) / kColumns * kColumns - 1) * p.stride + p.kernel;
     const int64_t lists = p.kernel + (kLines - 1) * p.stride + 1;
     const int64_t size = p.rows == Rows::kPixel ? 0 : most * width * factors;  // of a part's rows
 
-    Scratch<T> depthwise_weights((units() + 1) * of_vector()), output_affine(2 * vectors * L), zero_pixel(lanes);
-    Scratch<T> packed(shared ? threads * panel_size : vectors * L * factors);
+    Scratch<T> depthwise_weights((units() + 1) * of_channels()), zero_pixel(lanes);
+    Scratch<T> packed(shared ? threads * kVectors * of_outputs() : vectors * of_outputs());
     Scratch<T> memory((shared ? 1 : threads) * size);
     Scratch<const T*> pointers(threads * lists * columns);
     Scratch<int64_t> offsets(threads * most * width);
-    if (!depthwise_weights || !output_affine || !zero_pixel || !packed || !memory || !pointers || !offsets) return 1;
+    if (!depthwise_weights || !zero_pixel || !packed || !memory || !pointers || !offsets) return 1;
     dw = depthwise_weights.get();
-    affine = output_affine.get();
     zeros = zero_pixel.get();
     std::fill_n(zeros, lanes, T(0));
 
+    // As few barriers as can be: each costs a turn of the scheduler where other processes want the processors too.
 #pragma omp parallel num_threads(threads)
     {
       const int thread = thread_index();
       const Window window{pointers.get() + thread * lists * columns, columns};
       int64_t* places = offsets.get() + thread * most * width;
-      if (p.rows == Rows::kDepthwise) {
-#pragma omp for schedule(static) nowait
-        for (int64_t unit = 0; unit < units(); ++unit) pack_depthwise(unit);
-      }
-#pragma omp for schedule(static) nowait
-      for (int64_t v = 0; v < vectors; ++v) pack_affine(v);
       if (shared) {
-#pragma omp barrier
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t l0 = lines * part / parts, l1 = lines * (part + 1) / parts, pixels = (l1 - l0) * width;
           place(l0, l1, places);
@@ -204,44 +196,54 @@ class ChannelsLast {
 #pragma omp for schedule(static)
             for (int64_t k = 0; k < threads; ++k) {
               const int64_t first = (l1 - l0) * k / threads, last = (l1 - l0) * (k + 1) / threads;
-              if (p.rows == Rows::kPatch)
+              if (p.rows == Rows::kPatch) {
                 patches(l0 + first, l0 + last, memory.get() + first * width * factors);
-              else
-                depthwise(l0, l1, units() * k / threads, units() * (k + 1) / threads, window, memory.get());
+                continue;
+              }
+              const int64_t first_unit = units() * k / threads, last_unit = units() * (k + 1) / threads;
+              for (int64_t unit = first_unit; part == 0 && unit < last_unit; ++unit) pack_depthwise(unit);
+              depthwise(l0, l1, first_unit, last_unit, window, memory.get());
             }
           }
           const T* rows = p.rows == Rows::kPixel ? p.x + l0 * width * factors : memory.get();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static) nowait
           for (int64_t task = 0; task < panels * groups; ++task) {
-            T* panel = packed.get() + thread * panel_size;
+            T* panel = packed.get() + thread * kVectors * of_outputs();
             const int64_t first = first_vector(task / groups), count = first_vector(task / groups + 1) - first;
             const int64_t begin = pixels * (task % groups) / groups, end = pixels * (task % groups + 1) / groups;
             pack_weights(first, count, panel);
-            const int64_t next = first_vector((task + threads) / groups);  // likely this thread's next task
-            const T* ahead = task + threads < panels * groups ? p.weight + output(next) * factors : nullptr;
+            const int64_t next = first_vector((task + 1) / groups);
+            const T* ahead = task + 1 < panels * groups ? p.weight + output(next) * factors : nullptr;
             products(first, count, panel, rows + begin * factors, places + begin, end - begin, ahead);
+          }
+          if (part + 1 < parts) {
+#pragma omp barrier
           }
         }
       } else {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static) nowait
         for (int64_t k = 0; k < panels; ++k)
           pack_weights(first_vector(k), first_vector(k + 1) - first_vector(k),
-                       packed.get() + first_vector(k) * L * factors);
-#pragma omp for schedule(dynamic)
+                       packed.get() + first_vector(k) * of_outputs());
+        if (p.rows == Rows::kDepthwise) {
+#pragma omp for schedule(static) nowait
+          for (int64_t unit = 0; unit < units(); ++unit) pack_depthwise(unit);
+        }
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
         for (int64_t part = 0; part < parts; ++part) {
-          const int64_t l0 = lines * part / parts, l1 = lines * (part + 1) / parts;
+          const int64_t l0 = lines * part / parts, l1 = lines * (part + 1) / parts, pixels = (l1 - l0) * width;
           T* mine = memory.get() + thread * size;
           place(l0, l1, places);
           if (p.rows == Rows::kPatch) patches(l0, l1, mine);
           if (p.rows == Rows::kDepthwise) depthwise(l0, l1, 0, units(), window, mine);
           const T* rows = p.rows == Rows::kPixel ? p.x + l0 * width * factors : mine;
           // Where all weights fit the first-level cache, a few pixels at a time, and the output is written in order.
-          const int64_t pixels = (l1 - l0) * width;
-          const int64_t run = int64_t(sizeof(T)) * vectors * L * factors <= kNearBytes ? kPixels : pixels;
+          const int64_t run = int64_t(sizeof(T)) * vectors * of_outputs() <= kNearBytes ? kPixels : pixels;
           for (int64_t begin = 0; begin < pixels; begin += run)
             for (int64_t k = 0; k < panels; ++k)
               products(first_vector(k), first_vector(k + 1) - first_vector(k),
-                       packed.get() + first_vector(k) * L * factors, rows + begin * factors, places + begin,
+                       packed.get() + first_vector(k) * of_outputs(), rows + begin * factors, places + begin,
                        std::min(run, pixels - begin), nullptr);
         }
       }
@@ -263,7 +265,7 @@ class ChannelsLast {
   const int width, height;  // before the doubling
   const int64_t factors, lines, lanes, vectors;
   int64_t panels = 0;
-  T *dw = nullptr, *affine = nullptr, *zeros = nullptr;
+  T *dw = nullptr, *zeros = nullptr;
 
   // Channels are worked on in whole vectors; where the last would reach past them, it begins earlier and does some
   // twice. It belongs to the unit before, so that one thread does both.
@@ -273,12 +275,13 @@ class ChannelsLast {
   // Function of the first channel of a vector and of its weights.
   template <class Function>
   ALWAYS_INLINE void each_vector(int64_t unit, const Function& function) const {
-    function(unit * L, dw + unit * of_vector());
-    if (unit + 1 == units() && ragged()) function(p.channels - L, dw + units() * of_vector());
+    function(unit * L, dw + unit * of_channels());
+    if (unit + 1 == units() && ragged()) function(p.channels - L, dw + units() * of_channels());
   }
 
-  // Weights, scale, shift.
-  int64_t of_vector() const { return (p.kernel * p.kernel + 2) * L; }
+  // Numbers of a vector of channels, and of outputs: weights, scale, shift.
+  int64_t of_channels() const { return (p.kernel * p.kernel + 2) * L; }
+  int64_t of_outputs() const { return (factors + 2) * L; }
 
   // The weights of each tap side by side, then scale and shift.
   void pack_depthwise(int64_t unit) const {
@@ -318,24 +321,22 @@ class ChannelsLast {
     return first == vectors - 1 && p.out_channels % L ? std::max<int64_t>(first - 1, 0) : first;
   }
 
-  void pack_affine(int64_t v) const {
-    for (int64_t i = 0; i < L; ++i) {
-      const int64_t o = output(v) + i;
-      affine[2 * v * L + i] = o < p.out_channels && p.scale ? p.scale[o] : T(1);
-      affine[(2 * v + 1) * L + i] = o < p.out_channels ? p.shift[o] : T(0);
-    }
-  }
-
-  // Weights of `count` vectors of outputs, those of one factor side by side.
+  // Weights of `count` vectors of outputs, those of one factor side by side, then their scales, then their shifts.
   void pack_weights(int64_t first, int64_t count, T* panel) const {
     for (int64_t j = 0; j < count; ++j) {
-      const T* from = p.weight + output(first + j) * factors;
+      const int64_t o = output(first + j);
+      const T* from = p.weight + o * factors;
       T* to = panel + j * L;
       if (factors < L || p.out_channels < L) {
         for (int64_t c = 0; c < factors; ++c)
           for (int64_t i = 0; i < L; ++i) to[c * count * L + i] = i < p.out_channels ? from[i * factors + c] : T(0);
       } else {
         turn(from, factors, to, count * L);
+      }
+      to += factors * count * L;
+      for (int64_t i = 0; i < L; ++i) {
+        to[i] = o + i < p.out_channels && p.scale ? p.scale[o + i] : T(1);
+        to[count * L + i] = o + i < p.out_channels ? p.shift[o + i] : T(0);
       }
     }
   }
@@ -506,11 +507,12 @@ class ChannelsLast {
     for (int64_t begin = 0; begin < pixels; begin += kPixels) {
       const T* row[kPixels];
       int64_t place[kPixels];
+      const bool whole = begin + kPixels <= pixels;
 #pragma GCC unroll 8
       for (int m = 0; m < kPixels; ++m) {  // at the end the last pixel again, for the same result
-        const int64_t pixel = std::min(begin + m, pixels - 1);
+        const int64_t pixel = whole ? begin + m : std::min(begin + m, pixels - 1);
         row[m] = rows + pixel * factors;
-        place[m] = places[pixel];
+        place[m] = kPlain ? places[0] + pixel * p.out_channels : places[pixel];
       }
       Vector<T> sums[kPixels][kCount];
       const Ahead part{reinterpret_cast<const char*>(ahead ? ahead : panel) + begin / kPixels * step * factors, step};
@@ -518,8 +520,8 @@ class ChannelsLast {
       T values[kPixels][kCount * L];  // or the compiler would write out all that follows for each
 #pragma GCC unroll 3
       for (int j = 0; j < kCount; ++j) {
-        const T* of_vector = affine + 2 * (first + j) * L;
-        const Vector<T> scale = load(of_vector), shift = load(of_vector + L);
+        const T* behind = panel + factors * kCount * L + j * L;
+        const Vector<T> scale = load(behind), shift = load(behind + kCount * L);
 #pragma GCC unroll 8
         for (int m = 0; m < kPixels; ++m) {
           const Vector<T> v = clamped<T>(sums[m][j] * scale + shift, p.cap);
@@ -535,9 +537,11 @@ class ChannelsLast {
   // A vector of output channels of one pixel, to its place and, doubled, to its three others.
   ALWAYS_INLINE void finish(int64_t at, const T* value) const {
     if (p.out_channels < L) {
-      for (int k = 0; k < (p.doubled ? 4 : 1); ++k) {
-        const int64_t to = at + (k % 2 + k / 2 * 2 * width) * p.out_channels;
-        for (int64_t i = 0; i < p.out_channels; ++i) p.out[to + i] = p.skip ? value[i] + p.skip[to + i] : value[i];
+      const int64_t n = p.out_channels;
+      for (int half = 0; half < (p.doubled ? 2 : 1); ++half, at += 2 * width * n) {
+        for (int64_t i = 0; i < n; ++i) p.out[at + i] = p.skip ? value[i] + p.skip[at + i] : value[i];
+        if (p.doubled)
+          for (int64_t i = 0; i < n; ++i) p.out[at + n + i] = p.skip ? value[i] + p.skip[at + n + i] : value[i];
       }
       return;
     }
