@@ -422,6 +422,7 @@ def measure(
     Raises AssertionError where a variant's gradients are not those of the reference.
     """
     device = torch.device(device)
+    torch.compiler.reset()  # the sizes of other cases count towards the compiler's limit of recompilations
     results, steps = [], []
     for variant in track(list(variants)):
         reason = unavailable(case, variant, device)
