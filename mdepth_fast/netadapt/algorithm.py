@@ -105,9 +105,9 @@ def netadapt(
     steps: list[Step] = []
     current = copy.deepcopy(model)
     if resume and store is not None and store.exists():
-        initial, factor, steps, state = store.read(settings)
+        initial, line, steps, state = store.read(settings)
         if table is not None:
-            table.factor = factor
+            table.line = line
         if state is not None:
             resize_to(current, state)
             graph = ChannelGraph(current, example)
@@ -118,7 +118,7 @@ def netadapt(
         price = resource(cost, table)
         initial = price(graph, graph.sizes)
         if store is not None:
-            store.begin(settings, initial, 1.0 if table is None else table.factor)
+            store.begin(settings, initial, (1.0, 0.0) if table is None else table.line)
     now = price(graph, graph.sizes)
     last_score = steps[-1].score if steps else score(current)
     goal = budget * initial
@@ -191,11 +191,11 @@ class _Store:
     def exists(self) -> bool:
         return self.record.is_file()
 
-    def begin(self, settings: dict[str, Any], initial: float, factor: float) -> None:
+    def begin(self, settings: dict[str, Any], initial: float, line: tuple[float, float]) -> None:
         if self.exists():
             raise ValueError(f"folder: {self.folder} holds a run already; resume it or choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.content: dict[str, Any] = {"settings": settings, "initial": initial, "factor": factor, "steps": []}
+        self.content: dict[str, Any] = {"settings": settings, "initial": initial, "line": line, "steps": []}
         self._write()
 
     def add(self, steps: list[Step], model: nn.Module) -> None:
@@ -204,7 +204,7 @@ class _Store:
         self.content["steps"] = [asdict(step) for step in steps]
         self._write()
 
-    def read(self, settings: dict[str, Any]) -> tuple[float, float, list[Step], dict[str, Tensor] | None]:
+    def read(self, settings: dict[str, Any]) -> tuple[float, tuple[float, float], list[Step], dict[str, Tensor] | None]:
         try:
             self.content = json.loads(self.record.read_text())
             steps = [Step(**step) for step in self.content["steps"]]
@@ -217,7 +217,7 @@ class _Store:
         state = None
         if steps:
             state = torch.load(self.folder / f"iteration_{len(steps)}.pt", weights_only=True, map_location="cpu")
-        return self.content["initial"], self.content["factor"], steps, state
+        return self.content["initial"], tuple(self.content["line"]), steps, state
 
     def _write(self) -> None:
         with replacing(self.record) as temporary:

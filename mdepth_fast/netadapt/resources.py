@@ -46,7 +46,8 @@ class LatencyTable:
 
     NetAdapt (arXiv 1804.03230, section 3.3) fills a table beforehand over all combinations and adds up layers. Here an
     entry is measured at its first use and kept, and all operations count, batch norms, activations and additions too.
-    What is left, the time between the layers, is one factor: of the whole network, measured, to the sum of its layers.
+    What is left, the time between the layers and colder caches, is a line: the network as it is and one with half of
+    its channels are measured as a whole, which gives the latency of all in between from the sum of the layers.
 
     Layers are recognised by operation, shapes and arguments, whatever their names. `path` holds the entries (JSON) with
     the machine they are of; another machine's file is an error, never mixed in.
@@ -60,11 +61,11 @@ class LatencyTable:
     def __init__(self, path: str | Path | None = None, *, device: torch.device | str = "cpu", runs: int = 20) -> None:
         self.path, self.device, self.runs = Path(path) if path else None, torch.device(device), runs
         self.entries: dict[str, float] = {}
-        self.factor = 1.0
+        self.line = (1.0, 0.0)  # factor of the sum of the layers, and seconds to add
         if self.path and self.path.is_file():
             try:
                 content = json.loads(self.path.read_text())
-                self.entries, self.factor = dict(content["seconds"]), float(content["factor"])
+                self.entries, self.line = dict(content["seconds"]), tuple(content["line"])
                 machine = content["machine"]
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path}: not a latency table ({error})") from error
@@ -82,20 +83,29 @@ class LatencyTable:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
-                content = {"machine": self.machine(), "factor": self.factor, "seconds": self.entries}
+                content = {"machine": self.machine(), "line": self.line, "seconds": self.entries}
                 temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     def calibrate(self, graph: ChannelGraph, model: nn.Module, example: Tensor) -> float:
-        """Sets `factor` from the network as it is; returns its measured seconds."""
-        self.factor = 1.0
-        layers = self.latency(graph, graph.sizes)
-        seconds = measure_latency(model, example, runs=self.runs)
-        self.factor = seconds / layers
+        """Fits `line` to the network as it is and to one with half of its channels; returns the former's seconds."""
+        kept = {number: torch.arange((graph.groups[number].size + 1) // 2) for number in graph.prunable}
+        self.line = (1.0, 0.0)
+        halved = {**graph.sizes, **{number: len(indices) for number, indices in kept.items()}}
+        sums = [self.latency(graph, graph.sizes), self.latency(graph, halved)]
+        half = graph.shrink(model, kept)
+        # In turn, so that a machine that becomes slower or faster does so for both.
+        times = [[measure_latency(net, example, runs=self.runs) for net in (model, half)] for _ in range(3)]
+        seconds, fewer = (min(column) for column in zip(*times))
+        factor = (seconds - fewer) / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
+        offset = seconds - factor * sums[0]
+        # Where noise says that work is free or that the rest takes less than no time, all of it is a factor.
+        self.line = (factor, offset) if factor > 0 and offset >= 0 else (seconds / sums[0], 0.0)
         return seconds
 
     def latency(self, graph: ChannelGraph, sizes: Mapping[int, int]) -> float:
         """Seconds of a network whose groups have these sizes."""
-        return self.factor * sum(self._layer(layer, graph.shapes(layer, sizes)) for layer in graph.layers)
+        factor, offset = self.line
+        return factor * sum(self._layer(layer, graph.shapes(layer, sizes)) for layer in graph.layers) + offset
 
     def _layer(self, layer: Layer, shapes: list[tuple[int, ...]]) -> float:
         rest = [fx.node.map_arg(argument, lambda node: None) for argument in layer.node.args]
