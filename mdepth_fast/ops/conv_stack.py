@@ -63,12 +63,7 @@ def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, backend: str | None = 
         raise ValueError(f"x: expected C, H and W of at least 1, got shape {tuple(x.shape)}")
     _check_blocks(x, blocks)
     dtype = _checks.working_dtype(x)
-    weights = [
-        tensor if tensor.dtype == dtype else tensor.to(dtype)
-        for block in blocks
-        for tensor in block[:4]
-        if tensor is not None
-    ]
+    weights = _checks.cast(dtype, *(tensor for block in blocks for tensor in block[:4] if tensor is not None))
     options = (
         [block.dw_weight is not None for block in blocks],
         [block.stride for block in blocks],

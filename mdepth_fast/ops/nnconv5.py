@@ -63,15 +63,16 @@ def nnconv5(
     if skip is not None:
         _checks.tensor(skip, "skip", (batch, out, 2 * height, 2 * width), "(B, O, 2 H, 2 W)")
     dtype = _checks.working_dtype(x)
-    dw = dw_weight.to(dtype), dw_scale.to(dtype), dw_shift.to(dtype)
-    pw = pw_weight.to(dtype), pw_scale.to(dtype), pw_shift.to(dtype)
+    weights = _checks.cast(dtype, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
     reference_runs = _dispatch.uses_reference("nnconv5", backend, x.device)
     stored = x.dtype if x.is_cuda and not reference_runs else dtype
     addend = None if skip is None else skip.to(stored)
     if reference_runs:
         with _dispatch.full_precision(x.device):
-            return reference(x.to(dtype), *dw, *pw, addend).to(x.dtype)
-    return torch.ops.mdepth.nnconv5(x.to(stored), *dw, pw[0].to(stored), *pw[1:], addend, backend or "").to(x.dtype)
+            return reference(x.to(dtype), *weights, skip=addend).to(x.dtype)
+    source, weights[3] = _checks.cast(stored, x, weights[3])
+    result: Tensor = torch.ops.mdepth.nnconv5(source, *weights, addend, backend or "")
+    return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
 def reference(

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdepth_fast import use_backend
 from mdepth_fast.models import FastDepth, create_model, load_checkpoint
 from mdepth_fast.models.fastdepth import PRUNED_DECODER, PRUNED_ENCODER
+from mdepth_fast.netadapt import ChannelGraph
 
 SMALL = {
     "encoder_channels": (8, 8, 16, 24, 16, 40, 24, 24, 24, 24, 24, 24, 32, 48),
@@ -209,6 +210,24 @@ def test_pruned_shapes_can_be_rebuilt_from_their_lists(tmp_path):
         assert [pruned.encoder[i][3].out_channels for i in (5, 3, 1)] == [256, 120, 56]
         uneven = FastDepth(encoder_channels=range(3, 17), decoder_channels=(5, 8, 6, 4, 2)).eval()
         assert uneven(torch.empty(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_netadapts_channels_rebuilt_and_optimised():
+    """Channels that meet in a sum shrink together, so the lists of what is left make the same network."""
+    model, images = small(), torch.rand(1, 3, 64, 64)
+    graph = ChannelGraph(model, images)
+    kept = {graph.number("encoder.5.3"): torch.arange(0, 40, 2), graph.number("decoder.conv1.1.0"): torch.arange(9)}
+    smaller = graph.shrink(model, kept)
+    pointwise = [
+        [layer for layer in part.modules() if isinstance(layer, torch.nn.Conv2d)][-1].weight.shape[0]
+        for part in (*smaller.encoder, *smaller.decoder)
+    ]
+    assert pointwise[5] == pointwise[15] == 20 and pointwise[14] == 9
+    again = FastDepth(encoder_channels=pointwise[:14], decoder_channels=pointwise[14:19]).eval()
+    again.load_state_dict(smaller.state_dict())
+    want = smaller(images)
+    assert want.std() > 1e-3 and torch.equal(again(images), want)
+    torch.testing.assert_close(smaller.optimize_for_inference()(images), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("skip", ["add", "concat", "none"])
