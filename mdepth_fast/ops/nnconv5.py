@@ -69,7 +69,7 @@ def nnconv5(
     addend = None if skip is None else skip.to(stored)
     if reference_runs:
         with _dispatch.full_precision(x.device):
-            return reference(x.to(dtype), *weights, skip=addend).to(x.dtype)
+            return reference(x.to(dtype), *weights, addend).to(x.dtype)  # type: ignore[call-arg]
     source, weights[3] = _checks.cast(stored, x, weights[3])
     result: Tensor = torch.ops.mdepth.nnconv5(source, *weights, addend, backend or "")
     return result if result.dtype == x.dtype else result.to(x.dtype)
