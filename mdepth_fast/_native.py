@@ -95,7 +95,7 @@ def pointer(
     """Address of a contiguous tensor that has exactly this shape and dtype and is on `device`; 0 for None."""
     if tensor is None:
         return 0
-    if tensor.device != device or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+    if tensor.device != device or tensor.dtype != dtype or tensor.shape != shape:
         raise RuntimeError(
             f"{name}: expected {dtype} {shape} on {device}, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
         )
