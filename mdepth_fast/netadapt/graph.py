@@ -67,6 +67,11 @@ class Layer:
     channels: list[list[tuple[int, _Channels]]]
     output: tuple[int, ...]
 
+    @property
+    def operation(self) -> str:
+        """Such as `conv2d`."""
+        return _short(self.node)
+
 
 class ChannelGraph:
     """The channels of a network as `example` (a batch of inputs) runs through it, in eval mode.
@@ -136,7 +141,7 @@ class ChannelGraph:
             if _is_product(layer):
                 weight = self.shapes(layer, sizes)[1]
                 # A transposed convolution uses every filter at every pixel of its input, the others of their output.
-                pixels = layer.shapes[0] if _short(layer.node) == "conv_transpose2d" else layer.output
+                pixels = layer.shapes[0] if layer.operation == "conv_transpose2d" else layer.output
                 spatial = math.prod(pixels[2:]) if len(weight) == 4 else math.prod(pixels[1:-1])
                 total += pixels[0] * math.prod(weight) * spatial
         return total
@@ -338,7 +343,7 @@ def _value(node: Any) -> Any:
 
 
 def _is_product(layer: Layer) -> bool:
-    return _short(layer.node) in ("conv2d", "conv_transpose2d", "linear")
+    return layer.operation in ("conv2d", "conv_transpose2d", "linear")
 
 
 def _spatial(dimensions: Any, argument: fx.Node) -> bool:

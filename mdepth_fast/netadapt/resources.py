@@ -108,6 +108,8 @@ class LatencyTable:
         return factor * sum(self._layer(layer, graph.shapes(layer, sizes)) for layer in graph.layers) + offset
 
     def _layer(self, layer: Layer, shapes: list[tuple[int, ...]]) -> float:
+        if layer.operation in ("flatten", "view", "reshape"):
+            return 0.0  # no work, and their arguments may name sizes that channels have changed
         rest = [fx.node.map_arg(argument, lambda node: None) for argument in layer.node.args]
         key = f"{layer.node.target} {shapes} {rest} {dict(layer.node.kwargs)}"
         if key not in self.entries:
@@ -126,18 +128,15 @@ class LatencyTable:
         def given(argument: Any) -> Any:
             return fx.node.map_arg(argument, lambda node: tensors[node])
 
-        args, kwargs = given(layer.node.args), given(layer.node.kwargs)
-        if str(layer.node.target) in ("aten.conv2d.default", "aten.conv_transpose2d.input"):
-            args = _regrouped(args, str(layer.node.target))
+        args, kwargs = _regrouped(layer, given(layer.node.args)), given(layer.node.kwargs)
         with torch.inference_mode():
             return _fastest(lambda: layer.node.target(*args, **kwargs), self.device, self.runs)  # type: ignore[operator]
 
 
-def _regrouped(args: Any, target: str) -> Any:
-    """The number of groups of a depthwise convolution is that of its channels."""
-    args = list(args)
-    if len(args) > 6 and args[6] > 1:
-        args[6] = args[0].shape[1]
+def _regrouped(layer: Layer, args: Any) -> Any:
+    """A depthwise convolution has as many groups as channels, however many these are now."""
+    if layer.operation in ("conv2d", "conv_transpose2d") and len(args) > 6 and args[6] == layer.shapes[0][1] > 1:
+        return (*args[:6], args[0].shape[1], *args[7:])
     return args
 
 

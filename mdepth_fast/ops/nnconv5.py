@@ -42,7 +42,7 @@ def nnconv5(
         (B, O, 2 H, 2 W) in the dtype of `x` and in its layout, channels_last or not. Gradients go to every tensor.
         Half and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more the pointwise product of
         them runs on tensor cores, its factors rounded to that dtype, its sums float32. A product of float32 is rounded
-        to TF32 only where `torch.set_float32_matmul_precision` allows it.
+        to TF32 only where `torch.backends.cuda.matmul` allows it, as `torch.set_float32_matmul_precision` does.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -258,8 +258,15 @@ def _product(backend: str, x: Tensor) -> str:
     if backend == "cpu" or x.dtype == torch.float64 or not _has_tensor_cores(x.device):
         return "exact"
     if x.dtype == torch.float32:
-        return "exact" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return "tf32" if _allows_tf32() else "exact"
     return "float16" if x.dtype == torch.float16 else "bfloat16"
+
+
+def _allows_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9, where the older name is an error once this one has been set
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
 
 
 @functools.cache

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader, Subset
 
-from mdepth_fast.data import DepthAugment, EvaluationView, collate_depth
+from mdepth_fast.data import DepthAugment, EvaluationView, SkipBroken, collate_depth
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.models.checkpoints import write_converted
 from mdepth_fast.netadapt import Adapted, LatencyTable, measure_latency, netadapt
@@ -70,6 +71,8 @@ def adapt(
     Raises ValueError as `netadapt`, and where the data are too few for `holdout` and a batch.
     """
     dataset = training_data(config)
+    if config.data.skip_bad:
+        dataset = SkipBroken(dataset)
     if not 0 < settings.holdout <= len(dataset) - config.data.batch_size:
         raise ValueError(
             f"holdout: expected 1 to {len(dataset) - config.data.batch_size} of the {len(dataset)} samples, so that a "
@@ -94,8 +97,7 @@ def adapt(
         done = 0
         while done < steps:
             for batch in itertools.islice(loader, steps - done):
-                moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-                moved = augment(moved, generator)
+                moved = augment(move_data_to_device(batch, torch.device(device)), generator)
                 output = model(moved["target"])
                 value = loss(output, model.ground_truth(moved["depth"], tuple(output.shape[-2:])))
                 optimizer.zero_grad()

@@ -325,6 +325,20 @@ def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
     assert (got.double() - want).abs().max() < 4 * step * want.abs().max()
 
 
+def test_nnconv5_rounds_to_tf32_where_torch_does(host, monkeypatch):
+    """By the old switch and by the new one, which turn each other's reading into an error."""
+    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
+    inputs, matmul = NNCONV5.inputs(1, 5, 7), torch.backends.cuda.matmul
+    precision = matmul.fp32_precision
+    try:
+        for value in ("tf32", "ieee"):
+            matmul.fp32_precision = value
+            torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
+    finally:
+        matmul.fp32_precision = precision
+    assert host == ["nnconv5_tf32", "nnconv5_f32"]
+
+
 def test_nnconv5_of_half_without_tensor_cores(host):
     """Computed in float32, as on a CPU."""
     inputs = NNCONV5.inputs(1, 9, 7)

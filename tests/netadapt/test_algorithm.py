@@ -144,6 +144,27 @@ def test_latency_table(tmp_path, clock):
         LatencyTable(tmp_path / "broken.json")
 
 
+def test_latency_of_grouped_convolutions_and_of_flattening(clock):
+    """A grouped convolution keeps its groups; what names sizes of its own, a view, is not run with others."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grouped, self.deep = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=4)
+            self.last, self.head = nn.Conv2d(32, 24, 3, stride=4), nn.Linear(24 * 9, 1)
+
+        def forward(self, x):
+            x = self.last(self.deep(self.grouped(x)))
+            return self.head(x.view(1, x.shape[1] * 9))
+
+    net = Net().eval()
+    graph, table = ChannelGraph(net, EXAMPLE), LatencyTable()
+    number = graph.number("last")
+    smaller = graph.shrink(net, {number: torch.arange(8)})
+    assert table.latency(graph, graph.sizes) == measure_latency(net, EXAMPLE)
+    assert table.latency(graph, {**graph.sizes, number: 8}) == measure_latency(smaller, EXAMPLE)
+
+
 def test_time_is_measured():
     net, example = make_net(8), torch.rand(1, 3, 8, 8)
     table = LatencyTable(runs=3)
