@@ -79,9 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if done.measured:
         before, after = done.measured
+        share, said = after / before, result.final / result.initial
         print(
-            f"measured: {1e3 * before:.2f} -> {1e3 * after:.2f} ms, {after / before:.3f}; the table said "
-            f"{1e3 * result.final:.2f} ms, {100 * (result.final / after - 1):+.1f} %"
+            f"measured: {1e3 * before:.2f} -> {1e3 * after:.2f} ms, {share:.3f}; the table said "
+            f"{1e3 * result.final:.2f} ms ({100 * (result.final / after - 1):+.1f} %), {said:.3f} "
+            f"({100 * (said / share - 1):+.1f} %)"
         )
     print("hold-out: " + ", ".join(f"{key} {done.metrics[key]:.3f}" for key in ("abs_rel", "rmse", "d1")))
     print(f"weights: {done.weights}")

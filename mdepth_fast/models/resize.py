@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["replace_tensors", "resize_to"]
@@ -24,7 +25,12 @@ def resize_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def replace_tensors(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Puts tensors of other shapes into a network, and tells its modules of their new sizes."""
+    """Puts tensors of other shapes into a network, and tells its modules of their new sizes. Its layout stays."""
+    channels_last = any(
+        value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
+        for value in model.parameters()
+        if value.dim() == 4
+    )
     depthwise = {
         name
         for name, module in model.named_modules()
@@ -53,3 +59,5 @@ def replace_tensors(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
                 module.num_features = len(sized)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
+    if channels_last:
+        model.to(memory_format=torch.channels_last)

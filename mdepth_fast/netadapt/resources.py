@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,22 @@ def resource(name: str, table: "LatencyTable | None" = None) -> Callable[[Channe
     raise ValueError(f'resource: expected "weights", "macs" or "latency", got {name!r}')
 
 
-def measure_latency(model: nn.Module, example: Tensor, *, runs: int = 20) -> float:
-    """Seconds of a forward in inference, the fastest of `runs`: what else the machine does only adds to a time."""
-    training = model.training
-    model.eval()
+def measure_latency(*models: nn.Module, example: Tensor, runs: int = 10, rounds: int = 10) -> list[float]:
+    """Seconds of a forward of each model in inference, the fastest of `rounds` times `runs`.
+
+    What else the machine does only adds to a time. The models take turns, so that a machine that becomes slower or
+    faster does so for all of them: figures of one call may be compared.
+    """
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         with torch.inference_mode():
-            return _fastest(lambda: model(example), example.device, runs)
+            times = [[_fastest(partial(m, example), example.device, runs) for m in models] for _ in range(rounds)]
+            return [min(column) for column in zip(*times)]
     finally:
-        model.train(training)
+        for model, mode in zip(models, training):
+            model.train(mode)
 
 
 class LatencyTable:
@@ -93,9 +101,7 @@ class LatencyTable:
         halved = {**graph.sizes, **{number: len(indices) for number, indices in kept.items()}}
         sums = [self.latency(graph, graph.sizes), self.latency(graph, halved)]
         half = graph.shrink(model, kept)
-        # In turn, so that a machine that becomes slower or faster does so for both.
-        times = [[measure_latency(net, example, runs=self.runs) for net in (model, half)] for _ in range(3)]
-        seconds, fewer = (min(column) for column in zip(*times))
+        seconds, fewer = measure_latency(model, half, example=example)
         factor = (seconds - fewer) / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
         offset = seconds - factor * sums[0]
         # Where noise says that work is free or that the rest takes less than no time, all of it is a factor.
@@ -141,6 +147,9 @@ def _regrouped(layer: Layer, args: Any) -> Any:
 
 
 def _fastest(function: Callable[[], Any], device: torch.device, runs: int) -> float:
+    # glibc returns a freed block to the system, to be paged in anew by the next run, unless one as large has been freed
+    # before. A process that has trained has; one that has just started has not, and would be a fifth slower.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     times = []
     for run in range(runs + 3):
         if device.type == "cuda":

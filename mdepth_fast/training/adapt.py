@@ -51,7 +51,7 @@ class AdaptedDepth:
     adapted: Adapted
     weights: Path
     metrics: dict[str, float]
-    measured: tuple[float, float] | None  # before, after; None where latency was not the cost
+    measured: list[float] | None  # before, after; None where latency was not the cost
 
 
 def adapt(
@@ -138,5 +138,5 @@ def adapt(
     write_converted(weights, name, options, result.state_dict(), source="netadapt", resized=True)
     measured = None
     if settings.cost == "latency":
-        measured = measure_latency(net, example), measure_latency(result, example)
+        measured = measure_latency(net, result, example=example)
     return AdaptedDepth(adapted, weights, metrics(result), measured)

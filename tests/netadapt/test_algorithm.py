@@ -128,7 +128,7 @@ def test_latency_table(tmp_path, clock):
     assert table.latency(graph, graph.sizes) == pytest.approx(seconds)
     half = {number: size if graph.groups[number].fixed else 16 for number, size in graph.sizes.items()}
     smaller = graph.shrink(net, {n: graph.keep_largest(net, n, 16) for n in graph.prunable})
-    expected, measured = table.latency(graph, half), measure_latency(smaller, example, runs=5)
+    expected, (measured,) = table.latency(graph, half), measure_latency(smaller, example=example)
     assert expected == pytest.approx(measured) and expected < 0.3 * seconds
     table.save()
     count = len(table.entries)
@@ -161,8 +161,8 @@ def test_latency_of_grouped_convolutions_and_of_flattening(clock):
     graph, table = ChannelGraph(net, EXAMPLE), LatencyTable()
     number = graph.number("last")
     smaller = graph.shrink(net, {number: torch.arange(8)})
-    assert table.latency(graph, graph.sizes) == measure_latency(net, EXAMPLE)
-    assert table.latency(graph, {**graph.sizes, number: 8}) == measure_latency(smaller, EXAMPLE)
+    priced = [table.latency(graph, graph.sizes), table.latency(graph, {**graph.sizes, number: 8})]
+    assert priced == measure_latency(net, smaller, example=EXAMPLE)
 
 
 def test_time_is_measured():

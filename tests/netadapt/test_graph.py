@@ -128,6 +128,17 @@ def test_channels_that_carry_nothing_can_go(net, layer):
     assert all(p.grad is not None for p in smaller.parameters())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_smaller_network_keeps_its_layout(net, layout):
+    net.to(memory_format=layout)
+    graph = ChannelGraph(net, EXAMPLE)
+    smaller = graph.shrink(net, {number: torch.arange(8) for number in graph.prunable})
+    rebuilt = resize_to(lively(Net()).to(memory_format=layout), smaller.state_dict())
+    for model in (smaller, rebuilt):
+        weights = [value for value in model.parameters() if value.dim() == 4]
+        assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+
+
 def test_layers_that_are_added_up_choose_together(net):
     graph = ChannelGraph(net, EXAMPLE)
     number = graph.number("stem")
