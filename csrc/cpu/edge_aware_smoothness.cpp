@@ -29,6 +29,22 @@ void edge_weights(const EdgeAwareSmoothnessParams& p, int64_t b, int64_t a, int6
 }
 
 template <class T>
+NOINLINE double sum_of(const T* RESTRICT values, int n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += double(values[i]);
+  return sum;
+}
+
+template <class T>
+NOINLINE double roughness(const T* RESTRICT weight, const T* RESTRICT one, const T* RESTRICT two, int n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += double(weight[i] * abs_of(one[i] - two[i]));
+  return sum;
+}
+
+template <class T>
 int run(const EdgeAwareSmoothnessParams& p) {
   const int64_t chunks = (p.height + kRowsPerTask - 1) / kRowsPerTask, tasks = p.batch * chunks;
   const int64_t plane = p.height * p.width;
@@ -56,13 +72,8 @@ int run(const EdgeAwareSmoothnessParams& p) {
       const bool owned = y >= y0;
       if (owned) {
         edge_weights(p, b, at, at + 1, width - 1, weight);
-        double mean = 0, along = 0;
-#pragma omp simd reduction(+ : mean)
-        for (int i = 0; i < width; ++i) mean += double(d[i]);
-#pragma omp simd reduction(+ : along)
-        for (int i = 0; i < width - 1; ++i) along += double(weight[i] * abs_of(d[i] - d[i + 1]));
-        sums[kDisparity] += mean;
-        sums[kAlongX] += along;
+        sums[kDisparity] += sum_of(d, width);
+        sums[kAlongX] += roughness(weight, d, d + 1, width - 1);
         if (grad) {
           T* RESTRICT g = grad + at;
           const T s = T(share_x);
@@ -75,12 +86,7 @@ int run(const EdgeAwareSmoothnessParams& p) {
       if (y + 1 >= p.height) continue;
       const T* RESTRICT below = d + width;
       edge_weights(p, b, at, at + width, width, weight);
-      if (owned) {
-        double along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int i = 0; i < width; ++i) along += double(weight[i] * abs_of(d[i] - below[i]));
-        sums[kAlongY] += along;
-      }
+      if (owned) sums[kAlongY] += roughness(weight, d, below, width);
       if (grad) {
         const T s = T(share_y);
         T *RESTRICT g = grad + at, *RESTRICT g_below = g + width;

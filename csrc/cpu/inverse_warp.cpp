@@ -163,26 +163,29 @@ int backward_geometry(const InverseWarpParams& p) {
 
 template <Padding padding, class T>
 int backward_source(const InverseWarpParams& p) {
-  const int64_t planes = p.batch * p.channels;
-  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, planes)));
+  // A thread has whole planes, so that no two write to one; all of an image share their taps, where there are enough.
+  const int64_t together = p.batch >= p.threads ? p.channels : 1, tasks = p.batch * p.channels / together;
+  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, tasks)));
   const int64_t source_plane = p.source_height * p.source_width, plane = p.height * p.width;
   PerThread<Block<T>> blocks(threads);
   if (!blocks) return 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t image = 0; image < planes; ++image) {
+  for (int64_t task = 0; task < tasks; ++task) {
     Block<T>& k = *blocks.mine();
-    T* out = static_cast<T*>(p.grad_source) + image * source_plane;
     for (int y = 0; y < p.height; ++y)
       for (int x0 = 0; x0 < p.width; x0 += kBlock) {
         const int n = int(std::min<int64_t>(kBlock, p.width - x0));
-        locate<padding>(p, image / p.channels, y, x0, n, k);
-        const T* grad = static_cast<const T*>(p.grad) + image * plane + int64_t(y) * p.width + x0;
-        for (int i = 0; i < n; ++i) {
-          const T g0 = grad[i] * k.vw0[i], g1 = grad[i] * k.vw1[i];
-          out[k.i00[i]] += g0 * k.uw0[i];
-          out[k.i01[i]] += g0 * k.uw1[i];
-          out[k.i10[i]] += g1 * k.uw0[i];
-          out[k.i11[i]] += g1 * k.uw1[i];
+        locate<padding>(p, task * together / p.channels, y, x0, n, k);
+        for (int64_t image = task * together; image < (task + 1) * together; ++image) {
+          T* out = static_cast<T*>(p.grad_source) + image * source_plane;
+          const T* grad = static_cast<const T*>(p.grad) + image * plane + int64_t(y) * p.width + x0;
+          for (int i = 0; i < n; ++i) {
+            const T g0 = grad[i] * k.vw0[i], g1 = grad[i] * k.vw1[i];
+            out[k.i00[i]] += g0 * k.uw0[i];
+            out[k.i01[i]] += g0 * k.uw1[i];
+            out[k.i10[i]] += g1 * k.uw0[i];
+            out[k.i11[i]] += g1 * k.uw1[i];
+          }
         }
       }
   }

@@ -108,6 +108,7 @@ int backward(const OrdinalLossParams& p) {
   const Work work(p);
   PerThread<Buffers<T>> buffers(work.threads);
   if (!buffers) return 1;
+  use_huge_pages(p.grad_logits, int64_t(sizeof(T)) * p.batch * 2 * p.bins * work.plane);
   const T share = T(double(*static_cast<const T*>(p.grad)) / double(std::max<int64_t>(*p.count, 1)));
 #pragma omp parallel for schedule(dynamic) num_threads(work.threads)
   for (int64_t task = 0; task < work.tasks; ++task) {

@@ -15,6 +15,7 @@ struct alignas(64) Buffers {
   Row<T> x[3], y[3];  // ring of rows
   Row<T> raw[kCoefficients], sums[3][kCoefficients];
   Row<T> grad[3];  // of a row, 0 outside the image
+  Row<T> mean, variance;  // of the windows of y
   Row<T> loss;
 };
 
@@ -32,10 +33,6 @@ struct Rings {
   }
 };
 
-template <class T>
-MDEPTH_HD Window<T> window(const T* r0, const T* r1, const T* r2, int i) {
-  return Window<T>{{r0[i - 1], r0[i], r0[i + 1], r1[i - 1], r1[i], r1[i + 1], r2[i - 1], r2[i], r2[i + 1]}};
-}
 
 template <class T>
 void forward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b) {
@@ -53,11 +50,19 @@ void forward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b) 
       const int above = reflect(y - 1, height) % 3, here = y % 3, below = reflect(y + 1, height) % 3;
       const T *RESTRICT x0 = b.x[above] + kLead, *RESTRICT x1 = b.x[here] + kLead, *RESTRICT x2 = b.x[below] + kLead;
       const T *RESTRICT y0 = b.y[above] + kLead, *RESTRICT y1 = b.y[here] + kLead, *RESTRICT y2 = b.y[below] + kLead;
-      T* RESTRICT loss = b.loss + kLead;
+      T *RESTRICT loss = b.loss + kLead, *RESTRICT mean = b.mean + kLead, *RESTRICT variance = b.variance + kLead;
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        const Window<T> wy = window(y0, y1, y2, i);
-        const SsimDistance<T> s = ssim_distance(window(x0, x1, x2, i), wy, moments_of(wy));
+        const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
+        const Moments<T> m = moments_of(wy);
+        mean[i] = m.mean;
+        variance[i] = m.variance;
+      }
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        const Window<T> wx{{x0[i - 1], x0[i], x0[i + 1], x1[i - 1], x1[i], x1[i + 1], x2[i - 1], x2[i], x2[i + 1]}};
+        const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
+        const SsimDistance<T> s = ssim_distance(wx, wy, Moments<T>{mean[i], variance[i]});
         loss[i] = w_ssim * s.distance + w_l1 * abs_of(x1[i] - y1[i]);
       }
       T* RESTRICT row = out + int64_t(y) * width + t.x0;
@@ -89,11 +94,20 @@ void backward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b)
         const T *RESTRICT x0 = b.x[above] + kLead, *RESTRICT x1 = b.x[here] + kLead, *RESTRICT x2 = b.x[below] + kLead;
         const T *RESTRICT y0 = b.y[above] + kLead, *RESTRICT y1 = b.y[here] + kLead, *RESTRICT y2 = b.y[below] + kLead;
         T *RESTRICT ax = b.raw[kAx] + kLead, *RESTRICT ay = b.raw[kAy] + kLead, *RESTRICT rb = b.raw[kB] + kLead,
-                   *RESTRICT rc = b.raw[kC] + kLead;
+                   *RESTRICT rc = b.raw[kC] + kLead, *RESTRICT mean = b.mean + kLead,
+                   *RESTRICT variance = b.variance + kLead;
 #pragma omp simd
         for (int i = 0; i < n; ++i) {
-          const Window<T> wy = window(y0, y1, y2, i);
-          const SsimDistance<T> s = ssim_distance(window(x0, x1, x2, i), wy, moments_of(wy));
+          const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
+          const Moments<T> m = moments_of(wy);
+          mean[i] = m.mean;
+          variance[i] = m.variance;
+        }
+#pragma omp simd
+        for (int i = 0; i < n; ++i) {
+          const Window<T> wx{{x0[i - 1], x0[i], x0[i + 1], x1[i - 1], x1[i], x1[i + 1], x2[i - 1], x2[i], x2[i + 1]}};
+          const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
+          const SsimDistance<T> s = ssim_distance(wx, wy, Moments<T>{mean[i], variance[i]});
           ax[i] = w_ssim * s.a_x;
           ay[i] = w_ssim * s.a_y;
           rb[i] = w_ssim * s.b;

@@ -11,10 +11,15 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace mdepth {
 
 #define RESTRICT __restrict__
+// For inner loops that a parallel region calls: inlined into it, GCC 12 leaves a reduction scalar.
+#define NOINLINE __attribute__((noinline))
 
 // Every inner loop runs over whole vectors: kLanes is a multiple of every vector length, and a row has kLead elements
 // before its first column and as many after its last, so that neighbours can be read without a test.
@@ -107,6 +112,17 @@ static inline void add_projection_row(double* grad, int y, T u, T v, T z, T ud, 
     grad[4 * k + 2] += rows[k][1];
     grad[4 * k + 3] += rows[k][2];
   }
+}
+
+// Asks for huge pages under memory that is about to be written: of what torch allocates afresh, which glibc does with
+// every block over 32 MiB, faulting in pages of 4 KiB takes longer than filling them.
+static inline void use_huge_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const uintptr_t begin = (uintptr_t(memory) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (uintptr_t(memory) + uintptr_t(bytes)) & ~(kHuge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failing is harmless
+#endif
 }
 
 static inline int thread_index() {
