@@ -80,9 +80,10 @@ def _disparity_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
 
 
 def _disparity(backend, disparity):
-    """Larger, smaller, one of each, and as it is."""
+    """Larger, smaller, one of each, and as it is; together little larger, as a test fills a GPU's memory with it."""
     height, width = disparity.shape[2:]
-    sizes = [(2 * height + 1, 4 * width), (height // 2 + 1, (width + 2) // 3), (3 * height, width // 2 + 1), None]
+    larger, smaller = (height + height // 3 + 1, width + width // 4 + 1), (height // 2 + 1, (width + 2) // 3)
+    sizes = [larger, smaller, (2 * height + 1, width // 3 + 1), None]
     return [ops.disparity_to_depth(disparity, size, min_depth=0.5, max_depth=50.0, backend=backend) for size in sizes]
 
 
