@@ -192,9 +192,13 @@ def image_pyramid(image: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """`image` (B, C, H, W) at the size of every map in `like`, each by area averaging from the one before."""
     levels, last = [], image
     for one in like:
-        if last.shape[2:] != one.shape[2:]:
-            # Bilinear halving is the same mean of 2x2 pixels, and four times as fast on a CPU.
-            halved = last.shape[2] == 2 * one.shape[2] and last.shape[3] == 2 * one.shape[3]
-            last = F.interpolate(last, size=one.shape[2:], mode="bilinear" if halved else "area")
+        height, width = one.shape[2:]
+        if last.shape[2:] == (2 * height, 2 * width):
+            # Bilinear halving is the same mean of 2x2 pixels. On a CPU it takes a sixth of the time, if it is given
+            # planes: of images with three channels PyTorch makes copies in channels_last.
+            planes = F.interpolate(last.flatten(0, 1).unsqueeze(1), size=(height, width), mode="bilinear")
+            last = planes.view(*last.shape[:2], height, width)
+        elif last.shape[2:] != (height, width):
+            last = F.interpolate(last, size=(height, width), mode="area")
         levels.append(last)
     return levels

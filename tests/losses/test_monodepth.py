@@ -70,13 +70,15 @@ def test_a_given_pyramid_is_used_and_the_default_is_the_area_pyramid():
     assert module(disparities, target, sources, K, T, flat) > default  # no edge excuses a step any more
 
 
-def test_a_halved_level_is_the_mean_of_four_pixels():
-    image = torch.rand(2, 3, 38, 54)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_halved_level_is_the_mean_of_four_pixels(dtype, layout):
+    image = torch.rand(2, 3, 38, 54, dtype=dtype).contiguous(memory_format=layout)
     maps = [torch.empty(2, 1, *size) for size in ((38, 54), (19, 27), (10, 14), (5, 7))]
     pyramid, want = image_pyramid(image, maps), image
     for level, one in zip(pyramid, maps):
         want = F.interpolate(want, size=one.shape[2:], mode="area")
-        torch.testing.assert_close(level, want, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(level, want, rtol=0, atol=2 * torch.finfo(dtype).eps)
 
 
 def test_sizes_that_do_not_halve():
