@@ -8,8 +8,8 @@ namespace mdepth {
 namespace MDEPTH_ISA {
 namespace {
 
-constexpr int kRowsPerTask = 32;      // of depth
-constexpr int kGradRowsPerTask = 4;   // of the map
+constexpr int kRowsPerTask = 32;     // of depth
+constexpr int kGradRowsPerTask = 4;  // of the map
 
 template <class T>
 void widen(const T* RESTRICT row, const int* RESTRICT first, const int* RESTRICT second, const T* RESTRICT w_first,
