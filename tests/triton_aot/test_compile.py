@@ -33,10 +33,11 @@ SHARED_BYTES = 48 * 1024
 
 
 def _photometric(dtype, everything):
-    image, grad = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
-    photometric_loss.forward(image, image, 0.85)
-    for needs in [(True, True), (True, False), (False, True)][: 3 if everything else 1]:
-        photometric_loss.backward(grad, image, image, 0.85, *needs)
+    for width in (32, 33):
+        image, grad = torch.zeros(2, 3, 16, width, dtype=dtype), torch.zeros(2, 1, 16, width, dtype=dtype)
+        photometric_loss.forward(image, image, 0.85)
+        for needs in [(True, False), (True, True), (False, True)][: 3 if everything else 2]:
+            photometric_loss.backward(grad, image, image, 0.85, *needs)
 
 
 def _warp(dtype, everything):
