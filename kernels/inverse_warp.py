@@ -22,6 +22,20 @@ _MIN_Z = tl.constexpr(MIN_Z)
 
 
 @triton.jit
+def camera_z(matrix, y, x, depth):
+    """z of pixels in the source's camera, and its derivative by depth."""
+    dtype = depth.dtype
+    p8, p9, p10, p11 = tl.load(matrix + 8), tl.load(matrix + 9), tl.load(matrix + 10), tl.load(matrix + 11)
+    by_depth = (p9 * y.to(tl.float64) + p10).to(dtype) + x.to(dtype) * p8.to(dtype)
+    return depth * by_depth + p11.to(dtype), by_depth
+
+
+@triton.jit
+def in_front(matrix, y, x, depth):
+    return camera_z(matrix, y, x, depth)[0] > _MIN_Z
+
+
+@triton.jit
 def project(matrix, y, x, depth):
     """Where pixels fall, as in csrc/include/mdepth/warp.h: u - x, v - y, 1 / z, the derivatives of u and v by depth,
     and the poison: 0, or NaN where depth or projection is not finite. An invalid point has 1 / z = 0, no derivatives.
@@ -38,13 +52,11 @@ def project(matrix, y, x, depth):
     b0, b1 = p3.to(dtype), (-p11).to(dtype)
     c0, c1 = (p6 + row * (p5 - p10 - p9 * row)).to(dtype), (p4 - p8 * row).to(dtype)
     d0 = (p7 - row * p11).to(dtype)
-    e0, e1, f0 = (p9 * row + p10).to(dtype), p8.to(dtype), p11.to(dtype)
     eu = a0 + column * (a1 + column * a2)
     ev = c0 + column * c1
-    ez = e0 + column * e1
     nu = depth * eu + (b0 + column * b1)
     nv = depth * ev + d0
-    z = depth * ez + f0
+    z, ez = camera_z(matrix, y, x, depth)
     valid = z > _MIN_Z
     inverse = 1 / tl.where(valid, z, 1.0)
     shift_u, shift_v = nu * inverse, nv * inverse

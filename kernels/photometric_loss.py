@@ -1,10 +1,10 @@
 """Triton kernels of `photometric_loss`: SSIM and L1 per pixel, and the gradient by both images.
 
-Both kernels march: a warp goes down a strip of the image a row at a time, a lane has two columns, and what windows share
-stays in registers. A row leaves the mean and the spread of three neighbours, three rows give a window; the adjoint of
-the window is summed along x as soon as a window's derivatives are known and along y when the next row's are. Neighbours
-come from other lanes (a gather within a warp is a shuffle), so a pixel is loaded once, where nine loads a window and the
-addresses they need would cost more than the memory does, and no intermediate goes through memory:
+Both kernels march: a warp goes down a strip of the image a row at a time, a lane has two columns, and what windows
+share stays in registers. A row leaves the mean and the spread of three neighbours, three rows give a window; the adjoint
+of the window is summed along x as soon as a window's derivatives are known and along y when the next row's are.
+Neighbours come from other lanes (a gather within a warp is a shuffle), so a pixel is loaded once; nine loads a window
+and their addresses would be as many instructions as the arithmetic. Nothing in between goes through memory:
 
   forward    8 C + 4 bytes a pixel in float32, all of them needed
   backward   12 C + 4 for one gradient, 16 C + 4 for both; `grad` comes from L2 after the first channel
@@ -31,7 +31,7 @@ from mdepth_fast.ops.photometric_loss import C1, C2, _gradient
 # A row of a tile is a strip, and marched by a warp; its columns overlap the next strip's by 4.
 FORWARD = Block(4, 64, 4)
 BACKWARD = Block(4, 64, 4)
-FORWARD_STRIP = 8  # rows; their sums over the channels are registers
+FORWARD_STRIP = 6  # rows; their sums over the channels are registers
 BACKWARD_AT_ONCE = 4  # programs of a multiprocessor, which registers limit
 
 _C1 = tl.constexpr(C1)
@@ -63,15 +63,17 @@ def reflect(i, n):
 
 @triton.jit
 def strip_pixels(images, height, width, strip, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The strips of this program, tensors of (ROWS, COLUMNS / 2, 2): index of the image (int64), first row, the lane's
-    two columns, and which of them the strip owns: all but the outer two on either side.
+    """The strips of this program, tensors of (ROWS, COLUMNS / 2, 2): index of the image (int64), of the strip in it,
+    first row, the lane's two columns, and which of them the strip owns: all but the outer two on either side.
 
     Then the lanes that hold the columns to the left and to the right, (ROWS, COLUMNS / 2), reflected at the border
     (but for the last column of an odd width, see `load_pairs`)."""
     across, down = tl.cdiv(width, COLUMNS - 4), tl.cdiv(height, strip)
-    strips = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    # Strips of hundreds of pixels: 32 bits count them, and divide in a fraction of the time.
+    strips = tl.program_id(0).to(tl.int64).to(tl.int32) * ROWS + tl.arange(0, ROWS)[:, None, None]
     image = strips // (across * down)
-    index = (strips - image * (across * down)).to(tl.int32)
+    index = strips - image * (across * down)
+    image = image.to(tl.int64)
     lane = tl.arange(0, COLUMNS // 2)[None, :, None]
     first = (index % across) * (COLUMNS - 4) - 2
     x = first + 2 * lane + tl.arange(0, 2)[None, None, :]
@@ -80,18 +82,18 @@ def strip_pixels(images, height, width, strip, ROWS: tl.constexpr, COLUMNS: tl.c
     even = tl.reshape(first, (ROWS, 1)) + 2 * lane
     left = tl.where((lane == 0) | (even == 0), lane, lane - 1)
     right = tl.where((lane == COLUMNS // 2 - 1) | (even + 2 == width), lane, lane + 1)
-    return image, index // across * strip, x, owned, left, right
+    return image, index, index // across * strip, x, owned, left, right
 
 
 @triton.jit
-def load_pairs(at, mask, ALIGNED: tl.constexpr):
+def load_pairs(at, mask, ALIGNED: tl.constexpr, OTHER: tl.constexpr = 0):
     """Two columns a lane: in one access where both lie in one word of 8 bytes, else one after the other."""
     if ALIGNED:
-        pairs = tl.load(at, mask=mask, other=0.0)
+        pairs = tl.load(at, mask=mask, other=OTHER)
     else:
         even, odd = tl.split(at)
         in_even, in_odd = tl.split(mask)
-        pairs = tl.join(tl.load(even, mask=in_even, other=0.0), tl.load(odd, mask=in_odd, other=0.0))
+        pairs = tl.join(tl.load(even, mask=in_even, other=OTHER), tl.load(odd, mask=in_odd, other=OTHER))
     return pairs
 
 
@@ -161,7 +163,7 @@ def ssim_terms(s, d):
 
 
 @triton.jit
-def ssim_distance_of(s, d):
+def ssim_distance(s, d):
     """clamp((1 - SSIM) / 2, 0, 1)"""
     terms = ssim_terms(s, d)
     raw = tl.fma(terms[0], tl.fma(terms[1], -2.0, 1.0), terms[1])
@@ -182,85 +184,31 @@ def ssim_derivative(s, d, weight, SCALE: tl.constexpr):
     return a_s, a_d, b, through_spreads
 
 
-_NINTH = tl.constexpr(1 / 9)
-@triton.jit
-def window(plane, y, x, height, width, inside):
-    """The 3x3 window around each pixel, reflected at the border."""
-    above, below = reflect(y - 1, height), reflect(y + 1, height)
-    left, right = reflect(x - 1, width), reflect(x + 1, width)
-    return (
-        tl.load(plane + offset(above, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(above, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(above, right, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, right, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, right, width), mask=inside, other=0.0),
-    )
-
-
-@triton.jit
-def _mean(w):
-    return (((w[0] + w[1]) + (w[2] + w[3])) + ((w[4] + w[5]) + (w[6] + w[7])) + w[8]) * _NINTH
-
-
-@triton.jit
-def ssim_distance(x, y):
-    """clamp((1 - SSIM) / 2, 0, 1) of two windows and its derivative, as in csrc/include/mdepth/ssim.h.
-
-    By a pixel x_q of the window it is a_x + b (x_q - 1/2) + c (y_q - 1/2), and by y_q the same with a_y and x, y
-    exchanged."""
-    mean_x, mean_y = _mean(x), _mean(y)
-    # Centred sums: E[x^2] - E[x]^2 would lose against C2 what float32 has to give.
-    sum_x = mean_x * 0
-    sum_y = mean_y * 0
-    cross = mean_x * 0
-    for k in tl.static_range(9):
-        dx, dy = x[k] - mean_x, y[k] - mean_y
-        sum_x = tl.fma(dx, dx, sum_x)
-        sum_y = tl.fma(dy, dy, sum_y)
-        cross = tl.fma(dx, dy, cross)
-    variances = (sum_x + sum_y) * _NINTH
-    covariance = cross * _NINTH
-    n1 = 2 * mean_x * mean_y + _C1
-    n2 = 2 * covariance + _C2
-    d1 = tl.fma(mean_x, mean_x, mean_y * mean_y) + _C1
-    d2 = variances + _C2
-    inverse = 1 / (d1 * d2)
-    similarity = n1 * n2 * inverse
-    # 1 - SSIM without subtracting two numbers near 1: d1 - n1 = (difference of the means)^2.
-    gap = mean_x - mean_y
-    raw = 0.5 * (d1 * (variances - 2 * covariance) + n2 * gap * gap) * inverse
-    distance = tl.where(raw < 0, 0.0, tl.where(raw > 1, 1.0, raw))  # NaN stays
-    scale = tl.where((raw >= 0) & (raw <= 1), -0.5 / 9, raw * 0)
-    by_d1 = similarity * d2 * inverse
-    by_mean_x = 2 * (mean_y * n2 * inverse - by_d1 * mean_x)
-    by_mean_y = 2 * (mean_x * n2 * inverse - by_d1 * mean_y)
-    shift_x, shift_y = mean_x - 0.5, mean_y - 0.5
-    b = scale * 2 * (-similarity * d1 * inverse)
-    c = scale * 2 * n1 * inverse
-    a_x = scale * by_mean_x - b * shift_x - c * shift_y
-    a_y = scale * by_mean_y - b * shift_y - c * shift_x
-    return distance, a_x, a_y, b, c
-
-
-@triton.jit
-def window_weight(i, n, STEP: tl.constexpr):
-    """How often the window at i + STEP reads pixel i: reflection makes it 2 beside the border; 0 outside."""
-    if STEP < 0:
-        weight = tl.where(i == 0, 0.0, tl.where(i == 1, 2.0, 1.0))
-    elif STEP > 0:
-        weight = tl.where(i == n - 1, 0.0, tl.where(i == n - 2, 2.0, 1.0))
-    else:
-        weight = tl.where(i < n, 1.0, 0.0)
-    return weight
-
-
 @triton.jit
 def sign(value):
     return (value > 0).to(value.dtype) - (value < 0).to(value.dtype)
+
+
+@triton.jit
+def add_distances(totals, prediction, target, top, column, exists, left, right, height, width, SSIM, L1, ALIGNED):
+    """`totals`, a map a row, plus one channel's share of the photometric distance."""
+    STRIP: tl.constexpr = len(totals)
+    sums = ()
+    s_above, s_here, d_above, d_here = (), (), (), ()
+    absolute = totals[0]
+    for step in tl.static_range(STRIP + 2):
+        y = top + (step - 1)
+        here = offset(reflect(y, height), column, width)
+        p = load_pairs(prediction + here, exists & (y <= height), ALIGNED)
+        t = load_pairs(target + here, exists & (y <= height), ALIGNED)
+        d = p - t
+        s_below, d_below = row_moments(p + (t - 1), left, right), row_moments(d, left, right)
+        if step >= 2:
+            distance = ssim_distance(window_moments(s_above, s_here, s_below), window_moments(d_above, d_here, d_below))
+            sums = sums + (totals[step - 2] + tl.fma(distance, SSIM, L1 * absolute),)
+        absolute = tl.abs(d)
+        s_above, s_here, d_above, d_here = s_here, s_below, d_here, d_below
+    return sums
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -279,33 +227,28 @@ def _forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, top, x, owned, left, right = strip_pixels(images, height, width, STRIP, ROWS, COLUMNS)
+    image, _strip, top, x, owned, left, right = strip_pixels(images, height, width, STRIP, ROWS, COLUMNS)
     plane = plane_size(height, width)
     column, exists = load_columns(x, width, ALIGNED)
     exists = exists & (image < images)
-    totals = ()
-    for _ in tl.static_range(STRIP):
-        totals = totals + (tl.zeros((ROWS, COLUMNS // 2, 2), dtype=loss.dtype.element_ty),)
+    totals = (tl.zeros((ROWS, COLUMNS // 2, 2), dtype=loss.dtype.element_ty),) * STRIP
     for channel in range(CHANNELS):
         at = (image * CHANNELS + channel) * plane
-        sums = ()
-        s_above, s_here, d_above, d_here = (), (), (), ()
-        absolute = totals[0]
-        for step in tl.static_range(STRIP + 2):
-            y = top + (step - 1)
-            here = at + offset(reflect(y, height), column, width)
-            p = load_pairs(prediction + here, exists & (y <= height), ALIGNED)
-            t = load_pairs(target + here, exists & (y <= height), ALIGNED)
-            d = p - t
-            s_below, d_below = row_moments(p + (t - 1), left, right), row_moments(d, left, right)
-            if step >= 2:
-                distance = ssim_distance_of(
-                    window_moments(s_above, s_here, s_below), window_moments(d_above, d_here, d_below)
-                )
-                sums = sums + (totals[step - 2] + tl.fma(distance, SSIM, L1 * absolute),)
-            absolute = tl.abs(d)
-            s_above, s_here, d_above, d_here = s_here, s_below, d_here, d_below
-        totals = sums
+        totals = add_distances(
+            totals,
+            prediction + at,
+            target + at,
+            top,
+            column,
+            exists,
+            left,
+            right,
+            height,
+            width,
+            SSIM,
+            L1,
+            ALIGNED,
+        )
     for step in tl.static_range(STRIP):
         y = top + step
         at = loss + image * plane + offset(y, x, width)
@@ -313,30 +256,34 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["images", "strip"])
-def _backward(
-    prediction,  # (B, C, H, W)
+def photometric_backward(
+    prediction,  # (B, C, H, W), or (B, S, C, H, W)
     target,  # (B, C, H, W)
-    grad,  # (B, 1, H, W)
+    grad,  # (B, 1, H, W); or int8, (B, 1, H, W), the index of the source whose gradient is 1, the others' is 0
     grad_prediction,  # (B, C, H, W) or None
     grad_target,  # (B, C, H, W) or None
-    images,  # B * C: an "image" is one channel here
+    images,  # planes of the prediction: an "image" is one channel here
     height,
     width,
     strip,  # rows, 2 + 3 k
     CHANNELS: tl.constexpr,
+    SOURCES: tl.constexpr,  # S, or 0 where `grad` is a gradient
     SSIM: tl.constexpr,
     L1: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, top, x, owned, left, right = strip_pixels(images, height, width, strip, ROWS, COLUMNS)
+    image, _strip, top, x, owned, left, right = strip_pixels(images, height, width, strip, ROWS, COLUMNS)
     plane = plane_size(height, width)
     column, exists = load_columns(x, width, ALIGNED)
     exists = exists & (image < images)
     prediction += image * plane
-    target += image * plane
-    grad += image // CHANNELS * plane
+    of_target, source = image // CHANNELS, image * 0
+    if SOURCES > 0:
+        of_target, source = of_target // SOURCES, of_target % SOURCES
+    target += (of_target * CHANNELS + image % CHANNELS) * plane
+    grad += of_target * plane
     dtype = prediction.dtype.element_ty
     zero = tl.zeros((ROWS, COLUMNS // 2, 2), dtype=dtype)
     # How often the windows to the left and to the right read a column.
@@ -365,7 +312,9 @@ def _backward(
             here = offset(reflect(y + 1, height), column, width)
             p = load_pairs(prediction + here, exists & (y < height), ALIGNED)
             t = load_pairs(target + here, exists & (y < height), ALIGNED)
-            g = load_pairs(grad + here, windowed & (y + 1 >= 0) & (y + 1 < height), ALIGNED)
+            g = load_pairs(grad + here, windowed & (y + 1 >= 0) & (y + 1 < height), ALIGNED, 0 if SOURCES == 0 else -1)
+            if SOURCES > 0:
+                g = (g == source).to(dtype)
             s_below, d_below = row_moments(s, left, right), row_moments(d, left, right)
             # The window of row y - 1.
             a_s, a_d, b, c = ssim_derivative(
@@ -430,28 +379,42 @@ def forward(prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
 def backward(
     grad: Tensor, prediction: Tensor, target: Tensor, ssim_weight: float, need_prediction: bool, need_target: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = prediction.shape
     grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
+    launch_backward(grad, prediction, target, *(g if g.numel() else None for g in grads), ssim_weight)
+    return grads
+
+
+def launch_backward(
+    grad: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    grad_prediction: Tensor | None,
+    grad_target: Tensor | None,
+    ssim_weight: float,
+) -> None:
+    """Launches `photometric_backward`; `prediction` may have sources, (B, S, C, H, W)."""
+    channels, height, width = target.shape[1:]
+    images = prediction.shape[:-2].numel()
     processors = torch.cuda.get_device_properties(grad.device).multi_processor_count if grad.is_cuda else 1
-    strip = _strip(BACKWARD, batch * channels, height, width, processors)
+    strip = _strip(BACKWARD, images, height, width, processors)
     launch(
-        _backward,
-        strip_programs(BACKWARD, batch * channels, height, width, strip),
+        photometric_backward,
+        strip_programs(BACKWARD, images, height, width, strip),
         BACKWARD.warps,
         prediction=prediction,
         target=target,
         grad=grad,
-        grad_prediction=grads[0] if need_prediction else None,
-        grad_target=grads[1] if need_target else None,
-        images=batch * channels,
+        grad_prediction=grad_prediction,
+        grad_target=grad_target,
+        images=images,
         height=height,
         width=width,
         strip=strip,
         CHANNELS=channels,
+        SOURCES=prediction.shape[1] if prediction.dim() == 5 else 0,
         SSIM=ssim_weight / channels,
         L1=(1 - ssim_weight) / channels,
         ALIGNED=width % 16 == 0,
         ROWS=BACKWARD.rows,
         COLUMNS=BACKWARD.columns,
     )
-    return grads
