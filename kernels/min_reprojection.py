@@ -23,8 +23,17 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, portions, tile_pixels
-from mdepth_fast.kernels.inverse_warp import in_front, project, sample, sample_axis, store_projection_sums, warp_forward
+from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, portions, tile_origin
+from mdepth_fast.kernels.inverse_warp import (
+    STEP,
+    in_front,
+    project,
+    projection_sums,
+    sample,
+    sample_axis,
+    store_projection_sums,
+    warp_forward,
+)
 from mdepth_fast.kernels.photometric_loss import (
     add_distances,
     launch_backward,
@@ -37,9 +46,9 @@ from mdepth_fast.kernels.photometric_loss import (
 from mdepth_fast.ops.min_reprojection import _outputs
 
 WARP = Block(8, 32, 4)
-COMPARE = Block(2, 64, 2)
-COMPARE_STRIP = 4  # rows; one less where there are more than two sources, and half in double, for want of registers
-DIFFERENTIATE = Block(16, 32, 4)
+COMPARE = Block(4, 64, 4)
+IDENTITY_STRIP, COMPARE_STRIP = 3, 4  # rows; half in double, and one less with more than two sources: registers
+DIFFERENTIATE = Block(32, 32, 4)
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -163,33 +172,42 @@ def _differentiate(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)
+    image, tile, top, first = tile_origin(height, width, ROWS, COLUMNS)
+    x = first + tl.arange(0, COLUMNS)[None, :]
     plane = plane_size(height, width)
     tiles = tl.cdiv(height, ROWS).to(tl.int64) * tl.cdiv(width, COLUMNS)
-    here = offset(y, x, width)
-    d = tl.load(depth + image * plane + here, mask=inside, other=1.0)
-    total = tl.zeros((ROWS, COLUMNS), dtype=d.dtype)
-    for s in range(SOURCES):
-        of_source = image * SOURCES + s
-        g = grad + of_source * 3 * plane + here
-        g0 = tl.load(g, mask=inside, other=0.0)
-        g1 = tl.load(g + plane, mask=inside, other=0.0)
-        g2 = tl.load(g + 2 * plane, mask=inside, other=0.0)
-        shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, _poison = project(projection + of_source * 12, y, x, d)
-        # Most pixels have chosen another: their samples are not read.
-        seen = inside & (inverse_z > 0) & ((g0 != 0) | (g1 != 0) | (g2 != 0))
-        u = sample_axis(x, shift_u, width, ZEROS)
-        v = sample_axis(y, shift_v, height, ZEROS)
-        p = sources + of_source * 3 * plane
-        _, du0, dv0 = sample(p, u, v, width, seen)
-        _, du1, dv1 = sample(p + plane, u, v, width, seen)
-        _, du2, dv2 = sample(p + 2 * plane, u, v, width, seen)
-        gu, gv = g0 * du0 + g1 * du1 + g2 * du2, g0 * dv0 + g1 * dv1 + g2 * dv2
-        total += gu * du_ddepth + gv * dv_ddepth
-        out = partial + (of_source * tiles + tile) * 12
-        store_projection_sums(out, gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside)
-    share = 1 / pixels.to(d.dtype)
-    tl.store(grad_depth + image * plane + here, total * share, mask=inside)
+    share = 1 / pixels.to(depth.dtype.element_ty)
+    zero = tl.zeros((STEP, COLUMNS), dtype=depth.dtype.element_ty)
+    sums = ((zero,) * 9,) * SOURCES
+    for step in range(0, ROWS, STEP):
+        y = top + step + tl.arange(0, STEP)[:, None]
+        inside = (y < height) & (x < width)
+        here = offset(y, x, width)
+        d = tl.load(depth + image * plane + here, mask=inside, other=1.0)
+        total = zero
+        added = ()
+        for s in tl.static_range(SOURCES):
+            of_source = image * SOURCES + s
+            g = grad + of_source * 3 * plane + here
+            g0 = tl.load(g, mask=inside, other=0.0)
+            g1 = tl.load(g + plane, mask=inside, other=0.0)
+            g2 = tl.load(g + 2 * plane, mask=inside, other=0.0)
+            shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, _poison = project(projection + of_source * 12, y, x, d)
+            # Most pixels have chosen another: their samples are not read.
+            seen = inside & (inverse_z > 0) & ((g0 != 0) | (g1 != 0) | (g2 != 0))
+            u = sample_axis(x, shift_u, width, ZEROS)
+            v = sample_axis(y, shift_v, height, ZEROS)
+            p = sources + of_source * 3 * plane
+            _, du0, dv0 = sample(p, u, v, width, seen)
+            _, du1, dv1 = sample(p + plane, u, v, width, seen)
+            _, du2, dv2 = sample(p + 2 * plane, u, v, width, seen)
+            gu, gv = g0 * du0 + g1 * du1 + g2 * du2, g0 * dv0 + g1 * dv1 + g2 * dv2
+            total += gu * du_ddepth + gv * dv_ddepth
+            added = added + (projection_sums(sums[s], gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside),)
+        sums = added
+        tl.store(grad_depth + image * plane + here, total * share, mask=inside)
+    for s in tl.static_range(SOURCES):
+        store_projection_sums(partial + ((image * SOURCES + s) * tiles + tile) * 12, sums[s], x)
 
 
 @_dispatch.implementation("min_reprojection", "triton")
@@ -217,9 +235,10 @@ def forward(
     strips = -(-height // strip) * -(-width // (COMPARE.columns - 4))
     identity = target.new_empty((batch, height, width)) if auto_mask else None
     if identity is not None:
+        identity_strip = IDENTITY_STRIP * 4 // target.element_size()
         launch(
             _identity,
-            strip_programs(COMPARE, batch, height, width, strip),
+            strip_programs(COMPARE, batch, height, width, identity_strip),
             COMPARE.warps,
             sources=sources,
             target=target,
@@ -228,7 +247,7 @@ def forward(
             images=batch,
             **size,
             **weights,
-            **compare,
+            **{**compare, "STRIP": identity_strip},
         )
     maps = 3 * count * (1 + need_grad)
     parts = list(portions(batch, maps * height * width * target.element_size()))
@@ -236,8 +255,7 @@ def forward(
     warped = target.new_empty((images, count, 3, height, width))
     grad_warped = warped.new_empty(warped.shape) if need_grad else None
     sums = projection.new_empty((len(depths), batch, strips))
-    differentiate = DIFFERENTIATE._replace(rows=DIFFERENTIATE.rows * 4 // target.element_size())
-    tiles = differentiate.tiles(height, width)
+    tiles = DIFFERENTIATE.tiles(height, width)
     projection_sums = projection.new_empty((len(depths), batch, count, tiles, 12)) if need_grad else None
     for scale, depth in enumerate(depths):
         for part in parts:
@@ -280,7 +298,7 @@ def forward(
             launch(
                 _differentiate,
                 images * tiles,
-                differentiate.warps,
+                DIFFERENTIATE.warps,
                 grad=grad_warped,
                 sources=sources[part],
                 **cameras,
@@ -289,8 +307,8 @@ def forward(
                 **size,
                 pixels=pixels,
                 ZEROS=padding == "zeros",
-                ROWS=differentiate.rows,
-                COLUMNS=differentiate.columns,
+                ROWS=DIFFERENTIATE.rows,
+                COLUMNS=DIFFERENTIATE.columns,
             )
     loss.copy_(sums.sum((1, 2)) / pixels)
     if projection_sums is not None:

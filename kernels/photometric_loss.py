@@ -1,10 +1,10 @@
 """Triton kernels of `photometric_loss`: SSIM and L1 per pixel, and the gradient by both images.
 
 Both kernels march: a warp goes down a strip of the image a row at a time, a lane has two columns, and what windows
-share stays in registers. A row leaves the mean and the spread of three neighbours, three rows give a window; the adjoint
-of the window is summed along x as soon as a window's derivatives are known and along y when the next row's are.
-Neighbours come from other lanes (a gather within a warp is a shuffle), so a pixel is loaded once; nine loads a window
-and their addresses would be as many instructions as the arithmetic. Nothing in between goes through memory:
+share stays in registers. A row leaves mean and spread of three neighbours, three rows give a window; its adjoint is
+summed along x as soon as a window's derivatives are known and along y when the next row's are. Neighbours come from
+other lanes (a gather within a warp is a shuffle), so a pixel is loaded once; nine loads a window and their addresses
+would be as many instructions as the arithmetic. Nothing in between goes through memory:
 
   forward    8 C + 4 bytes a pixel in float32, all of them needed
   backward   12 C + 4 for one gradient, 16 C + 4 for both; `grad` comes from L2 after the first channel
