@@ -380,7 +380,8 @@ def backward(
     grad: Tensor, prediction: Tensor, target: Tensor, ssim_weight: float, need_prediction: bool, need_target: bool
 ) -> tuple[Tensor, Tensor]:
     grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
-    launch_backward(grad, prediction, target, *(g if g.numel() else None for g in grads), ssim_weight)
+    by_prediction, by_target = (g if need else None for g, need in zip(grads, (need_prediction, need_target)))
+    launch_backward(grad, prediction, target, by_prediction, by_target, ssim_weight)
     return grads
 
 
