@@ -84,16 +84,22 @@ def portions(batch: int, bytes_per_image: int) -> Iterator[slice]:
 
 
 @triton.jit
-def tile_pixels(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The tile of this program: index of its image (int64), index in the image (int64), y (ROWS, 1), x (1, COLUMNS),
-    and which of its pixels lie in the image. Coordinates are int32; whoever makes an address of them goes to int64."""
+def tile_origin(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tile of this program: index of its image (int64), index in the image (int64), its first row and column."""
     program = tl.program_id(0).to(tl.int64)
     across = tl.cdiv(width, COLUMNS)
     tiles = tl.cdiv(height, ROWS) * across
     image = program // tiles
     tile = program - image * tiles
-    y = (tile // across).to(tl.int32) * ROWS + tl.arange(0, ROWS)[:, None]
-    x = (tile % across).to(tl.int32) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return image, tile, (tile // across).to(tl.int32) * ROWS, (tile % across).to(tl.int32) * COLUMNS
+
+
+@triton.jit
+def tile_pixels(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tile of this program: index of its image (int64), index in the image (int64), y (ROWS, 1), x (1, COLUMNS),
+    and which of its pixels lie in the image. Coordinates are int32; whoever makes an address of them goes to int64."""
+    image, tile, top, left = tile_origin(height, width, ROWS, COLUMNS)
+    y, x = top + tl.arange(0, ROWS)[:, None], left + tl.arange(0, COLUMNS)[None, :]
     return image, tile, y, x, (y < height) & (x < width)
 
 

@@ -11,14 +11,29 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, offset, tile_origin, tile_pixels
 from mdepth_fast.ops.inverse_warp import MIN_Z, _gradients
 
 FORWARD = Block(8, 32, 4)
-BACKWARD = Block(8, 32, 4)
+BACKWARD = Block(32, 32, 4)
+STEP = tl.constexpr(4)  # rows of a tile of the backward at a time: a pixel a lane, and sums once a tile
 TAPS = Block(8, 32, 4)
 
 _MIN_Z = tl.constexpr(MIN_Z)
+
+
+@triton.jit
+def camera_z(matrix, y, x, depth):
+    """z of pixels in the source's camera, and its derivative by depth."""
+    dtype = depth.dtype
+    p8, p9, p10, p11 = tl.load(matrix + 8), tl.load(matrix + 9), tl.load(matrix + 10), tl.load(matrix + 11)
+    by_depth = (p9 * y.to(tl.float64) + p10).to(dtype) + x.to(dtype) * p8.to(dtype)
+    return depth * by_depth + p11.to(dtype), by_depth
+
+
+@triton.jit
+def in_front(matrix, y, x, depth):
+    return camera_z(matrix, y, x, depth)[0] > _MIN_Z
 
 
 @triton.jit
@@ -38,13 +53,11 @@ def project(matrix, y, x, depth):
     b0, b1 = p3.to(dtype), (-p11).to(dtype)
     c0, c1 = (p6 + row * (p5 - p10 - p9 * row)).to(dtype), (p4 - p8 * row).to(dtype)
     d0 = (p7 - row * p11).to(dtype)
-    e0, e1, f0 = (p9 * row + p10).to(dtype), p8.to(dtype), p11.to(dtype)
     eu = a0 + column * (a1 + column * a2)
     ev = c0 + column * c1
-    ez = e0 + column * e1
     nu = depth * eu + (b0 + column * b1)
     nv = depth * ev + d0
-    z = depth * ez + f0
+    z, ez = camera_z(matrix, y, x, depth)
     valid = z > _MIN_Z
     inverse = 1 / tl.where(valid, z, 1.0)
     shift_u, shift_v = nu * inverse, nv * inverse
@@ -102,25 +115,36 @@ def sample(plane, u, v, width, seen):
 
 
 @triton.jit
-def store_projection_sums(out, gu, gv, inverse_z, shift_u, shift_v, depth, y, x, inside):
-    """The tile's share of the gradient by the projection, 12 doubles: u = nu / z, v = nv / z, and
-    (nu, nv, z) = projection * (depth * (x, y, 1), 1)."""
+def projection_sums(sums, gu, gv, inverse_z, shift_u, shift_v, depth, y, x, inside):
+    """`sums` and the pixels' share of the gradient by the projection: u = nu / z, v = nv / z, and
+    (nu, nv, z) = projection * (depth * (x, y, 1), 1). What is left to be done for x, the same in every row, is left."""
     column, row = x.to(depth.dtype), y.to(depth.dtype)
     to_u = tl.where(inside, gu * inverse_z, 0.0)
     to_v = tl.where(inside, gv * inverse_z, 0.0)
     to_z = tl.where(inside, -(to_u * (column + shift_u) + to_v * (row + shift_v)), 0.0)
-    _store_row(out, to_u, depth, row, column)
-    _store_row(out + 4, to_v, depth, row, column)
-    _store_row(out + 8, to_z, depth, row, column)
+    by_u, by_v, by_z = to_u * depth, to_v * depth, to_z * depth
+    return (
+        sums[0] + by_u,
+        tl.fma(by_u, tl.broadcast_to(row, by_u.shape), sums[1]),
+        sums[2] + to_u,
+        sums[3] + by_v,
+        tl.fma(by_v, tl.broadcast_to(row, by_u.shape), sums[4]),
+        sums[5] + to_v,
+        sums[6] + by_z,
+        tl.fma(by_z, tl.broadcast_to(row, by_u.shape), sums[7]),
+        sums[8] + to_z,
+    )
 
 
 @triton.jit
-def _store_row(out, to, depth, row, column):
-    scaled = to * depth
-    tl.store(out, tl.sum(scaled * column).to(tl.float64))
-    tl.store(out + 1, tl.sum(scaled * row).to(tl.float64))
-    tl.store(out + 2, tl.sum(scaled).to(tl.float64))
-    tl.store(out + 3, tl.sum(to).to(tl.float64))
+def store_projection_sums(out, sums, x):
+    """The tile's share of the gradient by the projection, 12 doubles."""
+    column = x.to(sums[0].dtype)
+    for k in tl.static_range(3):
+        tl.store(out + 4 * k, tl.sum(sums[3 * k] * column).to(tl.float64))
+        tl.store(out + 4 * k + 1, tl.sum(sums[3 * k + 1]).to(tl.float64))
+        tl.store(out + 4 * k + 2, tl.sum(sums[3 * k]).to(tl.float64))
+        tl.store(out + 4 * k + 3, tl.sum(sums[3 * k + 2]).to(tl.float64))
 
 
 @triton.jit
@@ -175,34 +199,40 @@ def _backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)
-    here = offset(y, x, width)
-    d = tl.load(depth + image * height * width + here, mask=inside, other=1.0)
-    shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, _poison = project(projection + image * 12, y, x, d)
-    seen = inside & (inverse_z > 0)
-    u = sample_axis(x, shift_u, source_width, ZEROS)
-    v = sample_axis(y, shift_v, source_height, ZEROS)
-    gu = tl.zeros((ROWS, COLUMNS), dtype=d.dtype)
-    gv = tl.zeros((ROWS, COLUMNS), dtype=d.dtype)
-    for channel in range(CHANNELS):
-        at = image * CHANNELS + channel
-        g = tl.load(grad + at * height * width + here, mask=inside, other=0.0)
-        _value, du, dv = sample(source + at * source_height * source_width, u, v, source_width, seen)
-        gu += g * du
-        gv += g * dv
-        if grad_source is not None:
-            to = grad_source + at * source_height * source_width
-            g0, g1 = g * v[2], g * v[3]
-            tl.atomic_add(to + offset(v[0], u[0], source_width), g0 * u[2], mask=seen, sem="relaxed")
-            tl.atomic_add(to + offset(v[0], u[1], source_width), g0 * u[3], mask=seen, sem="relaxed")
-            tl.atomic_add(to + offset(v[1], u[0], source_width), g1 * u[2], mask=seen, sem="relaxed")
-            tl.atomic_add(to + offset(v[1], u[1], source_width), g1 * u[3], mask=seen, sem="relaxed")
-    if grad_depth is not None:
-        tl.store(grad_depth + image * height * width + here, gu * du_ddepth + gv * dv_ddepth, mask=inside)
+    image, tile, top, first = tile_origin(height, width, ROWS, COLUMNS)
+    x = first + tl.arange(0, COLUMNS)[None, :]
+    sums = (tl.zeros((STEP, COLUMNS), dtype=source.dtype.element_ty),) * 9
+    for step in range(0, ROWS, STEP):
+        y = top + step + tl.arange(0, STEP)[:, None]
+        inside = (y < height) & (x < width)
+        here = offset(y, x, width)
+        d = tl.load(depth + image * height * width + here, mask=inside, other=1.0)
+        shift_u, shift_v, inverse_z, du_ddepth, dv_ddepth, _poison = project(projection + image * 12, y, x, d)
+        seen = inside & (inverse_z > 0)
+        u = sample_axis(x, shift_u, source_width, ZEROS)
+        v = sample_axis(y, shift_v, source_height, ZEROS)
+        gu = tl.zeros((STEP, COLUMNS), dtype=d.dtype)
+        gv = tl.zeros((STEP, COLUMNS), dtype=d.dtype)
+        for channel in range(CHANNELS):
+            at = image * CHANNELS + channel
+            g = tl.load(grad + at * height * width + here, mask=inside, other=0.0)
+            _value, du, dv = sample(source + at * source_height * source_width, u, v, source_width, seen)
+            gu += g * du
+            gv += g * dv
+            if grad_source is not None:
+                to = grad_source + at * source_height * source_width
+                g0, g1 = g * v[2], g * v[3]
+                tl.atomic_add(to + offset(v[0], u[0], source_width), g0 * u[2], mask=seen, sem="relaxed")
+                tl.atomic_add(to + offset(v[0], u[1], source_width), g0 * u[3], mask=seen, sem="relaxed")
+                tl.atomic_add(to + offset(v[1], u[0], source_width), g1 * u[2], mask=seen, sem="relaxed")
+                tl.atomic_add(to + offset(v[1], u[1], source_width), g1 * u[3], mask=seen, sem="relaxed")
+        if grad_depth is not None:
+            tl.store(grad_depth + image * height * width + here, gu * du_ddepth + gv * dv_ddepth, mask=inside)
+        if partial is not None:
+            sums = projection_sums(sums, gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside)
     if partial is not None:
         tiles = tl.cdiv(height, ROWS).to(tl.int64) * tl.cdiv(width, COLUMNS)
-        out = partial + (image * tiles + tile) * 12
-        store_projection_sums(out, gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside)
+        store_projection_sums(partial + (image * tiles + tile) * 12, sums, x)
 
 
 @triton.jit

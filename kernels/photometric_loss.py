@@ -1,232 +1,374 @@
 """Triton kernels of `photometric_loss`: SSIM and L1 per pixel, and the gradient by both images.
 
-The forward reads both images once (their nine shifts come from cache) and writes one map: 8 C + 4 bytes a pixel in
-float32. The backward has two steps, because a pixel's gradient needs the derivatives of the nine windows around it:
-`_coefficients` writes three numbers per window and channel (four where both gradients are wanted), `_gather` sums them.
-Bytes a pixel for one gradient: 8 C + 4 in and 12 C out; 20 C + 4 in and 4 C out: 44 C + 8, where 12 C + 4 would be
-the least. The workspace is bounded by `WORKSPACE_BYTES`.
+Both kernels march: a warp goes down a strip of the image a row at a time, a lane has two columns, and what windows
+share stays in registers. A row leaves mean and spread of three neighbours, three rows give a window; its adjoint is
+summed along x as soon as a window's derivatives are known and along y when the next row's are. Neighbours come from
+other lanes (a gather within a warp is a shuffle), so a pixel is loaded once; nine loads a window and their addresses
+would be as many instructions as the arithmetic. Nothing in between goes through memory:
+
+  forward    8 C + 4 bytes a pixel in float32, all of them needed
+  backward   12 C + 4 for one gradient, 16 C + 4 for both; `grad` comes from L2 after the first channel
+
+and in both what strips share, 4 columns of 64 and 2 (4) rows of a strip, which L2 serves.
+
+SSIM is symmetric in x and y, so everything is written in s = x + y - 1 and d = x - y. With P = mean(x + y)^2 + 2 C1,
+q = mean(d)^2, R = var(s) + 2 C2, w = var(d):
+  f = q / (P + q),  g = w / (R + w),  SSIM = (1 - 2 f) (1 - 2 g),  (1 - SSIM) / 2 = f + g - 2 f g
+where nothing cancels, and two variances do instead of three moments.
 """
 
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, portions, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, offset, plane_size
 from mdepth_fast.ops.photometric_loss import C1, C2, _gradient
 
-FORWARD = Block(8, 32, 4)
-COEFFICIENTS = Block(8, 32, 4)
-GATHER = Block(8, 32, 4)
+# A row of a tile is a strip, and marched by a warp; its columns overlap the next strip's by 4.
+FORWARD = Block(4, 64, 4)
+BACKWARD = Block(4, 64, 4)
+FORWARD_STRIP = 6  # rows; their sums over the channels are registers
+BACKWARD_AT_ONCE = 4  # programs of a multiprocessor, which registers limit
 
 _C1 = tl.constexpr(C1)
 _C2 = tl.constexpr(C2)
-_NINTH = tl.constexpr(1 / 9)
+_THIRD = tl.constexpr(1 / 3)
+
+
+def strip_programs(block: Block, images: int, height: int, width: int, strip: int) -> int:
+    """How many programs `strip_pixels` needs."""
+    return -(-images * -(-height // strip) * -(-width // (block.columns - 4)) // block.rows)
+
+
+@lru_cache
+def _strip(block: Block, images: int, height: int, width: int, processors: int) -> int:
+    """The rows of a strip, 2 + 3 k: as many as possible, for each strip begins with some work that its rows share, but
+    the last round of programs should find the multiprocessors full."""
+
+    def rounds(strip: int) -> int:
+        return -(-strip_programs(block, images, height, width, strip) // (BACKWARD_AT_ONCE * processors))
+
+    return min(range(2, min(height, 64) + 3, 3), key=lambda strip: rounds(strip) * (strip + 5))
 
 
 @triton.jit
 def reflect(i, n):
-    """reflect(-1) = 1, reflect(n) = n - 2"""
-    i = tl.where(i < 0, -i, i)
-    return tl.where(i >= n, 2 * n - 2 - i, i)
+    """reflect(-1) = 1, reflect(n) = n - 2; inside for -2, too."""
+    return (n - 1) - tl.abs((n - 1) - tl.abs(i))
 
 
 @triton.jit
-def window(plane, y, x, height, width, inside):
-    """The 3x3 window around each pixel, reflected at the border."""
-    above, below = reflect(y - 1, height), reflect(y + 1, height)
-    left, right = reflect(x - 1, width), reflect(x + 1, width)
-    return (
-        tl.load(plane + offset(above, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(above, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(above, right, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(y, right, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, left, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, x, width), mask=inside, other=0.0),
-        tl.load(plane + offset(below, right, width), mask=inside, other=0.0),
-    )
+def strip_pixels(images, height, width, strip, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The strips of this program, tensors of (ROWS, COLUMNS / 2, 2): index of the image (int64), of the strip in it,
+    first row, the lane's two columns, and which of them the strip owns: all but the outer two on either side.
+
+    Then the lanes that hold the columns to the left and to the right, (ROWS, COLUMNS / 2), reflected at the border
+    (but for the last column of an odd width, see `load_pairs`)."""
+    across, down = tl.cdiv(width, COLUMNS - 4), tl.cdiv(height, strip)
+    # Strips of hundreds of pixels: 32 bits count them, and divide in a fraction of the time.
+    strips = tl.program_id(0).to(tl.int64).to(tl.int32) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    image = strips // (across * down)
+    index = strips - image * (across * down)
+    image = image.to(tl.int64)
+    lane = tl.arange(0, COLUMNS // 2)[None, :, None]
+    first = (index % across) * (COLUMNS - 4) - 2
+    x = first + 2 * lane + tl.arange(0, 2)[None, None, :]
+    owned = (image < images) & (lane > 0) & (lane < COLUMNS // 2 - 1) & (x < width)
+    lane = tl.broadcast_to(tl.arange(0, COLUMNS // 2)[None, :], (ROWS, COLUMNS // 2))
+    even = tl.reshape(first, (ROWS, 1)) + 2 * lane
+    left = tl.where((lane == 0) | (even == 0), lane, lane - 1)
+    right = tl.where((lane == COLUMNS // 2 - 1) | (even + 2 == width), lane, lane + 1)
+    return image, index, index // across * strip, x, owned, left, right
 
 
 @triton.jit
-def _mean(w):
-    return (((w[0] + w[1]) + (w[2] + w[3])) + ((w[4] + w[5]) + (w[6] + w[7])) + w[8]) * _NINTH
-
-
-@triton.jit
-def ssim_distance(x, y):
-    """clamp((1 - SSIM) / 2, 0, 1) of two windows and its derivative, as in csrc/include/mdepth/ssim.h.
-
-    By a pixel x_q of the window it is a_x + b (x_q - 1/2) + c (y_q - 1/2), and by y_q the same with a_y and x, y
-    exchanged."""
-    mean_x, mean_y = _mean(x), _mean(y)
-    # Centred sums: E[x^2] - E[x]^2 would lose against C2 what float32 has to give.
-    sum_x = mean_x * 0
-    sum_y = mean_y * 0
-    cross = mean_x * 0
-    for k in tl.static_range(9):
-        dx, dy = x[k] - mean_x, y[k] - mean_y
-        sum_x = tl.fma(dx, dx, sum_x)
-        sum_y = tl.fma(dy, dy, sum_y)
-        cross = tl.fma(dx, dy, cross)
-    variances = (sum_x + sum_y) * _NINTH
-    covariance = cross * _NINTH
-    n1 = 2 * mean_x * mean_y + _C1
-    n2 = 2 * covariance + _C2
-    d1 = tl.fma(mean_x, mean_x, mean_y * mean_y) + _C1
-    d2 = variances + _C2
-    inverse = 1 / (d1 * d2)
-    similarity = n1 * n2 * inverse
-    # 1 - SSIM without subtracting two numbers near 1: d1 - n1 = (difference of the means)^2.
-    gap = mean_x - mean_y
-    raw = 0.5 * (d1 * (variances - 2 * covariance) + n2 * gap * gap) * inverse
-    distance = tl.where(raw < 0, 0.0, tl.where(raw > 1, 1.0, raw))  # NaN stays
-    scale = tl.where((raw >= 0) & (raw <= 1), -0.5 / 9, raw * 0)
-    by_d1 = similarity * d2 * inverse
-    by_mean_x = 2 * (mean_y * n2 * inverse - by_d1 * mean_x)
-    by_mean_y = 2 * (mean_x * n2 * inverse - by_d1 * mean_y)
-    shift_x, shift_y = mean_x - 0.5, mean_y - 0.5
-    b = scale * 2 * (-similarity * d1 * inverse)
-    c = scale * 2 * n1 * inverse
-    a_x = scale * by_mean_x - b * shift_x - c * shift_y
-    a_y = scale * by_mean_y - b * shift_y - c * shift_x
-    return distance, a_x, a_y, b, c
-
-
-@triton.jit
-def window_weight(i, n, STEP: tl.constexpr):
-    """How often the window at i + STEP reads pixel i: reflection makes it 2 beside the border; 0 outside."""
-    if STEP < 0:
-        weight = tl.where(i == 0, 0.0, tl.where(i == 1, 2.0, 1.0))
-    elif STEP > 0:
-        weight = tl.where(i == n - 1, 0.0, tl.where(i == n - 2, 2.0, 1.0))
+def load_pairs(at, mask, ALIGNED: tl.constexpr, OTHER: tl.constexpr = 0):
+    """Two columns a lane: in one access where both lie in one word of 8 bytes, else one after the other."""
+    if ALIGNED:
+        pairs = tl.load(at, mask=mask, other=OTHER)
     else:
-        weight = tl.where(i < n, 1.0, 0.0)
-    return weight
+        even, odd = tl.split(at)
+        in_even, in_odd = tl.split(mask)
+        pairs = tl.join(tl.load(even, mask=in_even, other=OTHER), tl.load(odd, mask=in_odd, other=OTHER))
+    return pairs
+
+
+@triton.jit
+def store_pairs(at, pairs, mask, ALIGNED: tl.constexpr):
+    if ALIGNED:
+        tl.store(at, pairs, mask=mask)
+    else:
+        even, odd = tl.split(at)
+        in_even, in_odd = tl.split(mask)
+        value_even, value_odd = tl.split(pairs)
+        tl.store(even, value_even, mask=in_even)
+        tl.store(odd, value_odd, mask=in_odd)
+
+
+@triton.jit
+def load_columns(x, width, ALIGNED: tl.constexpr):
+    """Where to load the columns `x` from, and which of them exist: the one behind the last is its reflection."""
+    last = width
+    if not ALIGNED:
+        last += 1
+        x = tl.where(x == width, width - 2, x)
+    return x, (x >= 0) & (x < last)
+
+
+@triton.jit
+def beside(pairs, left, right):
+    """What the columns to the left and to the right hold."""
+    even, odd = tl.split(pairs)
+    return tl.join(tl.gather(odd, left, 1), even), tl.join(odd, tl.gather(even, right, 1))
+
+
+@triton.jit
+def row_moments(value, left, right):
+    """Mean of three neighbours along x, and twice the sum of their squared distances from it."""
+    before, after = beside(value, left, right)
+    slope = before - after
+    bend = tl.fma(value, -2.0, before + after)
+    third = bend * _THIRD
+    return value + third, tl.fma(slope, slope, bend * third)
+
+
+@triton.jit
+def window_moments(above, here, below):
+    """The same of the nine pixels of three rows. A spread is 18 variances."""
+    slope = above[0] - below[0]
+    bend = tl.fma(here[0], -2.0, above[0] + below[0])
+    spread = tl.fma(3 * slope, slope, (above[1] + here[1]) + below[1])
+    return tl.fma(bend, _THIRD, here[0]), tl.fma(bend, bend, spread)
+
+
+@triton.jit
+def _inverse(value):
+    # Two instructions where a division takes eight; no value here is near where single precision ends.
+    root = tl.rsqrt(value)
+    return root * root
+
+
+@triton.jit
+def ssim_terms(s, d):
+    """f, g, mean(x + y), 1 / (P + q), and 1 / (R + w) of the spreads, of the moments of s and d."""
+    mean = s[0] + 1
+    square = d[0] * d[0]
+    by_means = _inverse(tl.fma(mean, mean, square + 2 * _C1))
+    by_spreads = _inverse((s[1] + d[1]) + 36 * _C2)
+    return square * by_means, d[1] * by_spreads, mean, by_means, by_spreads
+
+
+@triton.jit
+def ssim_distance(s, d):
+    """clamp((1 - SSIM) / 2, 0, 1)"""
+    terms = ssim_terms(s, d)
+    raw = tl.fma(terms[0], tl.fma(terms[1], -2.0, 1.0), terms[1])
+    return tl.where(raw < 0, 0.0, tl.where(raw > 1, 1.0, raw))  # NaN stays
+
+
+@triton.jit
+def ssim_derivative(s, d, weight, SCALE: tl.constexpr):
+    """The derivative of `weight * SCALE * (1 - SSIM) / 2` of a window by its pixels: a_s + b s_q by s at q, and
+    a_d + (b + c) d_q by d. The clamp has none of its own: SSIM lies between -1 and 1."""
+    f, g, mean, by_means, by_spreads = ssim_terms(s, d)
+    through_spreads = (weight * (4 * SCALE)) * tl.fma(f, -2.0, 1.0) * by_spreads
+    through_means = (weight * (2 / 9 * SCALE)) * tl.fma(g, -2.0, 1.0) * by_means
+    b = -(through_spreads * g)
+    to_s = through_means * f
+    a_s = -tl.fma(b, s[0], to_s * mean)
+    a_d = ((through_means - to_s) - (through_spreads + b)) * d[0]
+    return a_s, a_d, b, through_spreads
 
 
 @triton.jit
 def sign(value):
-    return tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0)).to(value.dtype)
+    return (value > 0).to(value.dtype) - (value < 0).to(value.dtype)
 
 
 @triton.jit
+def add_distances(totals, prediction, target, top, column, exists, left, right, height, width, SSIM, L1, ALIGNED):
+    """`totals`, a map a row, plus one channel's share of the photometric distance."""
+    STRIP: tl.constexpr = len(totals)
+    sums = ()
+    s_above, s_here, d_above, d_here = (), (), (), ()
+    absolute = totals[0]
+    for step in tl.static_range(STRIP + 2):
+        y = top + (step - 1)
+        here = offset(reflect(y, height), column, width)
+        p = load_pairs(prediction + here, exists & (y <= height), ALIGNED)
+        t = load_pairs(target + here, exists & (y <= height), ALIGNED)
+        d = p - t
+        s_below, d_below = row_moments(p + (t - 1), left, right), row_moments(d, left, right)
+        if step >= 2:
+            distance = ssim_distance(window_moments(s_above, s_here, s_below), window_moments(d_above, d_here, d_below))
+            sums = sums + (totals[step - 2] + tl.fma(distance, SSIM, L1 * absolute),)
+        absolute = tl.abs(d)
+        s_above, s_here, d_above, d_here = s_here, s_below, d_here, d_below
+    return sums
+
+
+@triton.jit(do_not_specialize=["images"])
 def _forward(
     prediction,  # (B, C, H, W)
     target,  # (B, C, H, W)
     loss,  # (B, 1, H, W)
+    images,
     height,
     width,
     CHANNELS: tl.constexpr,
     SSIM: tl.constexpr,
     L1: tl.constexpr,
+    STRIP: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)
+    image, _strip, top, x, owned, left, right = strip_pixels(images, height, width, STRIP, ROWS, COLUMNS)
     plane = plane_size(height, width)
-    total = tl.zeros((ROWS, COLUMNS), dtype=loss.dtype.element_ty)
+    column, exists = load_columns(x, width, ALIGNED)
+    exists = exists & (image < images)
+    totals = (tl.zeros((ROWS, COLUMNS // 2, 2), dtype=loss.dtype.element_ty),) * STRIP
     for channel in range(CHANNELS):
         at = (image * CHANNELS + channel) * plane
-        p = window(prediction + at, y, x, height, width, inside)
-        t = window(target + at, y, x, height, width, inside)
-        total += SSIM * ssim_distance(p, t)[0] + L1 * tl.abs(p[4] - t[4])
-    tl.store(loss + image * plane + offset(y, x, width), total, mask=inside)
+        totals = add_distances(
+            totals,
+            prediction + at,
+            target + at,
+            top,
+            column,
+            exists,
+            left,
+            right,
+            height,
+            width,
+            SSIM,
+            L1,
+            ALIGNED,
+        )
+    for step in tl.static_range(STRIP):
+        y = top + step
+        at = loss + image * plane + offset(y, x, width)
+        store_pairs(at, totals[step], owned & (y < height), ALIGNED)
 
 
-@triton.jit
-def _coefficients(
-    prediction,  # (B, C, H, W)
+@triton.jit(do_not_specialize=["images", "strip"])
+def photometric_backward(
+    prediction,  # (B, C, H, W), or (B, S, C, H, W)
     target,  # (B, C, H, W)
-    grad,  # (B, 1, H, W)
-    workspace,  # (B, C, 2 + NEED_PREDICTION + NEED_TARGET, H, W)
-    height,
-    width,
-    CHANNELS: tl.constexpr,
-    SSIM: tl.constexpr,
-    NEED_PREDICTION: tl.constexpr,
-    NEED_TARGET: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)  # an "image" is one channel here
-    plane = plane_size(height, width)
-    here = offset(y, x, width)
-    p = window(prediction + image * plane, y, x, height, width, inside)
-    t = window(target + image * plane, y, x, height, width, inside)
-    _distance, a_x, a_y, b, c = ssim_distance(p, t)
-    scale = SSIM * tl.load(grad + image // CHANNELS * plane + here, mask=inside, other=0.0)
-    out = workspace + image * (2 + NEED_PREDICTION + NEED_TARGET) * plane + here
-    tl.store(out, scale * b, mask=inside)
-    tl.store(out + plane, scale * c, mask=inside)
-    if NEED_PREDICTION:
-        tl.store(out + 2 * plane, scale * a_x, mask=inside)
-    if NEED_TARGET:
-        tl.store(out + (2 + NEED_PREDICTION) * plane, scale * a_y, mask=inside)
-
-
-@triton.jit
-def _gather(
-    prediction,  # (B, C, H, W)
-    target,  # (B, C, H, W)
-    grad,  # (B, 1, H, W)
-    workspace,  # as _coefficients left it
+    grad,  # (B, 1, H, W); or int8, (B, 1, H, W), the index of the source whose gradient is 1, the others' is 0
     grad_prediction,  # (B, C, H, W) or None
     grad_target,  # (B, C, H, W) or None
+    images,  # planes of the prediction: an "image" is one channel here
     height,
     width,
+    strip,  # rows, 2 + 3 k
     CHANNELS: tl.constexpr,
+    SOURCES: tl.constexpr,  # S, or 0 where `grad` is a gradient
+    SSIM: tl.constexpr,
     L1: tl.constexpr,
-    NEED_PREDICTION: tl.constexpr,
-    NEED_TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image, _tile, y, x, inside = tile_pixels(height, width, ROWS, COLUMNS)  # an "image" is one channel here
+    image, _strip, top, x, owned, left, right = strip_pixels(images, height, width, strip, ROWS, COLUMNS)
     plane = plane_size(height, width)
-    here = offset(y, x, width)
-    coefficients = workspace + image * (2 + NEED_PREDICTION + NEED_TARGET) * plane
-    zero = tl.zeros((ROWS, COLUMNS), dtype=prediction.dtype.element_ty)
-    b, c, a_x, a_y = zero, zero, zero, zero
-    for tap in tl.static_range(9):
-        weight = window_weight(y, height, tap // 3 - 1) * window_weight(x, width, tap % 3 - 1)
-        weight = weight.to(zero.dtype)
-        mask = inside & (weight > 0)
-        at = coefficients + offset(y + (tap // 3 - 1), x + (tap % 3 - 1), width)
-        b = tl.fma(weight, tl.load(at, mask=mask, other=0.0), b)
-        c = tl.fma(weight, tl.load(at + plane, mask=mask, other=0.0), c)
-        if NEED_PREDICTION:
-            a_x = tl.fma(weight, tl.load(at + 2 * plane, mask=mask, other=0.0), a_x)
-        if NEED_TARGET:
-            a_y = tl.fma(weight, tl.load(at + (2 + NEED_PREDICTION) * plane, mask=mask, other=0.0), a_y)
-    p = tl.load(prediction + image * plane + here, mask=inside, other=0.0)
-    t = tl.load(target + image * plane + here, mask=inside, other=0.0)
-    absolute = L1 * tl.load(grad + image // CHANNELS * plane + here, mask=inside, other=0.0) * sign(p - t)
-    if NEED_PREDICTION:
-        value = a_x + b * (p - 0.5) + c * (t - 0.5) + absolute
-        tl.store(grad_prediction + image * plane + here, value, mask=inside)
-    if NEED_TARGET:
-        value = a_y + b * (t - 0.5) + c * (p - 0.5) - absolute
-        tl.store(grad_target + image * plane + here, value, mask=inside)
+    column, exists = load_columns(x, width, ALIGNED)
+    exists = exists & (image < images)
+    prediction += image * plane
+    of_target, source = image // CHANNELS, image * 0
+    if SOURCES > 0:
+        of_target, source = of_target // SOURCES, of_target % SOURCES
+    target += (of_target * CHANNELS + image % CHANNELS) * plane
+    grad += of_target * plane
+    dtype = prediction.dtype.element_ty
+    zero = tl.zeros((ROWS, COLUMNS // 2, 2), dtype=dtype)
+    # How often the windows to the left and to the right read a column.
+    from_left = tl.where(x == 0, 0.0, tl.where(x == 1, 2.0, 1.0)).to(dtype)
+    from_right = tl.where(x == width - 1, 0.0, tl.where(x == width - 2, 2.0, 1.0)).to(dtype)
+    windowed = exists & (x < width)
+    s_above, s_here, d_above, d_here = (zero, zero), (zero, zero), (zero, zero), (zero, zero)
+    s1, s2, d1, d2 = zero, zero, zero, zero  # one and two rows above
+    g1, g2 = zero, zero
+    zeros = (zero,) * (2 + (grad_prediction is not None) + (grad_target is not None))
+    upper, middle = zeros, zeros  # the derivatives of the windows of two rows, summed along x
+    y = top - 2
+    bottom = tl.minimum(top + strip, height)
+    out = image * plane + offset(y - 2, x, width)
+    here = offset(reflect(y, height), column, width)
+    p = load_pairs(prediction + here, exists & (y <= height), ALIGNED)
+    t = load_pairs(target + here, exists & (y <= height), ALIGNED)
+    g = zero
+    # Three rows at a time take turns in three sets of registers, so nothing has to be moved; doubles leave no room.
+    TURNS: tl.constexpr = 3 if dtype == tl.float32 else 1
+    for _ in range(0, strip + 4, TURNS):
+        for _ in tl.static_range(TURNS):
+            s, d = p + (t - 1), p - t
+            g0 = g
+            # The next row's loads, well before they are needed.
+            here = offset(reflect(y + 1, height), column, width)
+            p = load_pairs(prediction + here, exists & (y < height), ALIGNED)
+            t = load_pairs(target + here, exists & (y < height), ALIGNED)
+            g = load_pairs(grad + here, windowed & (y + 1 >= 0) & (y + 1 < height), ALIGNED, 0 if SOURCES == 0 else -1)
+            if SOURCES > 0:
+                g = (g == source).to(dtype)
+            s_below, d_below = row_moments(s, left, right), row_moments(d, left, right)
+            # The window of row y - 1.
+            a_s, a_d, b, c = ssim_derivative(
+                window_moments(s_above, s_here, s_below), window_moments(d_above, d_here, d_below), g1, SSIM
+            )
+            terms = (b, c)
+            if grad_prediction is not None:
+                terms = terms + (a_s + a_d,)
+            if grad_target is not None:
+                terms = terms + (a_s - a_d,)
+            # The gradient of row y - 2. (Windows above and below the image have no weight.)
+            row = y - 2
+            from_above = tl.where(row == 1, 2.0, 1.0).to(dtype)
+            from_below = tl.where(row == height - 2, 2.0, 1.0).to(dtype)
+            lower, sums = (), ()
+            for k in tl.static_range(len(terms)):
+                before, after = beside(terms[k], left, right)
+                lower = lower + (tl.fma(after, from_right, tl.fma(before, from_left, terms[k])),)
+                sums = sums + (tl.fma(lower[k], from_below, tl.fma(upper[k], from_above, middle[k])),)
+            by_d = tl.fma(L1 * g2, sign(d2), sums[1] * d2)
+            write = owned & (row >= top) & (row < bottom)
+            if grad_prediction is not None:
+                store_pairs(grad_prediction + out, tl.fma(sums[0], s2 + d2, sums[2] + by_d), write, ALIGNED)
+            if grad_target is not None:
+                value = tl.fma(sums[0], s2 - d2, sums[len(terms) - 1] - by_d)
+                store_pairs(grad_target + out, value, write, ALIGNED)
+            out += width
+            s_above, s_here, d_above, d_here = s_here, s_below, d_here, d_below
+            s1, s2, d1, d2 = s, s1, d, d1
+            g1, g2 = g0, g1
+            upper, middle = middle, lower
+            y += 1
 
 
 @_dispatch.implementation("photometric_loss", "triton")
 def forward(prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
     batch, channels, height, width = prediction.shape
     loss = prediction.new_empty((batch, 1, height, width))
+    strip = FORWARD_STRIP * 4 // prediction.element_size()
     launch(
         _forward,
-        batch * FORWARD.tiles(height, width),
+        strip_programs(FORWARD, batch, height, width, strip),
         FORWARD.warps,
         prediction=prediction,
         target=target,
         loss=loss,
+        images=batch,
         height=height,
         width=width,
         CHANNELS=channels,
         SSIM=ssim_weight / channels,
         L1=(1 - ssim_weight) / channels,
+        STRIP=strip,
+        ALIGNED=width % 16 == 0,
         ROWS=FORWARD.rows,
         COLUMNS=FORWARD.columns,
     )
@@ -237,43 +379,43 @@ def forward(prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
 def backward(
     grad: Tensor, prediction: Tensor, target: Tensor, ssim_weight: float, need_prediction: bool, need_target: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = prediction.shape
     grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
-    planes = channels * (2 + need_prediction + need_target)
-    workspace = None
-    for part in portions(batch, planes * height * width * prediction.element_size()):
-        images = part.stop - part.start
-        if workspace is None or images > workspace.shape[0]:
-            workspace = prediction.new_empty((images, planes, height, width))
-        shared = dict(
-            prediction=prediction[part],
-            target=target[part],
-            grad=grad[part],
-            workspace=workspace,
-            height=height,
-            width=width,
-            CHANNELS=channels,
-            NEED_PREDICTION=need_prediction,
-            NEED_TARGET=need_target,
-        )
-        launch(
-            _coefficients,
-            images * channels * COEFFICIENTS.tiles(height, width),
-            COEFFICIENTS.warps,
-            **shared,
-            SSIM=ssim_weight / channels,
-            ROWS=COEFFICIENTS.rows,
-            COLUMNS=COEFFICIENTS.columns,
-        )
-        launch(
-            _gather,
-            images * channels * GATHER.tiles(height, width),
-            GATHER.warps,
-            **shared,
-            grad_prediction=grads[0][part] if need_prediction else None,
-            grad_target=grads[1][part] if need_target else None,
-            L1=(1 - ssim_weight) / channels,
-            ROWS=GATHER.rows,
-            COLUMNS=GATHER.columns,
-        )
+    by_prediction, by_target = (g if need else None for g, need in zip(grads, (need_prediction, need_target)))
+    launch_backward(grad, prediction, target, by_prediction, by_target, ssim_weight)
     return grads
+
+
+def launch_backward(
+    grad: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    grad_prediction: Tensor | None,
+    grad_target: Tensor | None,
+    ssim_weight: float,
+) -> None:
+    """Launches `photometric_backward`; `prediction` may have sources, (B, S, C, H, W)."""
+    channels, height, width = target.shape[1:]
+    images = prediction.shape[:-2].numel()
+    processors = torch.cuda.get_device_properties(grad.device).multi_processor_count if grad.is_cuda else 1
+    strip = _strip(BACKWARD, images, height, width, processors)
+    launch(
+        photometric_backward,
+        strip_programs(BACKWARD, images, height, width, strip),
+        BACKWARD.warps,
+        prediction=prediction,
+        target=target,
+        grad=grad,
+        grad_prediction=grad_prediction,
+        grad_target=grad_target,
+        images=images,
+        height=height,
+        width=width,
+        strip=strip,
+        CHANNELS=channels,
+        SOURCES=prediction.shape[1] if prediction.dim() == 5 else 0,
+        SSIM=ssim_weight / channels,
+        L1=(1 - ssim_weight) / channels,
+        ALIGNED=width % 16 == 0,
+        ROWS=BACKWARD.rows,
+        COLUMNS=BACKWARD.columns,
+    )

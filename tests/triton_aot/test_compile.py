@@ -34,10 +34,11 @@ SHARED_BYTES = 48 * 1024
 
 
 def _photometric(dtype, everything):
-    image, grad = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
-    photometric_loss.forward(image, image, 0.85)
-    for needs in [(True, True), (True, False), (False, True)][: 3 if everything else 1]:
-        photometric_loss.backward(grad, image, image, 0.85, *needs)
+    for width in (32, 33):
+        image, grad = torch.zeros(2, 3, 16, width, dtype=dtype), torch.zeros(2, 1, 16, width, dtype=dtype)
+        photometric_loss.forward(image, image, 0.85)
+        for needs in [(True, False), (True, True), (False, True)][: 3 if everything else 2]:
+            photometric_loss.backward(grad, image, image, 0.85, *needs)
 
 
 def _warp(dtype, everything):
@@ -69,18 +70,18 @@ def _disparity(dtype, everything):
 
 
 def _reprojection(dtype, everything):
-    target, depth = torch.zeros(2, 3, 16, 32, dtype=dtype), torch.zeros(2, 1, 16, 32, dtype=dtype)
-    options = [(2, True, False, "border", True)]
-    if everything:  # sources, auto-mask, noise, padding, gradient
+    options = [(2, True, False, "border", True, 32), (2, True, False, "border", True, 33)]
+    if everything:  # sources, auto-mask, noise, padding, gradient, width
         options += [
-            (2, False, False, "zeros", True),
-            (2, True, True, "border", False),
-            (2, False, False, "zeros", False),
-            (1, True, False, "border", True),
-            (3, True, True, "border", True),
+            (2, False, False, "zeros", True, 32),
+            (2, True, True, "border", False, 33),
+            (2, False, False, "zeros", False, 33),
+            (1, True, False, "border", True, 32),
+            (3, True, True, "border", True, 32),
         ]
-    for count, auto_mask, noisy, padding, need_grad in options:
-        sources = torch.zeros(2, count, 3, 16, 32, dtype=dtype)
+    for count, auto_mask, noisy, padding, need_grad, width in options:
+        target, depth = torch.zeros(2, 3, 16, width, dtype=dtype), torch.zeros(2, 1, 16, width, dtype=dtype)
+        sources = torch.zeros(2, count, 3, 16, width, dtype=dtype)
         noise = sources[:, :, 0].contiguous() if noisy else None
         projection = torch.zeros(2, count, 3, 4, dtype=torch.float64)
         min_reprojection.forward(target, sources, [depth], projection, noise, 0.85, auto_mask, padding, need_grad)
@@ -227,7 +228,7 @@ def test_double_precision(label, capability, table, tmp_path):
 
 def test_a_spill_is_seen(tmp_path):
     """The budget's instrument: 16 pixels a thread are more than the registers hold."""
-    launch = next(launch for label, launch in MAIN.items() if "._compare " in label)
+    launch = next(launch for label, launch in MAIN.items() if "min_reprojection._compare " in label)
     kernel, _, arguments = launch
     _, (registers, stack, _, _) = _compile(kernel, 1, {**arguments, "ROWS": 16, "COLUMNS": 32}, 90, True, tmp_path)
     print(registers, stack)
