@@ -127,9 +127,12 @@ def projection_matrix(K: Tensor, T: Tensor, source_K: Tensor | None = None) -> T
     """
     K, T = K.double(), T.double()
     source_K = K if source_K is None else source_K.double()
-    # inv_ex: a singular K gives inf, hence a non-finite loss, and no synchronisation. An infinite K would invert to
-    # zeros and pass for a camera, so it is turned into NaN.
-    inverse = torch.linalg.inv_ex(K).inverse + (K.detach() * 0).sum((-2, -1), keepdim=True)
+    # The rows' cross products over the determinant: one formula on every device, where a library's solver would wait
+    # for a GPU or keep its stream from being captured. A singular K gives a non-finite loss. An infinite one could
+    # invert to zeros and pass for a camera, so it is turned into NaN.
+    cofactors = torch.linalg.cross(K.roll(-1, -2), K.roll(-2, -2))
+    determinant = (K * cofactors)[..., 0, :].sum(-1)[..., None, None]
+    inverse = (cofactors / determinant).mT + (K.detach() * 0).sum((-2, -1), keepdim=True)
     if T.dim() == 4:
         inverse = inverse.unsqueeze(1)
         if source_K.dim() == 3:

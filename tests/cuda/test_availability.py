@@ -133,9 +133,22 @@ def test_the_loader_launches_on_torchs_stream(monkeypatch):
         nvrtc.launch("photometric_loss", launches, params, DEVICE)
     nvrtc._module.cache_clear()
     compiled, first, second = log
-    assert compiled == ("compile", '#include "photometric_loss.cuh"\n')
+    assert compiled == ("compile", nvrtc.source("photometric_loss"))
     assert first == second == ("photometric_loss_f64", (1,), (128,), params, (0, 1234))
     assert all(address.to_bytes(8, "little") in params for address in addresses)
+
+
+def test_an_edited_header_is_compiled_anew(tmp_path, monkeypatch):
+    """CuPy's cache on disk knows a program by its text."""
+    shutil.copytree(nvrtc.source_folder(), tmp_path / "csrc")
+    monkeypatch.setattr(nvrtc, "source_folder", lambda: tmp_path / "csrc")
+    nvrtc._digest.cache_clear()
+    before = nvrtc.source("silog_loss")
+    with (tmp_path / "csrc" / "include" / "mdepth" / "silog.h").open("a") as header:
+        header.write("// more\n")
+    nvrtc._digest.cache_clear()
+    assert before.startswith('#include "silog_loss.cuh"\n') and nvrtc.source("silog_loss") != before
+    nvrtc._digest.cache_clear()
 
 
 @pytest.mark.parametrize("wanted", ["auto", "1", "0"])
