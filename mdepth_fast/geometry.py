@@ -108,7 +108,7 @@ def backproject(depth: Tensor, K: Tensor) -> Tensor:
         torch.arange(width, dtype=depth.dtype, device=depth.device),
         indexing="ij",
     )
-    rays = torch.linalg.inv(K.to(depth.dtype)) @ torch.stack([u, v, torch.ones_like(u)]).flatten(1)
+    rays = _inverse(K.to(depth.dtype)) @ torch.stack([u, v, torch.ones_like(u)]).flatten(1)
     return depth * rays.unflatten(-1, (height, width))
 
 
@@ -127,14 +127,18 @@ def projection_matrix(K: Tensor, T: Tensor, source_K: Tensor | None = None) -> T
     """
     K, T = K.double(), T.double()
     source_K = K if source_K is None else source_K.double()
-    # The rows' cross products over the determinant: one formula on every device, where a library's solver would wait
-    # for a GPU or keep its stream from being captured. A singular K gives a non-finite loss. An infinite one could
-    # invert to zeros and pass for a camera, so it is turned into NaN.
-    cofactors = torch.linalg.cross(K.roll(-1, -2), K.roll(-2, -2))
-    determinant = (K * cofactors)[..., 0, :].sum(-1)[..., None, None]
-    inverse = (cofactors / determinant).mT + (K.detach() * 0).sum((-2, -1), keepdim=True)
+    inverse = _inverse(K)
     if T.dim() == 4:
         inverse = inverse.unsqueeze(1)
         if source_K.dim() == 3:
             source_K = source_K.unsqueeze(1)
     return torch.cat([source_K @ T[..., :3, :3] @ inverse, source_K @ T[..., :3, 3:]], -1)
+
+
+def _inverse(K: Tensor) -> Tensor:
+    """Of (..., 3, 3), by cofactors: few small kernels on a GPU, which a CUDA graph can hold.
+
+    A singular or infinite K gives a matrix that is not finite.
+    """
+    cofactors = torch.linalg.cross(K.roll(-1, -2), K.roll(-2, -2))
+    return cofactors.transpose(-1, -2) / (K[..., :1, :] * cofactors[..., :1, :]).sum(-1, keepdim=True)

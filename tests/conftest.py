@@ -12,7 +12,7 @@ import torch
 from mdepth_fast import _dispatch, _native
 
 # A skip is counted and printed; with any other reason it fails the session.
-KNOWN_SKIPS = ("real frames:", "gpu:", "nvcc:", "nvrtc:")
+KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
 
 _executed: collections.Counter = collections.Counter()
 _unknown_skips: list[str] = []

@@ -34,11 +34,11 @@ def commands(tmp_path_factory):
         if "MDEPTH_ISA=avx2" in entry["command"]:
             found[Path(entry["file"])] = shlex.split(entry["command"])
     if not found:
-        pytest.skip("no AVX2 kernels on this processor")
+        pytest.skip("gcc: no AVX2 kernels on this processor")
     (compiler,) = {words[0] for words in found.values()}
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     if "Free Software Foundation" not in version:
-        pytest.skip(f"the compiler is not GCC: {version.splitlines()[0]}")
+        pytest.skip(f"gcc: another compiler, {version.splitlines()[0]}")
     return found
 
 
