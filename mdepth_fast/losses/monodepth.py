@@ -174,8 +174,9 @@ class MonodepthLoss(nn.Module):
             if pyramid is None:
                 pyramid = image_pyramid(target, maps)
             smooth = torch.stack([edge_aware_smoothness(one, image) for one, image in zip(maps, pyramid)])
-            weights = smooth.new_tensor([self.smoothness / 2**s for s in range(len(maps))])
-            loss = (photometric + weights * smooth).mean()
+            # Number by number: a tensor of the weights would have to come from the host, which waits for a GPU.
+            weighted = [one * (self.smoothness / 2**s) for s, one in enumerate(smooth)]
+            loss = (photometric + torch.stack(weighted)).mean()
         if return_parts:
             return loss, MonodepthParts(photometric.detach(), smooth.detach(), selection)
         return loss
