@@ -83,7 +83,7 @@ def launch(op: str, launches: Sequence[tuple[str, int, int]], params: bytes, dev
         module = _module(op.removesuffix("_backward"), device.index)
         try:
             for kernel, blocks, threads in launches:
-                module.get_function(kernel)((blocks,), (threads,), (argument,))
+                module.get_function(f"mdepth_{kernel}")((blocks,), (threads,), (argument,))
         except (cupy.cuda.compiler.CompileException, cupy.cuda.driver.CUDADriverError) as error:
             raise RuntimeError(f"{op}: NVRTC: {error}") from error
 

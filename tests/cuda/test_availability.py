@@ -134,7 +134,7 @@ def test_the_loader_launches_on_torchs_stream(monkeypatch):
     nvrtc._module.cache_clear()
     compiled, first, second = log
     assert compiled == ("compile", nvrtc.source("photometric_loss"))
-    assert first == second == ("photometric_loss_f64", (1,), (128,), params, (0, 1234))
+    assert first == second == ("mdepth_photometric_loss_f64", (1,), (128,), params, (0, 1234))
     assert all(address.to_bytes(8, "little") in params for address in addresses)
 
 
@@ -157,7 +157,7 @@ def test_configuring_without_nvcc(wanted, tmp_path):
     pybind11 = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    hidden = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+    hidden = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "CUDACXX": str(tmp_path / "nvcc")}
     (tmp_path / "bin").mkdir()
     for tool in ("g++", "c++", "ninja", "as", "ld", "ar", "ranlib", "sh", "uname"):
         if found := shutil.which(tool):
