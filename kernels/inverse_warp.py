@@ -200,7 +200,7 @@ def _backward(
     if grad_depth is not None:
         tl.store(grad_depth + image * height * width + here, gu * du_ddepth + gv * dv_ddepth, mask=inside)
     if partial is not None:
-        tiles = tl.cdiv(height, ROWS).to(tl.int64) * tl.cdiv(width, COLUMNS)
+        tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
         out = partial + (image * tiles + tile) * 12
         store_projection_sums(out, gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside)
 
