@@ -229,6 +229,38 @@ py::object edge_aware_smoothness(int dtype, const Where& where, std::vector<int6
   return run(where, MDEPTH_PICK(edge_aware_smoothness), plan_edge_aware_smoothness, p);
 }
 
+DisparityToDepthParams disparity_to_depth_params(int dtype, const std::vector<int64_t>& size,
+                                                 const std::vector<int64_t>& map_size, double min_depth,
+                                                 double max_depth, Address depth) {
+  DisparityToDepthParams p{};
+  p.dtype = Dtype(dtype);
+  p.batch = size.at(0);
+  p.height = size.at(1);
+  p.width = size.at(2);
+  p.map_height = map_size.at(0);
+  p.map_width = map_size.at(1);
+  p.min_depth = min_depth;
+  p.max_depth = max_depth;
+  p.depth = at<void>(depth);
+  return p;
+}
+
+py::object disparity_to_depth(int dtype, const Where& where, std::vector<int64_t> size, std::vector<int64_t> map_size,
+                              double min_depth, double max_depth, Address depth, Address disparity) {
+  DisparityToDepthParams p = disparity_to_depth_params(dtype, size, map_size, min_depth, max_depth, depth);
+  p.disparity = at<void>(disparity);
+  return run(where, MDEPTH_PICK(disparity_to_depth), plan_disparity_to_depth, p);
+}
+
+py::object disparity_to_depth_backward(int dtype, const Where& where, std::vector<int64_t> size,
+                                       std::vector<int64_t> map_size, double min_depth, double max_depth,
+                                       Address depth, Address grad, Address grad_disparity) {
+  DisparityToDepthParams p = disparity_to_depth_params(dtype, size, map_size, min_depth, max_depth, depth);
+  p.grad = at<void>(grad);
+  p.grad_disparity = at<void>(grad_disparity);
+  return run(where, MDEPTH_PICK(disparity_to_depth_backward), plan_disparity_to_depth_backward, p);
+}
+
 py::object ordinal_decode(int dtype, const Where& where, std::vector<int64_t> size, Address logits, Address thresholds,
                           Address depth, Address label) {
   OrdinalDecodeParams p{};
@@ -496,6 +528,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("photometric_loss_backward", &photometric_loss_backward);
   m.def("min_reprojection", &min_reprojection);
   m.def("edge_aware_smoothness", &edge_aware_smoothness);
+  m.def("disparity_to_depth", &disparity_to_depth);
+  m.def("disparity_to_depth_backward", &disparity_to_depth_backward);
   m.def("nnconv5", &nnconv5);
   m.def("nnconv5_weight_gradients", &nnconv5_weight_gradients);
   m.def("conv_stack", &conv_stack);

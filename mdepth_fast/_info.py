@@ -13,6 +13,7 @@ OPS = (
     "photometric_loss",
     "min_reprojection",
     "edge_aware_smoothness",
+    "disparity_to_depth",
     "ordinal_decode",
     "ordinal_loss",
     "nnconv5",

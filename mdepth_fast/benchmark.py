@@ -123,6 +123,16 @@ def _smooth_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     return {"disparity": s["disparities"][0], "image": s["target"]}
 
 
+def _map_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
+    """A decoder's map of scale 2, and an image of the size of the depth."""
+    s = scene(batch, height, width, 1, 3)
+    return {"disparity": s["disparities"][2], "image": s["target"]}
+
+
+def _disparity_to_depth(disparity: Tensor, image: Tensor) -> Tensor:
+    return ops.disparity_to_depth(disparity, image.shape[2:])
+
+
 def _reprojection_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     s = scene(batch, height, width)
     return {name: s[name] for name in ("target", "sources", "depths", "K", "T")}
@@ -286,6 +296,15 @@ CASES = {
             ops.edge_aware_smoothness,
             bytes_per_pixel=20 + 8,  # disparity, image, gradient; the gradient times a number
             flops_per_pixel=75,
+        ),
+        Case(
+            "disparity_to_depth",
+            "disparity_to_depth",
+            _map_inputs,
+            ("disparity",),
+            _disparity_to_depth,
+            bytes_per_pixel=4 + 8 + 2 * 4 / 16,  # depth; depth and its gradient; the map and its gradient
+            flops_per_pixel=8 + 5,
         ),
         Case(
             "min_reprojection",

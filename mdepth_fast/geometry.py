@@ -1,4 +1,4 @@
-"""Intrinsics, poses, depth from disparity: small differentiable functions under the losses and the data sets.
+"""Intrinsics and poses: small differentiable functions under the losses and the data sets.
 
 Conventions, everywhere in the package: pixel centres lie on integers 0..W-1, `K` is in pixels of the image at hand,
 `T` maps points of the target camera to the source camera, depth is z along the optical axis in the unit of `T`.
@@ -9,8 +9,6 @@ from torch import Tensor
 
 __all__ = [
     "backproject",
-    "disparity_to_depth",
-    "disparity_to_inverse_depth",
     "flip_geometry",
     "invert_pose",
     "pose_matrix",
@@ -19,22 +17,6 @@ __all__ = [
     "rotation_from_axis_angle",
     "scale_intrinsics",
 ]
-
-
-def disparity_to_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: float = 100.0) -> Tensor:
-    """Depth from a sigmoid map: `1 / (1/max_depth + (1/min_depth - 1/max_depth) * disparity)`, same shape.
-
-    `disparity` in [0, 1]; 0 gives `max_depth`, 1 gives `min_depth` (Monodepth2, arXiv 1806.01260, section 3).
-    """
-    return disparity_to_inverse_depth(disparity, min_depth, max_depth).reciprocal()
-
-
-def disparity_to_inverse_depth(disparity: Tensor, min_depth: float = 0.1, max_depth: float = 100.0) -> Tensor:
-    """1 / depth of a sigmoid map, see `disparity_to_depth`. Affine, so it commutes with bilinear resizing."""
-    if not 0 < min_depth < max_depth:
-        raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
-    far = 1.0 / max_depth
-    return far + (1.0 / min_depth - far) * disparity
 
 
 def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -24,14 +23,6 @@ def test_pose_and_its_inverse():
     torch.testing.assert_close(forward @ backward, eye)
     torch.testing.assert_close(geometry.invert_pose(forward), backward)
     torch.testing.assert_close(forward[:, :3, 3], translation)
-
-
-def test_disparity_range():
-    ends = geometry.disparity_to_depth(torch.tensor([0.0, 1.0]), 0.1, 100.0)
-    torch.testing.assert_close(ends, torch.tensor([100.0, 0.1]))
-    for bad in ((0, 1), (2, 1), (-1, 1)):
-        with pytest.raises(ValueError, match="min_depth, max_depth: expected 0 < min_depth < max_depth"):
-            geometry.disparity_to_depth(torch.zeros(1), *bad)
 
 
 def test_project_undoes_backproject():

@@ -12,6 +12,7 @@ namespace cuda {
 
 KernelTable depth_metrics_kernels();
 KernelTable berhu_loss_kernels();
+KernelTable disparity_to_depth_kernels();
 KernelTable edge_aware_smoothness_kernels();
 KernelTable inverse_warp_kernels();
 KernelTable min_reprojection_kernels();
@@ -25,8 +26,8 @@ namespace {
 
 const void* find(const std::string& name) {
   for (const KernelTable& table :
-       {berhu_loss_kernels(), depth_metrics_kernels(), edge_aware_smoothness_kernels(), inverse_warp_kernels(),
-        min_reprojection_kernels(), nnconv5_kernels(), ordinal_decode_kernels(), ordinal_loss_kernels(),
+       {berhu_loss_kernels(), depth_metrics_kernels(), disparity_to_depth_kernels(), edge_aware_smoothness_kernels(),
+        inverse_warp_kernels(), min_reprojection_kernels(), nnconv5_kernels(), ordinal_decode_kernels(), ordinal_loss_kernels(),
         photometric_loss_kernels(), silog_loss_kernels()})
     for (int i = 0; i < table.count; ++i)
       if (name == table.kernels[i].name) return table.kernels[i].function;

@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdepth_fast.geometry import disparity_to_inverse_depth
-from mdepth_fast.ops import MinReprojection, edge_aware_smoothness, min_reprojection, photometric_loss
+from mdepth_fast.ops import (
+    MinReprojection,
+    disparity_to_depth,
+    edge_aware_smoothness,
+    min_reprojection,
+    photometric_loss,
+)
 
 __all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "MonodepthParts", "PhotometricLoss"]
 
@@ -167,32 +172,33 @@ class MonodepthLoss(nn.Module):
                 )
         with torch.autocast(target.device.type, enabled=False):
             maps = [one if one.dtype == torch.float64 else one.float() for one in disparities]
-            # Scaled while small, then resized: the affine map commutes with the interpolation.
-            inverses = [disparity_to_inverse_depth(one, self.min_depth, self.max_depth) for one in maps]
-            depths = [_resize(one, target).reciprocal() for one in inverses]
+            depths = [
+                disparity_to_depth(one, target.shape[2:], min_depth=self.min_depth, max_depth=self.max_depth)
+                for one in maps
+            ]
             photometric, selection = self.min_reprojection(target, sources, depths, K, T, source_K=source_K)
             if pyramid is None:
                 pyramid = image_pyramid(target, maps)
-            smooth = torch.stack([edge_aware_smoothness(one, image) for one, image in zip(maps, pyramid)])
-            # Number by number: a tensor of the weights would have to come from the host, which waits for a GPU.
-            weighted = [one * (self.smoothness / 2**s) for s, one in enumerate(smooth)]
-            loss = (photometric + torch.stack(weighted)).mean()
+            smooth = [edge_aware_smoothness(one, image) for one, image in zip(maps, pyramid)]
+            # Weighted with numbers: a tensor of weights would be copied to the device in every step.
+            weighted = torch.stack([self.smoothness / 2**s * one for s, one in enumerate(smooth)])
+            loss = (photometric + weighted).mean()
         if return_parts:
-            return loss, MonodepthParts(photometric.detach(), smooth.detach(), selection)
+            return loss, MonodepthParts(photometric.detach(), torch.stack(smooth).detach(), selection)
         return loss
-
-
-def _resize(disparity: Tensor, like: Tensor) -> Tensor:
-    if disparity.shape[2:] == like.shape[2:]:
-        return disparity
-    return F.interpolate(disparity, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def image_pyramid(image: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """`image` (B, C, H, W) at the size of every map in `like`, each by area averaging from the one before."""
     levels, last = [], image
     for one in like:
-        if last.shape[2:] != one.shape[2:]:
-            last = F.interpolate(last, size=one.shape[2:], mode="area")
+        height, width = one.shape[2:]
+        if last.shape[2:] == (2 * height, 2 * width):
+            # Bilinear halving is the same mean of 2x2 pixels. On a CPU it takes a sixth of the time, if it is given
+            # planes: of images with three channels PyTorch makes copies in channels_last.
+            planes = F.interpolate(last.flatten(0, 1).unsqueeze(1), size=(height, width), mode="bilinear")
+            last = planes.view(*last.shape[:2], height, width)
+        elif last.shape[2:] != (height, width):
+            last = F.interpolate(last, size=(height, width), mode="area")
         levels.append(last)
     return levels

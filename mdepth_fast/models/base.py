@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import disparity_to_depth
+from ..ops import disparity_to_depth
 
 __all__ = ["DepthModel", "DepthPrediction", "DisparityModel", "Model", "PoseModel", "check_images", "stack_pair"]
 
@@ -168,7 +168,7 @@ class DisparityModel(DepthModel):
         return self(images)[self.scales.index(min(self.scales))]
 
     def to_depth(self, values: Tensor) -> Tensor:
-        return disparity_to_depth(values, self.min_depth, self.max_depth)
+        return disparity_to_depth(values, min_depth=self.min_depth, max_depth=self.max_depth)
 
 
 class PoseModel(Model):

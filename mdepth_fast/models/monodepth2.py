@@ -90,8 +90,8 @@ class Monodepth2(DisparityModel):
     """Depth net of Monodepth2: ResNet encoder, U-Net decoder, a sigmoid map per scale.
 
     `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32 from 64 on, and returns a list of maps
-    (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `disparity_to_depth(map, min_depth,
-    max_depth)`. TypeError or ValueError for images of another type or shape.
+    (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `ops.disparity_to_depth(map, size,
+    min_depth=, max_depth=)`. TypeError or ValueError for images of another type or shape.
 
     layers           18, 34 or 50
     min_depth,

@@ -60,4 +60,4 @@ def replace_tensors(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     if channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

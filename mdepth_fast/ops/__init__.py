@@ -3,6 +3,7 @@
 from mdepth_fast.ops.berhu_loss import berhu_loss
 from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
 from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
+from mdepth_fast.ops.disparity_to_depth import disparity_to_depth
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
@@ -19,6 +20,7 @@ __all__ = [
     "berhu_loss",
     "conv_stack",
     "depth_metrics",
+    "disparity_to_depth",
     "edge_aware_smoothness",
     "inverse_warp",
     "min_reprojection",

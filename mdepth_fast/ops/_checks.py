@@ -41,6 +41,13 @@ def depth_map(value: object, name: str) -> tuple[int, int, int, int]:
     return batch, 1, height, width
 
 
+def image_size(value: object, name: str) -> tuple[int, int]:
+    """(H, W), both at least 1."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(v, int) and v >= 1 for v in value):
+        raise ValueError(f"{name}: expected (H, W), two integers of at least 1, got {value!r}")
+    return value[0], value[1]
+
+
 def counted(value: object, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]:
     """The argument `valid` of a loss over depth maps as (mask or None, whether "measured")."""
     if isinstance(value, str):

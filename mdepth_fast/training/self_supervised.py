@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from mdepth_fast.data import Augment
-from mdepth_fast.geometry import disparity_to_depth, pose_matrix
+from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
+from mdepth_fast.ops import disparity_to_depth
 from mdepth_fast.training.config import SelfSupervisedConfig
 from mdepth_fast.training.module import DepthModule, Preview
 
@@ -53,7 +54,8 @@ class SelfSupervisedDepth(DepthModule[SelfSupervisedConfig]):
 
     def to_depth(self, disparity: Tensor) -> Tensor:
         """A sigmoid map to depth in the range of the configuration, float32 under any precision."""
-        return disparity_to_depth(disparity.float(), self.config.model.min_depth, self.config.model.max_depth)
+        limits = self.config.model
+        return disparity_to_depth(disparity.float(), min_depth=limits.min_depth, max_depth=limits.max_depth)
 
     def poses(self, batch: dict[str, Any], disparity: Tensor) -> Tensor:
         """Transforms (B,S,4,4) from the target to every source: predicted for frame offsets, else as given.

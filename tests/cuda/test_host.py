@@ -14,6 +14,7 @@ from mdepth_fast import _native
 from mdepth_fast.ops import (
     berhu_loss,
     depth_metrics,
+    disparity_to_depth,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -227,6 +228,24 @@ def test_ordinal_masks_and_what_is_not_finite(host):
         bad[1, 0, 7, 5] = value
         assert ordinal_loss(logits, bad, thresholds, valid=bad == bad, backend="host").isfinite() == (value != value)
         assert ordinal_loss(logits, bad, thresholds, valid=bad != 0.5, backend="host").isnan()
+
+
+@pytest.mark.parametrize(
+    "sizes", [((3, 10), (24, 80)), ((31, 29), (32, 28)), ((1, 1), (5, 6)), ((5, 6), (1, 1)), ((6, 7), (18, 7))], ids=str
+)
+def test_disparity_to_depth_of_other_sizes(sizes, host):
+    """By 8, by a little, of one pixel, along one axis; NaN in the map and in the gradient."""
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-12)):
+        disparity, weight = torch.rand(2, 1, *sizes[0], dtype=dtype), torch.rand(2, 1, *sizes[1], dtype=dtype)
+        lost, lost_weight = (one.clone() for one in (disparity, weight))
+        lost[0, 0, -1, 0] = lost_weight[1, 0, 0, -1] = torch.nan
+        for maps in ((disparity, weight), (lost, weight), (disparity, lost_weight)):
+            results = []
+            for backend in ("host", "cpu"):
+                leaf = maps[0].clone().requires_grad_()
+                depth = disparity_to_depth(leaf, sizes[1], backend=backend)
+                results.append((depth, *torch.autograd.grad((depth * maps[1]).sum(), leaf)))
+            torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -5,9 +5,9 @@ from scenes import relative_error, scene
 from torch import nn
 
 from mdepth_fast import use_backend
-from mdepth_fast.geometry import disparity_to_depth
 from mdepth_fast.losses import EdgeAwareSmoothness, MinReprojectionLoss, MonodepthLoss, PhotometricLoss
-from mdepth_fast.ops import edge_aware_smoothness, min_reprojection, photometric_loss
+from mdepth_fast.losses.monodepth import image_pyramid
+from mdepth_fast.ops import disparity_to_depth, edge_aware_smoothness, min_reprojection, photometric_loss
 
 
 def inputs(batch=2, height=32, width=48, dtype=torch.float32):
@@ -70,6 +70,17 @@ def test_a_given_pyramid_is_used_and_the_default_is_the_area_pyramid():
     assert module(disparities, target, sources, K, T, flat) > default  # no edge excuses a step any more
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_halved_level_is_the_mean_of_four_pixels(dtype, layout):
+    image = torch.rand(2, 3, 38, 54, dtype=dtype).contiguous(memory_format=layout)
+    maps = [torch.empty(2, 1, *size) for size in ((38, 54), (19, 27), (10, 14), (5, 7))]
+    pyramid, want = image_pyramid(image, maps), image
+    for level, one in zip(pyramid, maps):
+        want = F.interpolate(want, size=one.shape[2:], mode="area")
+        torch.testing.assert_close(level, want, rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
 def test_sizes_that_do_not_halve():
     target, sources, _, K, T, _ = scene(1, 33, 47, 2, 1)
     disparities = [torch.rand(1, 1, h, w, requires_grad=True) for h, w in ((33, 47), (17, 24), (5, 7))]
@@ -123,7 +134,7 @@ def test_drop_in_for_a_plain_pytorch_loop():
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    depth = disparity_to_depth(disparity, 1.0, 10.0)[..., :, 8:-8]
+    depth = disparity_to_depth(disparity, min_depth=1.0, max_depth=10.0)[..., :, 8:-8]
     assert losses[-1] < 0.3 * losses[0]
     assert (depth - true_depth).abs().median() < 0.1
 

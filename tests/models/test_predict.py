@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdepth_fast.geometry import disparity_to_depth
 from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
+from mdepth_fast.ops import disparity_to_depth
 
 
 class Brightness(DisparityModel):
@@ -48,7 +48,7 @@ def test_depth_comes_from_the_finest_disparity_resized_bilinearly():
     assert model.calls == [((2, 3, 96, 128), False, False)]
     small = F.interpolate(x, (96, 128), mode="bilinear", align_corners=False, antialias=True)
     back = F.interpolate(small[:, :1], (90, 130), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(prediction.depth, disparity_to_depth(back, 1.0, 10.0))
+    torch.testing.assert_close(prediction.depth, disparity_to_depth(back, min_depth=1.0, max_depth=10.0))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,20 @@ def _smoothness(backend, disparity, image):
     return [ops.edge_aware_smoothness(disparity, image, backend=backend)]
 
 
+def _disparity_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    disparity = torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    return {"disparity": (0.02 + 0.98 * disparity).to(dtype)}
+
+
+def _disparity(backend, disparity):
+    """Larger, smaller, one of each, and as it is; together little larger, as a test fills a GPU's memory with it."""
+    height, width = disparity.shape[2:]
+    larger, smaller = (height + height // 3 + 1, width + width // 4 + 1), (height // 2 + 1, (width + 2) // 3)
+    sizes = [larger, smaller, (2 * height + 1, width // 3 + 1), None]
+    return [ops.disparity_to_depth(disparity, size, min_depth=0.5, max_depth=50.0, backend=backend) for size in sizes]
+
+
 def _ordinal_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0, bins=19):
     """More bins than the kernels take together; a third of the depths is missing, some lie outside all bins."""
     generator = torch.Generator().manual_seed(seed)
@@ -237,6 +251,7 @@ CASES = [
     Case("photometric_loss", _photometric_inputs, ("prediction", "target"), _photometric),
     Case("min_reprojection", _reprojection_inputs, ("depth", "depth_1", "K", "T", "source_K"), _reprojection),
     Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
+    Case("disparity_to_depth", _disparity_inputs, ("disparity",), _disparity),
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),

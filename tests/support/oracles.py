@@ -77,6 +77,18 @@ def min_reprojection(target, sources, depth, K, T, source_K, ssim_weight=0.85, a
     return np.where(np.isinf(best), 0.0, best).sum(), selection
 
 
+def disparity_to_depth(disparity, size, min_depth, max_depth):
+    """One map (h,w) to depth of `size`; the outer edges of map and depth coincide."""
+    height, width = disparity.shape
+    out = np.zeros(size)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            u, v = (x + 0.5) * width / size[1] - 0.5, (y + 0.5) * height / size[0] - 0.5
+            s = bilinear(disparity[None], u, v, "border")[0]
+            out[y, x] = 1 / (1 / max_depth + (1 / min_depth - 1 / max_depth) * s)
+    return out
+
+
 def edge_aware_smoothness(disparity, image):
     """A batch: disparity (B,H,W), image (B,C,H,W)."""
     batch, height, width = disparity.shape

@@ -17,6 +17,7 @@ from mdepth_fast.kernels import (
     _launch,
     berhu_loss,
     depth_metrics,
+    disparity_to_depth,
     edge_aware_smoothness,
     inverse_warp,
     min_reprojection,
@@ -58,6 +59,13 @@ def _smoothness(dtype, everything):
     disparity, image = torch.zeros(2, 1, 16, 32, dtype=dtype), torch.zeros(2, 3, 16, 32, dtype=dtype)
     for need_grad in (True, False)[: 2 if everything else 1]:
         edge_aware_smoothness.forward(disparity, image, need_grad)
+
+
+def _disparity(dtype, everything):
+    disparity, depth = torch.zeros(2, 1, 16, 32, dtype=dtype), torch.zeros(2, 1, 48, 64, dtype=dtype)
+    for size in ((48, 64), (16, 32))[: 2 if everything else 1]:
+        disparity_to_depth.forward(disparity, *size, 0.1, 100.0)
+    disparity_to_depth.backward(depth, depth, 16, 32, 0.1, 100.0)
 
 
 def _reprojection(dtype, everything):
@@ -145,8 +153,10 @@ def _launches(dtype, everything):
     with pytest.MonkeyPatch.context() as patch:
         for module in triton_blocks.MODULES:
             patch.setattr(module, "launch", record)
-        runs = (_photometric, _warp, _smoothness, _reprojection, _ordinal, _depth_losses, _depth_metrics, _nnconv5)
-        for run in runs:
+        for run in (
+            _photometric, _warp, _smoothness, _disparity, _reprojection, _ordinal, _depth_losses, _depth_metrics,
+            _nnconv5,
+        ):  # fmt: skip
             run(dtype, everything)
     return found
 

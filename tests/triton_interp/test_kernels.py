@@ -11,7 +11,14 @@ from triton_blocks import CASES
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels import _launch
-from mdepth_fast.ops import depth_metrics, edge_aware_smoothness, inverse_warp, min_reprojection, photometric_loss
+from mdepth_fast.ops import (
+    depth_metrics,
+    disparity_to_depth,
+    edge_aware_smoothness,
+    inverse_warp,
+    min_reprojection,
+    photometric_loss,
+)
 
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -122,6 +129,24 @@ def test_empty_batch(case):
         torch.testing.assert_close(outputs[0], want, rtol=0, atol=0, equal_nan=True)
     for name, grad in zip(case.differentiable, grads):
         assert not grad.any() if name in case.shared else grad.shape[0] == 0, name
+
+
+@pytest.mark.parametrize(
+    "sizes", [((3, 10), (24, 80)), ((31, 29), (32, 28)), ((1, 1), (5, 6)), ((5, 6), (1, 1)), ((6, 7), (18, 7))], ids=str
+)
+def test_disparity_to_depth_of_other_sizes(sizes):
+    """By 8, by a little, of one pixel, along one axis; NaN in the map and in the gradient."""
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-12)):
+        disparity, weight = torch.rand(2, 1, *sizes[0], dtype=dtype), torch.rand(2, 1, *sizes[1], dtype=dtype)
+        lost, lost_weight = (one.clone() for one in (disparity, weight))
+        lost[0, 0, -1, 0] = lost_weight[1, 0, 0, -1] = torch.nan
+        for maps in ((disparity, weight), (lost, weight), (disparity, lost_weight)):
+            results = []
+            for backend in ("triton", "cpu"):
+                leaf = maps[0].clone().requires_grad_()
+                depth = disparity_to_depth(leaf, sizes[1], backend=backend)
+                results.append((depth, *torch.autograd.grad((depth * maps[1]).sum(), leaf)))
+            torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

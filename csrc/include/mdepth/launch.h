@@ -14,6 +14,8 @@
   int photometric_loss_backward(const PhotometricLossParams&); \
   int min_reprojection(const MinReprojectionParams&);         \
   int edge_aware_smoothness(const EdgeAwareSmoothnessParams&); \
+  int disparity_to_depth(const DisparityToDepthParams&);      \
+  int disparity_to_depth_backward(const DisparityToDepthParams&); \
   int nnconv5(const NnConv5Params&);                          \
   int nnconv5_weight_gradients(const NnConv5WeightGradientsParams&); \
   int ordinal_decode(const OrdinalDecodeParams&);             \

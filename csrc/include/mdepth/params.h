@@ -85,6 +85,18 @@ struct EdgeAwareSmoothnessParams {
   double* workspace;      // GPU
 };
 
+// A map is resized bilinearly, as inverse depth from 1 / max_depth at 0 to 1 / min_depth at 1.
+struct DisparityToDepthParams {
+  Dtype dtype;
+  int threads;
+  int64_t batch, height, width, map_height, map_width;
+  double min_depth, max_depth;
+  const void* disparity;  // (B, 1, map height, map width); forward only
+  void* depth;            // (B, 1, H, W): out in forward, in in backward
+  const void* grad;       // (B, 1, H, W); backward only, as is all below
+  void* grad_disparity;   // out (B, 1, map height, map width)
+};
+
 struct OrdinalDecodeParams {
   Dtype dtype;
   int threads;

@@ -114,6 +114,24 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   return plan;
 }
 
+inline Plan plan_disparity_to_depth(const DisparityToDepthParams& p) {
+  check_plane("disparity_to_depth", p.height, p.width);
+  check_plane("disparity_to_depth", p.map_height, p.map_width);
+  Plan plan;
+  plan.add(with_dtype("disparity_to_depth", p.dtype), p.batch * blocks_per_image<PixelShape>(p.height, p.width),
+           PixelShape::kThreads);
+  return plan;
+}
+
+inline Plan plan_disparity_to_depth_backward(const DisparityToDepthParams& p) {
+  check_plane("disparity_to_depth", p.height, p.width);
+  check_plane("disparity_to_depth", p.map_height, p.map_width);
+  Plan plan;
+  plan.add(with_dtype("disparity_to_depth_backward", p.dtype), p.batch * runs_per_plane(p.map_height * p.map_width),
+           kRunThreads);
+  return plan;
+}
+
 inline Plan plan_depth_metrics(const DepthMetricsParams& p) {
   check_plane("depth_metrics", p.height, p.width);
   const int64_t blocks = p.batch * metrics_blocks(p);

@@ -9,6 +9,7 @@ inline constexpr int kFirstBarrier = __COUNTER__ + 1;
 
 #include "depth_metrics.cuh"
 #include "berhu_loss.cuh"
+#include "disparity_to_depth.cuh"
 #include "edge_aware_smoothness.cuh"
 #include "inverse_warp.cuh"
 #include "nnconv5.cuh"
@@ -40,7 +41,7 @@ inline const HostKernel host_kernels[] = {
         MDEPTH_MIN_REPROJECTION_KERNELS(HOST_KERNEL) MDEPTH_NNCONV5_KERNELS(HOST_KERNEL)
             MDEPTH_ORDINAL_DECODE_KERNELS(HOST_KERNEL) MDEPTH_ORDINAL_LOSS_KERNELS(HOST_KERNEL)
                 MDEPTH_PHOTOMETRIC_LOSS_KERNELS(HOST_KERNEL) MDEPTH_SILOG_LOSS_KERNELS(HOST_KERNEL)
-                    MDEPTH_BERHU_LOSS_KERNELS(HOST_KERNEL)};
+                    MDEPTH_BERHU_LOSS_KERNELS(HOST_KERNEL) MDEPTH_DISPARITY_TO_DEPTH_KERNELS(HOST_KERNEL)};
 
 // Blocks in ascending or descending order: what a block leaves in shared memory must not matter to the next one.
 inline bool run_on_host(const char* name, int64_t blocks, int threads, const void* params, bool descending = false) {

@@ -173,6 +173,24 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   e.grad_disparity = map.get();
   run("edge_aware_smoothness", plan_edge_aware_smoothness, e, {&loss, &map});
 
+  Room<T> larger(kBatch * 3 * kPlane);
+  auto grad_of_larger = numbers<T>(kBatch * 3 * kPlane, 0, 1);
+  DisparityToDepthParams y{};
+  y.dtype = dtype;
+  y.batch = kBatch;
+  y.height = 3 * kHeight;
+  y.width = kWidth;
+  y.map_height = kHeight;
+  y.map_width = kWidth;
+  y.min_depth = 0.1;
+  y.max_depth = 100;
+  y.disparity = target.data();
+  y.depth = larger.get();
+  run("disparity_to_depth", plan_disparity_to_depth, y, {&larger});
+  y.grad = grad_of_larger.data();
+  y.grad_disparity = map.get();
+  run("disparity_to_depth_backward", plan_disparity_to_depth_backward, y, {&map});
+
   DepthMetricsParams r{};
   Room<double> sums(kBatch * kDepthSums);
   const std::vector<double> factors_of_images(kBatch, 1.1);

@@ -1,0 +1,2 @@
+def test_disparity_to_depth(compare):
+    compare("disparity_to_depth")
