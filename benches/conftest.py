@@ -39,13 +39,14 @@ def compare(benchmark, variant):
         if reason:
             _reasons[label][variant] = reason
             pytest.skip(f"{variant}: {reason}")
-        step, measurement = core.prepare(case, variant, *size, device=DEVICE)
+        step, measurement = core.prepare(case, variant, core.problem(case, *size, DEVICE), device=DEVICE)
         benchmark.extra_info.update(
             kept_bytes=measurement.kept_bytes,
             peak_bytes=measurement.peak_bytes,
             error=measurement.error,
         )
-        benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+        with core.full_float32():
+            benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
         if benchmark.stats:  # absent under --benchmark-disable
             _medians[label][variant] = benchmark.stats.stats.median
 

@@ -231,7 +231,7 @@ def _backward(
         if partial is not None:
             sums = projection_sums(sums, gu, gv, inverse_z, shift_u, shift_v, d, y, x, inside)
     if partial is not None:
-        tiles = tl.cdiv(height, ROWS).to(tl.int64) * tl.cdiv(width, COLUMNS)
+        tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
         store_projection_sums(partial + (image * tiles + tile) * 12, sums, x)
 
 

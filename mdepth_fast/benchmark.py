@@ -1,7 +1,8 @@
 """Side-by-side measurements of ops, losses and networks: plain PyTorch, `torch.compile` of it, and every backend.
 
 The variants of a case run in turn within one process, and medians are compared, so that a busy machine slows all of
-them alike. No variant is timed before its result has been found equal to the reference's in float64.
+them alike. No variant is timed before its result has been found equal to the reference's in float64. On a GPU a run is
+timed by events, its caches cold and its launches queued beforehand; what they take on the host is a column of its own.
 """
 
 import ctypes
@@ -9,7 +10,8 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,22 @@ from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 from mdepth_fast.models import DepthModel, create_model
 
-__all__ = ["CASES", "VARIANTS", "Case", "Measurement", "chart", "measure", "prepare", "seconds", "table", "unavailable"]
+__all__ = [
+    "CASES",
+    "VARIANTS",
+    "Case",
+    "Measurement",
+    "chart",
+    "full_float32",
+    "measure",
+    "prepare",
+    "seconds",
+    "table",
+    "unavailable",
+]
+
+FLUSH_BYTES = 2**28  # several times the second-level cache of any GPU
+HEAD_START = 20_000_000  # a GPU's cycles, some 10 ms: longer than the host takes for the launches of a step
 
 # Plain PyTorch first: everything is a ratio to it. "freeze" is `torch.compile` that takes weights for constants.
 PLAIN = ("eager", "compile", "freeze")
@@ -61,6 +78,7 @@ class Measurement:
     reason: str | None = None
     seconds: float = float("nan")
     seconds_each: list[float] = field(default_factory=list)
+    host_seconds: float = float("nan")  # on a GPU: until the host could go on
     kept_bytes: int = 0  # kept between forward and backward, beyond the inputs
     peak_bytes: int = 0  # largest extra memory of a step
     error: float = float("nan")  # relative L2 error of all gradients (or of the output) against float64
@@ -425,6 +443,18 @@ def _convert(value: Any, **to: Any) -> Any:
     return value.to(**to) if isinstance(value, Tensor) else [_convert(one, **to) for one in value]
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions without TF32, to which cuDNN, unlike all else here, rounds float32 unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@full_float32()
 def measure(
     case: Case,
     batch: int,
@@ -442,36 +472,55 @@ def measure(
     """
     device = torch.device(device)
     torch.compiler.reset()  # the sizes of other cases count towards the compiler's limit of recompilations
-    results, steps = [], []
+    given = problem(case, batch, height, width, device)
+    results: list[Measurement] = []
+    steps: list[tuple[Measurement, Step, list[float]]] = []
     for variant in track(list(variants)):
         reason = unavailable(case, variant, device)
         if reason:
             results.append(Measurement(variant, reason))
             continue
-        step, one = prepare(case, variant, batch, height, width, device=device)
+        try:
+            step, one = prepare(case, variant, given, device=device)
+        except torch._dynamo.exc.TorchDynamoException as error:  # torch.compile's failure is not ours
+            results.append(Measurement(variant, f"torch.compile failed: {str(error).strip().splitlines()[0]}"))
+            continue
         results.append(one)
-        steps.append((one, step))
+        steps.append((one, step, []))
     for _ in track(range(rounds)):
-        for one, step in steps:
-            one.seconds_each.append(seconds(step, device))
-    for one, _ in steps:
-        one.seconds = statistics.median(one.seconds_each)
+        for one, step, host in steps:
+            whole, issued = seconds_and_host(step, device)
+            one.seconds_each.append(whole)
+            host.append(issued)
+    for one, _, host in steps:
+        one.seconds, one.host_seconds = statistics.median(one.seconds_each), statistics.median(host)
     return results
 
 
-def prepare(
-    case: Case, variant: str, batch: int, height: int, width: int, *, device: torch.device
-) -> tuple[Step, Measurement]:
+@dataclass
+class Problem:
+    """What all variants of a case are given, and what they are to find: its results in float64."""
+
+    inputs: dict[str, Any]
+    exact: list[Tensor]
+
+
+@full_float32()
+def problem(case: Case, batch: int, height: int, width: int, device: torch.device) -> Problem:
+    inputs = {name: _convert(value, device=device) for name, value in case.inputs(batch, height, width).items()}
+    wide = {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()}
+    return Problem(inputs, Step(case, "eager", wide)())
+
+
+@full_float32()
+def prepare(case: Case, variant: str, given: Problem, *, device: torch.device) -> tuple[Step, Measurement]:
     """A variant that is ready to be timed: run once, found right, its memory measured.
 
     Raises AssertionError where its gradients are not those of the reference in float64.
     """
-    inputs = {name: _convert(value, device=device) for name, value in case.inputs(batch, height, width).items()}
-    exact = Step(case, "eager", {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()})()
-    step, one = Step(case, variant, inputs), Measurement(variant)
-    one.error = _relative_error(step(), exact)
+    step, one = Step(case, variant, given.inputs), Measurement(variant)
+    one.error = _relative_error(step(), given.exact)
     assert one.error < case.tolerance, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
-    del exact
     one.kept_bytes = kept_bytes(step)
     one.peak_bytes = peak_bytes(step, device)
     return step, one
@@ -491,12 +540,12 @@ class Speed:
 
 def device_speed(device: torch.device) -> Speed:
     """Measures a large copy and a large float32 matrix product (TF32 off, as is PyTorch's default)."""
-    source = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
-    copy = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+    copy = min(seconds_and_host(lambda: target.copy_(source), device)[0] for _ in range(10))
     n = 8192 if device.type == "cuda" else 2048
     a, out = torch.ones(2, n, n, device=device)
-    product = min(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(5))
+    product = min(seconds_and_host(lambda: torch.mm(a, a, out=out), device)[0] for _ in range(5))
     return Speed(2 * source.nbytes / copy, 2 * n**3 / product)
 
 
@@ -512,6 +561,23 @@ def seconds(step: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def seconds_and_host(step: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Time of one run, and on a GPU, beside it, the time until the host could go on; neither waits for the other."""
+    if device.type != "cuda":
+        return seconds(step, device), float("nan")
+    with torch.cuda.device(device):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device).zero_()  # nothing of the last run is left in a cache
+        torch.cuda._sleep(HEAD_START)  # type: ignore[no-untyped-call]
+        start.record()
+        before = time.perf_counter()
+        step()
+        host = time.perf_counter() - before
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, host
 
 
 def kept_bytes(step: Step) -> int:
@@ -561,16 +627,19 @@ def table(case: Case, size: str, results: list[Measurement]) -> str:
     """The measurements as lines to read, each with its ratio to eager and to `torch.compile`."""
     by_name = {one.variant: one for one in results}
     eager, compiled = by_name.get("eager"), by_name.get("compile")
+    on_gpu = any(one.host_seconds == one.host_seconds for one in results)
+    host = f"{'host':>12}" if on_gpu else ""
     lines = [
         f"{case.name}  {size}, {'forward + backward' if case.differentiable else 'forward'}",
-        f"  {'variant':<9}{'median':>11}{'x eager':>9}{'x compile':>11}{'kept':>12}{'peak':>12}{'error':>10}",
+        f"  {'variant':<9}{'median':>12}{host}{'x eager':>9}{'x compile':>11}{'kept':>12}{'peak':>12}{'error':>10}",
     ]
     for one in results:
         if one.reason:
             lines.append(f"  {one.variant:<9}  not here: {one.reason}")
             continue
+        host = f"{one.host_seconds * 1e3:>9.3f} ms" if on_gpu else ""
         lines.append(
-            f"  {one.variant:<9}{one.seconds * 1e3:>8.2f} ms{_ratio(eager, one):>9}{_ratio(compiled, one):>11}"
+            f"  {one.variant:<9}{one.seconds * 1e3:>9.3f} ms{host}{_ratio(eager, one):>9}{_ratio(compiled, one):>11}"
             f"{one.kept_bytes / 2**20:>8.1f} MiB{one.peak_bytes / 2**20:>8.1f} MiB{one.error:>10.1e}"
         )
     return "\n".join(lines)

@@ -47,7 +47,7 @@ def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -
         rotation = rotation.transpose(-1, -2)
         column = -(rotation @ column)
     top = torch.cat([rotation, column], -1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], -2)
 
 

@@ -24,6 +24,8 @@ def pytest_configure(config):
         raise pytest.UsageError(f"the tests need the compiled module: {reason}")
     # A child process started in the checkout must import the installed package, not the sources without the module.
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Or torch lets no matrix product on a GPU pass as deterministic; it looks when the first one is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     select = _dispatch.select
 
     def counted(op, backend, device):

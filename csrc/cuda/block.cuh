@@ -3,12 +3,13 @@
 #include "mdepth/grid.h"
 #include "mdepth/stencil.h"
 
-// Kernels have plain C names, so that the launcher, NVRTC and tests find them by the names that plan.h gives.
+// Kernels have plain C names, so that the launcher, NVRTC and tests find them by the names that plan.h gives, and the
+// prefix mdepth_, by which profilers and sanitizers can tell them from others.
 // Parameters stay in constant memory, where arrays in them can be indexed. Registers are bounded so that a processor
 // has room for two blocks: one computes while the other waits.
-#define MDEPTH_DEFINE_KERNEL(name, threads, Params, ...)                                                      \
-  extern "C" __global__ void __launch_bounds__(threads, 2) name(const __grid_constant__ mdepth::Params p) { \
-    __VA_ARGS__(p);                                                                                           \
+#define MDEPTH_DEFINE_KERNEL(name, threads, Params, ...)                                                             \
+  extern "C" __global__ void __launch_bounds__(threads, 2) mdepth_##name(const __grid_constant__ mdepth::Params p) { \
+    __VA_ARGS__(p);                                                                                                  \
   }
 
 namespace mdepth {

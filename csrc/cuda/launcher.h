@@ -14,7 +14,7 @@ struct KernelTable {
   int count;
 };
 
-#define MDEPTH_KERNEL_ENTRY(name, ...) {#name, reinterpret_cast<const void*>(&::name)},
+#define MDEPTH_KERNEL_ENTRY(name, ...) {#name, reinterpret_cast<const void*>(&::mdepth_##name)},
 // Defines `KernelTable <op>_kernels()`.
 #define MDEPTH_KERNEL_TABLE(op, list)                                        \
   namespace mdepth {                                                         \

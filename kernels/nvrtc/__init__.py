@@ -5,6 +5,7 @@ are torch's. So a kernel's body may be edited without a rebuild, but not params.
 """
 
 import functools
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,19 @@ def options() -> tuple[str, ...]:
 
 
 def source(op: str) -> str:
-    """The program that has all kernels of an op."""
-    return f'#include "{op}.cuh"\n'
+    """The program that has all kernels of an op.
+
+    CuPy keeps on disk what it has compiled, by this text: it must change with the files that are included.
+    """
+    return f'#include "{op}.cuh"\n// {_digest()}\n'
+
+
+@functools.cache
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source_folder().rglob("*") if path.suffix in (".h", ".cuh")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.cache
@@ -71,7 +83,7 @@ def launch(op: str, launches: Sequence[tuple[str, int, int]], params: bytes, dev
         module = _module(op.removesuffix("_backward"), device.index)
         try:
             for kernel, blocks, threads in launches:
-                module.get_function(kernel)((blocks,), (threads,), (argument,))
+                module.get_function(f"mdepth_{kernel}")((blocks,), (threads,), (argument,))
         except (cupy.cuda.compiler.CompileException, cupy.cuda.driver.CUDADriverError) as error:
             raise RuntimeError(f"{op}: NVRTC: {error}") from error
 

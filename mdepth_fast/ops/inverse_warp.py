@@ -86,7 +86,8 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
     uv, z = uvz[:, :2], uvz[:, 2:]
     seen = z > MIN_Z
     uv = uv / torch.where(seen, z, torch.ones_like(z))
-    last = uv.new_tensor([source_width - 1, source_height - 1]).view(1, 2, 1)
+    # Not new_tensor, which would wait for a GPU.
+    last = torch.cat([uv.new_full((1, 1, 1), size - 1) for size in (source_width, source_height)], 1)
     valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
     # grid_sample takes NaN and infinite coordinates to finite colours; they must not pass for a measurement.
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)

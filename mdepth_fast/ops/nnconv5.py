@@ -228,6 +228,8 @@ def _native_run(
     # The GPU kernels read planes.
     layout = _layout(x) if backend == "cpu" else torch.contiguous_format
     x, skip = x.contiguous(memory_format=layout), None if skip is None else skip.contiguous(memory_format=layout)
+    if product != "exact":
+        pw_weight, skip = _aligned(pw_weight), None if skip is None else _aligned(skip)
     stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
     out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)
@@ -251,6 +253,11 @@ def _native_run(
         device=device,
     )
     return out
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """At an address from which two numbers are read at once; part of another tensor may begin between such."""
+    return x if x.data_ptr() % (2 * x.element_size()) == 0 else x.clone()
 
 
 def _product(backend: str, x: Tensor) -> str:

@@ -133,9 +133,22 @@ def test_the_loader_launches_on_torchs_stream(monkeypatch):
         nvrtc.launch("photometric_loss", launches, params, DEVICE)
     nvrtc._module.cache_clear()
     compiled, first, second = log
-    assert compiled == ("compile", '#include "photometric_loss.cuh"\n')
-    assert first == second == ("photometric_loss_f64", (1,), (128,), params, (0, 1234))
+    assert compiled == ("compile", nvrtc.source("photometric_loss"))
+    assert first == second == ("mdepth_photometric_loss_f64", (1,), (128,), params, (0, 1234))
     assert all(address.to_bytes(8, "little") in params for address in addresses)
+
+
+def test_an_edited_header_is_compiled_anew(tmp_path, monkeypatch):
+    """CuPy's cache on disk knows a program by its text."""
+    shutil.copytree(nvrtc.source_folder(), tmp_path / "csrc")
+    monkeypatch.setattr(nvrtc, "source_folder", lambda: tmp_path / "csrc")
+    nvrtc._digest.cache_clear()
+    before = nvrtc.source("silog_loss")
+    with (tmp_path / "csrc" / "include" / "mdepth" / "silog.h").open("a") as header:
+        header.write("// more\n")
+    nvrtc._digest.cache_clear()
+    assert before.startswith('#include "silog_loss.cuh"\n') and nvrtc.source("silog_loss") != before
+    nvrtc._digest.cache_clear()
 
 
 @pytest.mark.parametrize("wanted", ["auto", "1", "0"])
@@ -144,7 +157,7 @@ def test_configuring_without_nvcc(wanted, tmp_path):
     pybind11 = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    hidden = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+    hidden = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "CUDACXX": str(tmp_path / "nvcc")}
     (tmp_path / "bin").mkdir()
     for tool in ("g++", "c++", "ninja", "as", "ld", "ar", "ranlib", "sh", "uname"):
         if found := shutil.which(tool):

@@ -33,7 +33,7 @@ def test_nvcc_needs_no_spills_and_little_shared_memory(tmp_path, capsys, host_li
     assert done.returncode == 0, done.stderr
     use = {}
     for entry in re.split(r"Compiling entry function ", done.stdout + done.stderr)[1:]:
-        kernel, architecture = re.match(r"'(\w+)' for 'sm_(\w+)'", entry).groups()
+        kernel, architecture = re.match(r"'mdepth_(\w+)' for 'sm_(\w+)'", entry).groups()
         spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", entry)
         shared = re.search(r"(\d+) bytes smem", entry)
         registers = int(re.search(r"Used (\d+) registers", entry)[1])

@@ -10,6 +10,7 @@ from cases import assert_empty, awkward_metrics, gradients, sparse_inputs
 from scenes import relative_error, scene
 
 import mdepth_fast
+from mdepth_fast import _native
 from mdepth_fast.ops import (
     berhu_loss,
     depth_metrics,
@@ -342,6 +343,25 @@ def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
     step = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, "tf32": 2.0**-10}[kind]
     assert relative_error([got], [want]) < (step if stored != torch.float32 else 1e-4)
     assert (got.double() - want).abs().max() < 4 * step * want.abs().max()
+
+
+def test_nnconv5_takes_tensors_that_begin_anywhere(host, monkeypatch):
+    """The kernels on tensor cores read two numbers at once, which a GPU does at even addresses only."""
+    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
+    addresses = []
+    pointer = _native.pointer
+
+    def recorded(tensor, name, *arguments):
+        addresses.append((name, pointer(tensor, name, *arguments)))
+        return addresses[-1][1]
+
+    monkeypatch.setattr(_native, "pointer", recorded)
+    inputs = {n: v.half() if n in STORED else v for n, v in NNCONV5.inputs(1, 5, 7, channels=6).items()}
+    want = torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
+    for name in STORED:  # one number further on
+        inputs[name] = torch.cat([inputs[name].new_zeros(1), inputs[name].flatten()])[1:].view(inputs[name].shape)
+    assert torch.equal(torch.ops.mdepth.nnconv5(*inputs.values(), backend="host"), want)
+    assert all(address % 4 == 0 for name, address in addresses if name in ("pw_weight", "skip", "out"))
 
 
 def test_nnconv5_rounds_to_tf32_where_torch_does(host, monkeypatch):

@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU, against the reference in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from cases import gradients
@@ -11,7 +13,8 @@ from mdepth_fast.ops import inverse_warp, min_reprojection
 pytestmark = pytest.mark.gpu
 
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-SIZES = [(2, 2), (3, 5), (7, 13), (8, 32), (9, 33), (31, 64), (5, 129), (2, 251), (65, 17), (96, 320)]
+# Triton compiles anew where 16 divides a size: all of them or, as a rule, none, so that it does so twice only.
+SIZES = [(2, 2), (3, 5), (9, 33), (5, 129), (2, 251), (65, 17), (96, 320)]
 
 
 def on_device(inputs):
@@ -32,7 +35,7 @@ def test_equals_the_reference_in_double(case, size):
 @per_op
 @pytest.mark.parametrize("seed", range(3))
 def test_float32_error_is_no_larger_than_eagers(case, seed):
-    inputs = on_device(case.inputs(height=48, width=70, seed=seed))
+    inputs = on_device(case.inputs(height=47, width=70, seed=seed))
     exact, exact_grads = gradients(case, "reference", {name: value.double() for name, value in inputs.items()})
     eager, eager_grads = gradients(case, "reference", inputs)
     got, got_grads = gradients(case, "triton", inputs)
@@ -41,8 +44,7 @@ def test_float32_error_is_no_larger_than_eagers(case, seed):
 
 
 @per_op
-def test_same_bits_from_run_to_run(case, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for before it multiplies matrices so
+def test_same_bits_from_run_to_run(case):
     inputs = on_device(case.inputs(batch=5, height=67, width=301))
     torch.use_deterministic_algorithms(True)
     try:
@@ -100,12 +102,24 @@ def test_compiles_to_one_graph(case):
     inputs = on_device(case.inputs())
     want, _ = gradients(case, "triton", inputs)
     torch._dynamo.reset()
-    got = torch.compile(lambda **tensors: case.call("triton", **tensors), fullgraph=True)(**inputs)
-    assert relative_error(got, want) < 1e-6
+    compiled = torch.compile(lambda **tensors: case.call("triton", **tensors), fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(**inputs), want) < 1e-6
+
+
+def test_compiles_with_inductor():
+    """One op for all: they differ to it in name only, and it takes seconds for each."""
+    case = next(case for case in CASES if case.name == "min_reprojection")
+    inputs = on_device(case.inputs())
+    want, want_grads = gradients(case, "triton", inputs)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda **tensors: case.call("triton", **tensors), fullgraph=True)
+    got, got_grads = gradients(dataclasses.replace(case, call=lambda _, **tensors: compiled(**tensors)), "", inputs)
+    assert relative_error(got, want) < 1e-6 and relative_error(got_grads, want_grads) < 1e-6
 
 
 def test_more_than_two_to_the_31_elements():
     """45 planes of 7000 x 7000 pixels: the last begins beyond what an int32 counts."""
+    torch.cuda.empty_cache()  # what torch keeps of earlier tests does not count as free
     free, _ = torch.cuda.mem_get_info()
     if free < 30e9:
         pytest.skip("gpu: needs 30 GB of free memory")

@@ -33,7 +33,7 @@ struct HostKernel {
 };
 
 #define HOST_KERNEL(name, threads, Params, ...) \
-  {#name, [](const void* params) { ::name(*static_cast<const mdepth::Params*>(params)); }},
+  {#name, [](const void* params) { ::mdepth_##name(*static_cast<const mdepth::Params*>(params)); }},
 
 inline const HostKernel host_kernels[] = {
     MDEPTH_DEPTH_METRICS_KERNELS(HOST_KERNEL) MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(HOST_KERNEL)
