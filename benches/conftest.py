@@ -45,7 +45,8 @@ def compare(benchmark, variant):
             peak_bytes=measurement.peak_bytes,
             error=measurement.error,
         )
-        benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+        with core.precision(case):
+            benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
         if benchmark.stats:  # absent under --benchmark-disable
             _medians[label][variant] = benchmark.stats.stats.median
 

@@ -72,16 +72,18 @@ def table(results: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=list(core.CASES))
+    parser.add_argument("cases", nargs="*")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", default="")
     parser.add_argument("--rounds", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     rounds = arguments.rounds or (30 if device.type == "cuda" else 5)
-    name, speed = device_name(device), core.device_speed(device)
+    name = device_name(device)
     folder = HERE / "results" / re.sub(r"[^\w.-]+", "_", name)
-    for case in (core.CASES[case] for case in arguments.cases):
+    cases = core.CASES | core.GPU_CASES if device.type == "cuda" else core.CASES
+    for case in (cases[case] for case in arguments.cases or cases):
+        speed = core.device_speed(device, case.dtype)
         batch, height, width = map(int, arguments.size.split("x")) if arguments.size else case.size
         if device.type == "cuda" and not arguments.size:
             batch = case.gpu_batch

@@ -15,7 +15,9 @@ CASE = next(case for case in triton_blocks.CASES if case.name == "nnconv5")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (37, 70, 3, 5), (16, 64, 9, 4), (33, 3, 1, 17)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (37, 70, 3, 5), (16, 64, 9, 4), (33, 3, 1, 17), (70, 33, 5, 3), (96, 130, 2, 3)], ids=str
+)
 def test_numbers_of_channels(size, dtype):
     channels, out_channels, height, width = size
     sizes = dict(channels=channels, out_channels=out_channels, height=height, width=width)
@@ -31,6 +33,7 @@ def test_numbers_of_channels(size, dtype):
 def test_several_tiles_blocks_of_channels_and_runs(monkeypatch):
     """Of each more than one, with something left over; runs of pixels that neither rows nor images end with."""
     monkeypatch.setattr(kernels, "OUT_CHANNELS", 16)
+    monkeypatch.setattr(kernels, "FORWARD_CHANNELS", 32)
     monkeypatch.setattr(kernels, "FORWARD", Block(4, 8, 4))
     monkeypatch.setattr(kernels, "POINTWISE_WEIGHTS", Block(2, 16, 4))
     monkeypatch.setattr(kernels, "DEPTHWISE_WEIGHTS", Block(4, 8, 4))
@@ -40,6 +43,22 @@ def test_several_tiles_blocks_of_channels_and_runs(monkeypatch):
     assert relative_error(got, want) < 1e-12
     for name, a, b in zip(CASE.differentiable, got_grads, want_grads):
         assert relative_error([a], [b]) < 1e-12, name
+
+
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_parts_of_the_input_channels(with_skip, monkeypatch):
+    """Several, with a shorter last one; the sums of several programs."""
+    ran = []
+    launch = kernels.launch
+    monkeypatch.setattr(
+        kernels, "launch", lambda kernel, *a, **k: (ran.append(k.get("parts")), launch(kernel, *a, **k))
+    )
+    monkeypatch.setattr(kernels, "SUM", Block(2, 16, 4))
+    inputs = CASE.inputs(batch=2, channels=102, out_channels=5, height=3, width=9, dtype=torch.float64)
+    inputs["skip"] = inputs["skip"] if with_skip else None
+    want, got = (nnconv5(**inputs, backend=name) for name in ("reference", "triton"))
+    assert ran == [2, 2] and relative_error([got], [want]) < 1e-13
+    assert torch.equal(got, nnconv5(**inputs, backend="triton"))
 
 
 def test_without_a_skip_and_frozen_tensors():
