@@ -2,10 +2,10 @@
 
 The forward keeps the depthwise result on the chip: a program makes it for its pixels, a few channels at a time, and
 multiplies it with the pointwise weights of its output channels. Programs of other output channels make it again, which
-is 25 products beside the `FORWARD_CHANNELS` of the pointwise one. Where that makes few programs, as small images with many
+is 25 products beside the `OUT_CHANNELS` of the pointwise one. Where that makes few programs, as small images with many
 channels do, parts of the input channels go to programs of their own, and another kernel adds up what they leave, in a
-fixed order. The backward makes the activations again with PyTorch's
-products; the gradients of the weights, sums over all pixels, are kernels here, in two stages of a fixed order.
+fixed order. The backward makes the activations again with PyTorch's products; the gradients of the weights, sums over
+all pixels, are kernels here, in two stages of a fixed order.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from mdepth_fast.ops.nnconv5 import _product
 from mdepth_fast.ops.nnconv5 import backward as backward_with
 
 FORWARD = Block(8, 8, 8)
-FORWARD_CHANNELS = 64  # output channels of a program at most; half as many of float64
+OUT_CHANNELS = 64  # of a program at most
 INNER_CHANNELS = 16  # of the depthwise result at a time
 SUM = Block(1, 256, 4)
 
@@ -29,7 +29,6 @@ SUM = Block(1, 256, 4)
 PROGRAMS, PART_CHANNELS = 256, 32
 
 # A program adds up a run of pixels, `rows` times `columns` of them one after another.
-OUT_CHANNELS = 64  # and as many input channels
 POINTWISE_WEIGHTS = Block(64, 16, 8)
 DEPTHWISE_WEIGHTS = Block(32, 64, 4)
 
@@ -230,13 +229,14 @@ def forward(
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     out = x.new_empty((batch, out_channels, 2 * height, 2 * width))
-    most = FORWARD_CHANNELS // (2 if x.dtype == torch.float64 else 1)
-    group = min(most, max(32, triton.next_power_of_2(out_channels)))
+    group = OUT_CHANNELS if out_channels > OUT_CHANNELS // 2 else OUT_CHANNELS // 2
     programs = batch * FORWARD.tiles(height, width) * triton.cdiv(out_channels, group)
     parts = max(1, min(channels // PART_CHANNELS, PROGRAMS // max(1, programs)))
     part_channels = triton.cdiv(triton.cdiv(channels, PART_CHANNELS), parts) * PART_CHANNELS
     parts = triton.cdiv(channels, part_channels)
-    partial = None if parts == 1 else dw_scale.new_empty((parts, batch, out_channels, height, width))
+    # Sums of float64 and the addresses of their copies would be more than the registers hold.
+    split = parts > 1 or x.dtype == torch.float64
+    partial = dw_scale.new_empty((parts, batch, out_channels, height, width)) if split else None
     sizes = dict(batch=batch, out_channels=out_channels, height=height, width=width, parts=parts)
     affine = dict(pw_scale=pw_scale, pw_shift=pw_shift)
     launch(
