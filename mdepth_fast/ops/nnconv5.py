@@ -229,6 +229,8 @@ def _native_run(
     # The GPU kernels read planes.
     layout = _layout(x) if backend == "cpu" else torch.contiguous_format
     x, skip = x.contiguous(memory_format=layout), None if skip is None else skip.contiguous(memory_format=layout)
+    if backend != "cpu":
+        pw_weight, skip = _native.aligned(pw_weight), None if skip is None else _native.aligned(skip)
     stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
     out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)

@@ -10,6 +10,7 @@ from cases import assert_empty, awkward_metrics, gradients, sparse_inputs
 from scenes import relative_error, scene
 
 import mdepth_fast
+from mdepth_fast import _native
 from mdepth_fast.kernels import nvrtc
 from mdepth_fast.ops import (
     berhu_loss,
@@ -345,6 +346,18 @@ def test_nnconv5_shapes_of_blocks_in_float32(size, out_channels, host):
     assert relative_error([got], [exact]) <= 1.5 * relative_error([eager], [exact])
     assert host[0] == f"nnconv5_f32_{out_channels if out_channels <= 64 else 128}"
     assert host[1:] == (["nnconv5_sum_f32"] if channels > 33 else [])
+
+
+def test_nnconv5_of_views_that_begin_anywhere(host, monkeypatch):
+    """What a kernel reads several numbers of at once begins at a multiple of them."""
+    call, addresses = _native.call, []
+    monkeypatch.setattr(_native, "call", lambda *a, **k: (addresses.append((a[8], a[11])), call(*a, **k)))
+    inputs = NNCONV5.inputs(1, 3, 6)
+    want = nnconv5(**inputs, backend="host")
+    for name in STORED:
+        inputs[name] = torch.cat([torch.zeros(1), inputs[name].flatten()])[1:].view(inputs[name].shape)
+    assert torch.equal(nnconv5(**inputs, backend="host"), want)
+    assert len(addresses) == 2 and not any(address % 16 for pair in addresses for address in pair)
 
 
 def test_nnconv5_blocks_of_fastdepth(host, monkeypatch):
