@@ -74,6 +74,12 @@ struct NnConv5Place {
   }
 };
 
+// Of a column of taps four lie together in shared memory, for one read, the fifth of all columns behind them: which tap
+// is at a place.
+__device__ __forceinline__ int tap_at(int place) {
+  return place < 4 * kTaps ? place % 4 * kTaps + place / 4 : place;
+}
+
 // A thread's share of the rectangle and the taps of an input channel, `Number` in global memory. It is fetched before the
 // pointwise product of the chunk before. Of the pixels with the border, one after another, a thread has every kTeam-th;
 // after kPeriod of them it is in the same column again.
@@ -104,24 +110,21 @@ struct NnConv5Input {
         next[i * kPeriod + k] = unsigned(below) < unsigned(rows) ? from[below * width + x] : Number{};
       }
     }
-    const T* const taps = in_global(anew(static_cast<const T*>(p.dw_weight) + c * int64_t(kTaps * kTaps) + first));
+    const T* const taps = in_global(anew(static_cast<const T*>(p.dw_weight) + c * int64_t(kTaps * kTaps)));
 #pragma unroll
     for (int k = 0; k < Block::kMyTaps; ++k) {
-      const bool inside = exists && first + k * Block::kTeam < kTaps * kTaps;
-      next_tap[k] = inside ? taps[k * Block::kTeam] : T(0);
+      const int at = first + k * Block::kTeam;
+      next_tap[k] = exists && at < kTaps * kTaps ? taps[tap_at(at)] : T(0);
     }
   }
 
-  // Writes them to the channel's place in shared memory. Of a column of taps four lie together, for one read, the
-  // fifth of all columns behind them.
+  // Writes them to the channel's place in shared memory.
   __device__ __forceinline__ void put(T* region, T* tap) const {
 #pragma unroll
     for (int k = 0; k < Block::kMyRegion; ++k) region[member + k * Block::kTeam] = to_float(next[k]);
 #pragma unroll
-    for (int k = 0; k < Block::kMyTaps; ++k) {
-      const int at = member + k * Block::kTeam, dy = at / kTaps, dx = at % kTaps;
-      if (at < kTaps * kTaps) tap[dy < 4 ? 4 * dx + dy : 4 * kTaps + dx] = next_tap[k];
-    }
+    for (int k = 0; k < Block::kMyTaps; ++k)
+      if (member + k * Block::kTeam < kTaps * kTaps) tap[member + k * Block::kTeam] = next_tap[k];
   }
 };
 
@@ -335,30 +338,47 @@ struct NnConv5Tensor : NnConv5Block<NnConv5Shape<float, 128>> {
 
   union Memory {
     struct alignas(16) {
-      float tap[kChunk * kTapStride], region[kChunk * kRegionStride];
       unsigned active[kPixels * kWordStride];
+      float tap[kChunk * kTapStride], region[kChunk * kRegionStride];
     } chunk;
     float sums[kOutputs * kSumStride];
   };
 };
 
-// The words (first, ...) of row `o` of the pointwise weights; 0 past the last channel or row.
-template <class Number>
-__device__ __forceinline__ unsigned weight_word(const NnConv5Params& p, int channels, int o,
-                                                int first) {
+// A word of pointwise weights, of which `left` are left in the row; 0 past its end. `whole`: rows begin at words.
+template <bool whole, class Number>
+__device__ __forceinline__ unsigned weight_word(const Number* from, int left) {
   unsigned word = 0;
-  if (o >= int(p.out_channels) || first >= channels) return word;
-  const Number* const from = static_cast<const Number*>(p.pw_weight) + int64_t(o) * channels + first;
+  if (left <= 0) return word;
   if constexpr (sizeof(Number) == 4) {
     Number rounded;
     round_to(to_float(*from), rounded);
     memcpy(&word, &rounded, sizeof word);
-  } else if (channels % 2 == 0) {
+  } else if (whole) {
     memcpy(&word, __builtin_assume_aligned(from, 4), sizeof word);
   } else {
-    word = from[0].bits | (first + 1 < channels ? unsigned(from[1].bits) << 16 : 0u);
+    word = from[0].bits | (left > 1 ? unsigned(from[1].bits) << 16 : 0u);
   }
   return word;
+}
+
+// A lane's words of the pointwise weights of a chunk, from row `o` and the eighth after it.
+template <bool whole, class Number, int steps>
+__device__ __forceinline__ void fetch_weights(const NnConv5Params& p, int channels, int o, int c0,
+                                              unsigned (&weight)[steps][4]) {
+  const int first = c0 + int(threadIdx.x) % 4 * kPerWord<Number>;
+  const Number* const row =
+      in_global(anew(static_cast<const Number*>(p.pw_weight) + int64_t(o) * channels + first));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int left = o + 8 * i < int(p.out_channels) ? channels - first : 0;
+    const Number* const from = row + 8 * i * int64_t(channels);
+#pragma unroll
+    for (int k = 0; k < 2 * steps; ++k) {
+      constexpr int kApart = kStepWords / 2 * kPerWord<Number>;
+      weight[k / 2][k % 2 * 2 + i] = weight_word<whole>(from + k * kApart, left - k * kApart);
+    }
+  }
 }
 
 template <class Number, class Stored>
@@ -391,12 +411,10 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
     __syncthreads();
     const int channels = anew(int(p.channels)), o = anew(place.first_output + my_output);
     unsigned weight[Block::kSteps][4];
-#pragma unroll
-    for (int step = 0; step < Block::kSteps; ++step)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        weight[step][i] = weight_word<Number>(
-            p, channels, o + i % 2 * 8, c0 + (step * kStepWords + i / 2 * 4 + lane % 4) * kPerWord<Number>);
+    if (kPerWord<Number> == 1 || channels % 2 == 0)
+      fetch_weights<true, Number>(p, channels, o, c0, weight);
+    else
+      fetch_weights<false, Number>(p, channels, o, c0, weight);
     float strip[Block::kStrip];
     depthwise_strip<Block>(p, c0 + input.channel, my_region + strip_y * Block::kRegionWidth + strip_x, my_tap, strip);
 #pragma unroll
