@@ -54,7 +54,8 @@ def table(results: Path) -> str:
         for record in records:
             seconds = {row["variant"]: row["seconds"] for row in record["rows"] if not row["reason"]}
             for row in record["rows"]:
-                head = f"| {record['case']} {record['size']} | {row['variant']} |"
+                layout = ", channels_last" if row.get("layout") == "channels_last" else ""
+                head = f"| {record['case']} {record['size']} | {row['variant']}{layout} |"
                 if row["reason"]:
                     continue
                 ratios = [
