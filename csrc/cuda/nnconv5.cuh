@@ -1,9 +1,9 @@
 // One decoder stage of FastDepth. A block has a rectangle of pixels and a group of output channels, and takes the input
 // channels, or its part of them, in chunks: their rectangles with a border, and the depthwise product of these, lie in
 // shared memory; the pointwise product reads it there, all sums in registers. Each finished pixel goes out as its 2x2
-// copies, with the skip added. So nothing between input and output is in global memory, but for the sums where the input
-// channels are shared out among blocks (see grid.h); blocks of other output channels compute the depthwise product
-// again, at 25 operations to the pointwise product's kOutputs.
+// copies, with the skip added. So nothing between input and output is in global memory, but for the sums where the
+// input channels are shared out among blocks (see grid.h); blocks of other output channels compute the depthwise
+// product again, at 25 operations to the pointwise product's kOutputs.
 //
 // The pointwise product is exact, or on tensor cores: of halves or bfloat16 where the tensors are, of floats rounded to
 // TF32 where the caller allows that. Sums and everything else are float in all cases.
@@ -24,7 +24,7 @@ struct NnConv5Block : Shape {
   static constexpr int kChunk = Shape::kThreads / kTeam;      // input channels
   static constexpr int kRegionWidth = Shape::kWidth + 2 * kReach;
   static constexpr int kRegion = kRegionWidth * (Shape::kHeight + 2 * kReach);
-  static constexpr int kRegionStride = kRegion + 16 - Shape::kWidth % 16;  // a warp's channels: different banks
+  static constexpr int kRegionStride = kRegion + (Shape::kWidth == 8 ? 8 : 0);  // a warp's channels: different banks
   static constexpr int kTapStride = 28;                       // a multiple of 16 bytes
   static constexpr int kSumStride = kPixels + 8;              // of neighbouring output channels: different banks
   static constexpr int kMyRegion = kRegion / kTeam;
@@ -80,9 +80,9 @@ __device__ __forceinline__ int tap_at(int place) {
   return place < 4 * kTaps ? place % 4 * kTaps + place / 4 : place;
 }
 
-// A thread's share of the rectangle and the taps of an input channel, `Number` in global memory. It is fetched before the
-// pointwise product of the chunk before. Of the pixels with the border, one after another, a thread has every kTeam-th;
-// after kPeriod of them it is in the same column again.
+// A thread's share of the rectangle and the taps of an input channel, `Number` in global memory. It is fetched before
+// the pointwise product of the chunk before. Of the pixels with the border, one after another, a thread has every
+// kTeam-th; after kPeriod of them it is in the same column again.
 template <class Block, class Number>
 struct NnConv5Input {
   using T = typename Block::T;
@@ -92,8 +92,8 @@ struct NnConv5Input {
   Number next[Block::kMyRegion];
   T next_tap[Block::kMyTaps];
 
-  // Those of the chunk from input channel c0 on; 0 past the block's last and outside the image. Behind the last chunk it
-  // is called too, or what was fetched before would stay alive.
+  // Those of the chunk from input channel c0 on; 0 past the block's last and outside the image. Behind the last chunk
+  // it is called too, or what was fetched before would stay alive.
   __device__ __forceinline__ void fetch(const NnConv5Params& p, const NnConv5Place<Block>& place, int c0) {
     const int c = c0 + channel, first = anew(member), height = anew(int(p.height)), width = anew(int(p.width));
     const bool exists = c < place.end;
@@ -186,8 +186,8 @@ __device__ __forceinline__ void store_copies(const NnConv5Params& p, int64_t ima
   }
 }
 
-// Stores the sums of a block, (kOutputs, kSumStride) in shared memory, two pixels beside each other a thread: as copies in
-// the output, or in the workspace, (parts, B, O, H, W), if they are of a part of the input channels only.
+// Stores the sums of a block, (kOutputs, kSumStride) in shared memory, two pixels beside each other a thread: as copies
+// in the output, or in the workspace, (parts, B, O, H, W), if they are of a part of the input channels only.
 template <class Stored, class Block>
 __device__ __forceinline__ void store_tile(const NnConv5Params& p, const NnConv5Place<Block>& place,
                                            const typename Block::T* sums) {
@@ -443,9 +443,10 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
 #pragma unroll
   for (int row = 0; row < kSquareRows; ++row) {
     if (row % parts != part) continue;
+    const int pixel = row * Block::kWidth + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      memory.sums[(my_output + i / 2 * 8) * Block::kSumStride + row * Block::kWidth + lane % 4 * 2 + i % 2] = sum[row][i];
+      memory.sums[(my_output + i / 2 * 8) * Block::kSumStride + pixel + i % 2] = sum[row][i];
   }
   __syncthreads();
   store_tile<Stored>(p, place, memory.sums);

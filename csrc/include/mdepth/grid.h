@@ -31,8 +31,8 @@ using WindowShape = BlockShape<0, 4, 4>;
 template <class T>
 using WindowGradientShape = BlockShape<1, 8, sizeof(T) == 4 ? 2 : 1>;
 
-// A block of nnconv5: a rectangle of pixels times a group of output channels, more of the ones where there are few of the
-// others. A FastDepth decoder starts from 7x7.
+// A block of nnconv5: a rectangle of pixels times a group of output channels, more pixels where there are few channels.
+// A FastDepth decoder starts from 7x7.
 template <class T, int outputs>
 struct NnConv5Shape {
   using Sum = T;
@@ -89,8 +89,8 @@ MDEPTH_HD BlockOrigin block_origin(int64_t block, int64_t height, int64_t width)
 
 // Small images with many channels make few blocks. Then parts of the input channels go to blocks of their own, which
 // leave sums for another kernel to add up: as many as make kNnConv5Blocks, two for each processor of a large GPU, but
-// none of less than kNnConv5Part channels, a multiple of every shape's chunk, unless it is the last. Sizes alone decide,
-// as they do on the order of the sums.
+// none of less than kNnConv5Part channels, a multiple of every shape's chunk, unless it is the last. Sizes alone decide
+// that, and with it the order of the sums.
 constexpr int64_t kNnConv5Blocks = 256, kNnConv5Part = 32;
 
 struct NnConv5Parts {
