@@ -61,7 +61,8 @@ def table(results: Path) -> str:
         for record in records:
             seconds = {row["variant"]: row["seconds"] for row in record["rows"] if not row["reason"]}
             for row in record["rows"]:
-                head = f"| {record['case']} {record['size']} | {row['variant']} |"
+                layout = ", channels_last" if row.get("layout") == "channels_last" else ""
+                head = f"| {record['case']} {record['size']} | {row['variant']}{layout} |"
                 if row["reason"]:
                     continue
                 ratios = [
@@ -80,7 +81,7 @@ def table(results: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=list(core.CASES))
+    parser.add_argument("cases", nargs="*")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", default="")
     parser.add_argument("--rounds", type=int, default=0)
@@ -90,9 +91,11 @@ def main() -> int:
     device = torch.device(arguments.device)
     rounds = arguments.rounds or (20 if device.type == "cuda" else 5)
     wrong, started = [], time.monotonic()
-    name, speed = device_name(device), core.device_speed(device)
+    name = device_name(device)
     folder = HERE / "results" / re.sub(r"[^\w.-]+", "_", name)
-    for case in (core.CASES[case] for case in arguments.cases):
+    cases = core.CASES | core.GPU_CASES if device.type == "cuda" else core.CASES
+    for case in (cases[case] for case in arguments.cases or cases):
+        speed = core.device_speed(device, case.dtype)
         batch, height, width = map(int, arguments.size.split("x")) if arguments.size else case.size
         if device.type == "cuda" and not arguments.size:
             batch = case.gpu_batch

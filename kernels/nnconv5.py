@@ -2,8 +2,10 @@
 
 The forward keeps the depthwise result on the chip: a program makes it for its pixels, a few channels at a time, and
 multiplies it with the pointwise weights of its output channels. Programs of other output channels make it again, which
-is 25 products beside the `OUT_CHANNELS` of the pointwise one. The backward makes the activations again with PyTorch's
-products; the gradients of the weights, sums over all pixels, are kernels here, in two stages of a fixed order.
+is 25 products beside the `OUT_CHANNELS` of the pointwise one. Where that makes few programs, as small images with many
+channels do, parts of the input channels go to programs of their own, and another kernel adds up what they leave, in a
+fixed order. The backward makes the activations again with PyTorch's products; the gradients of the weights, sums over
+all pixels, are kernels here, in two stages of a fixed order.
 """
 
 from typing import Any
@@ -19,8 +21,12 @@ from mdepth_fast.ops.nnconv5 import _product
 from mdepth_fast.ops.nnconv5 import backward as backward_with
 
 FORWARD = Block(8, 8, 8)
-OUT_CHANNELS = 64  # of a program
+OUT_CHANNELS = 64  # of a program at most
 INNER_CHANNELS = 16  # of the depthwise result at a time
+SUM = Block(1, 256, 4)
+
+# As in csrc/include/mdepth/grid.h: so many programs, but parts of at least so many channels.
+PROGRAMS, PART_CHANNELS = 256, 32
 
 # A program adds up a run of pixels, `rows` times `columns` of them one after another.
 POINTWISE_WEIGHTS = Block(64, 16, 8)
@@ -37,6 +43,18 @@ def _scaled_relu(value, scale, shift, index, count):
 
 
 @triton.jit
+def _store_copies(total, skip, out, corner, width, on):
+    """Every pixel doubled both ways, plus `skip` where there is one."""
+    for copy in range(4):  # not unrolled: their addresses would take every register
+        to = corner + (copy // 2 * 2 * width + copy % 2)
+        if skip is None:
+            tl.store(out + to, total.to(out.dtype.element_ty), mask=on)
+        else:
+            doubled = total + tl.load(skip + to, mask=on, other=0.0).to(total.dtype)
+            tl.store(out + to, doubled.to(out.dtype.element_ty), mask=on)
+
+
+@triton.jit
 def _forward(
     x,  # (B, C, H, W)
     dw_weight,  # (C, 1, 5, 5)
@@ -46,11 +64,15 @@ def _forward(
     pw_scale,  # (O,)
     pw_shift,  # (O,)
     skip,  # (B, O, 2 H, 2 W) or None
-    out,  # (B, O, 2 H, 2 W)
+    out,  # (B, O, 2 H, 2 W) or None
+    partial,  # (parts, B, O, H, W), the sums where the input channels are in parts, or None
+    batch,
     channels,
     out_channels,
     height,
     width,
+    parts,
+    part_channels,
     OUT: tl.constexpr,
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
@@ -63,8 +85,9 @@ def _forward(
     blocks = tl.cdiv(out_channels, OUT)
     across = tl.cdiv(width, COLUMNS)
     tiles = tl.cdiv(height, ROWS) * across
-    image = program // blocks // tiles
-    tile = program // blocks % tiles
+    part = program // blocks % parts
+    image = program // blocks // parts // tiles
+    tile = program // blocks // parts % tiles
     pixel = tl.arange(0, ROWS * COLUMNS)[None, :]
     row = (tile // across).to(tl.int32) * ROWS + pixel // COLUMNS
     column = (tile % across).to(tl.int32) * COLUMNS + pixel % COLUMNS
@@ -73,7 +96,8 @@ def _forward(
     here = x + image * channels * plane + row.to(tl.int64) * width + column
 
     total = tl.zeros((OUT, ROWS * COLUMNS), dtype=dw_weight.dtype.element_ty)
-    for first in tl.range(0, channels, INNER, num_stages=1):
+    begin = part.to(tl.int32) * part_channels
+    for first in tl.range(begin, tl.minimum(begin + part_channels, channels), INNER, num_stages=1):
         c = first + tl.arange(0, INNER)[:, None]
         at = here + c * plane
         inner = tl.zeros((INNER, ROWS * COLUMNS), dtype=total.dtype)
@@ -88,17 +112,42 @@ def _forward(
         k = first + tl.arange(0, INNER)[None, :]
         matrix = tl.load(pw_weight + o.to(tl.int64) * channels + k, mask=(o < out_channels) & (k < channels), other=0.0)
         total = tl.dot(matrix, inner.to(matrix.dtype), total, input_precision=PRECISION, out_dtype=total.dtype)
-    total = _scaled_relu(total, pw_scale, pw_shift, o, out_channels)
 
     on = (o < out_channels) & (row < height) & (column < width)
-    corner = (image * out_channels + o) * 4 * plane + row.to(tl.int64) * 4 * width + 2 * column
-    for copy in range(4):  # not unrolled: their addresses would take every register
-        to = corner + (copy // 2 * 2 * width + copy % 2)
-        if skip is None:
-            tl.store(out + to, total.to(out.dtype.element_ty), mask=on)
-        else:
-            doubled = total + tl.load(skip + to, mask=on, other=0.0).to(total.dtype)
-            tl.store(out + to, doubled.to(out.dtype.element_ty), mask=on)
+    if partial is None:
+        total = _scaled_relu(total, pw_scale, pw_shift, o, out_channels)
+        corner = (image * out_channels + o) * 4 * plane + row.to(tl.int64) * 4 * width + 2 * column
+        _store_copies(total, skip, out, corner, width, on)
+    else:
+        to = ((part * batch + image) * out_channels + o) * plane + row.to(tl.int64) * width + column
+        tl.store(partial + to, total, mask=on)
+
+
+@triton.jit
+def _sum(
+    partial,  # (parts, B, O, H, W)
+    pw_scale,  # (O,)
+    pw_shift,  # (O,)
+    skip,  # (B, O, 2 H, 2 W) or None
+    out,  # (B, O, 2 H, 2 W)
+    batch,
+    out_channels,
+    height,
+    width,
+    parts,
+    COLUMNS: tl.constexpr,
+):
+    plane = plane_size(height, width)
+    numbers = plane * batch * out_channels
+    index = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    on = index < numbers
+    total = tl.load(partial + index, mask=on, other=0.0)
+    for part in range(1, parts):
+        total += tl.load(partial + part * numbers + index, mask=on, other=0.0)
+    of, pixel = index // plane, (index % plane).to(tl.int32)
+    total = _scaled_relu(total, pw_scale, pw_shift, (of % out_channels).to(tl.int32), out_channels)
+    corner = of * 4 * plane + (pixel // width).to(tl.int64) * 4 * width + 2 * (pixel % width)
+    _store_copies(total, skip, out, corner, width, on)
 
 
 @triton.jit
@@ -180,29 +229,51 @@ def forward(
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     out = x.new_empty((batch, out_channels, 2 * height, 2 * width))
+    group = OUT_CHANNELS if out_channels > OUT_CHANNELS // 2 else OUT_CHANNELS // 2
+    programs = batch * FORWARD.tiles(height, width) * triton.cdiv(out_channels, group)
+    parts = max(1, min(channels // PART_CHANNELS, PROGRAMS // max(1, programs)))
+    part_channels = triton.cdiv(triton.cdiv(channels, PART_CHANNELS), parts) * PART_CHANNELS
+    parts = triton.cdiv(channels, part_channels)
+    # Sums of float64 and the addresses of their copies would be more than the registers hold.
+    split = parts > 1 or x.dtype == torch.float64
+    partial = dw_scale.new_empty((parts, batch, out_channels, height, width)) if split else None
+    sizes = dict(batch=batch, out_channels=out_channels, height=height, width=width, parts=parts)
+    affine = dict(pw_scale=pw_scale, pw_shift=pw_shift)
     launch(
         _forward,
-        batch * FORWARD.tiles(height, width) * triton.cdiv(out_channels, OUT_CHANNELS),
+        parts * programs,
         FORWARD.warps,
         x=x,
         dw_weight=dw_weight,
         dw_scale=dw_scale,
         dw_shift=dw_shift,
         pw_weight=pw_weight,
-        pw_scale=pw_scale,
-        pw_shift=pw_shift,
-        skip=skip,
-        out=out,
+        **affine,
+        skip=skip if partial is None else None,
+        out=out if partial is None else None,
+        partial=partial,
         channels=channels,
-        out_channels=out_channels,
-        height=height,
-        width=width,
-        OUT=OUT_CHANNELS,
+        **sizes,
+        part_channels=part_channels,
+        OUT=group,
         INNER=INNER_CHANNELS,
         ROWS=FORWARD.rows,
         COLUMNS=FORWARD.columns,
         PRECISION="tf32" if _product("triton", x) == "tf32" else "ieee",
     )
+    if partial is not None:
+        pixels = SUM.rows * SUM.columns
+        launch(
+            _sum,
+            triton.cdiv(out.numel() // 4, pixels),
+            SUM.warps,
+            partial=partial,
+            **affine,
+            skip=skip,
+            out=out,
+            **sizes,
+            COLUMNS=pixels,
+        )
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["call", "cuda_unavailable", "instruction_set", "module", "pointer", "unavailable"]
+__all__ = ["aligned", "call", "cuda_unavailable", "instruction_set", "module", "pointer", "unavailable"]
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,11 @@ def pointer(
         kind = "contiguous" if memory_format == torch.contiguous_format else "channels_last"
         raise RuntimeError(f"{name}: expected a {kind} tensor, got strides {tensor.stride()}")
     return tensor.data_ptr()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy where its address is no multiple of 16 bytes: GPU kernels may read that much at once."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def call(

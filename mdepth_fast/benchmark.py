@@ -6,6 +6,7 @@ timed by events, its caches cold and its launches queued beforehand; what they t
 """
 
 import ctypes
+import functools
 import gc
 import re
 import statistics
@@ -25,15 +26,17 @@ from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 from mdepth_fast.models import DepthModel, create_model
+from mdepth_fast.ops.nnconv5 import reference as nnconv5_reference
 
 __all__ = [
     "CASES",
+    "GPU_CASES",
     "VARIANTS",
     "Case",
     "Measurement",
     "chart",
-    "full_float32",
     "measure",
+    "precision",
     "prepare",
     "seconds",
     "table",
@@ -54,7 +57,8 @@ class Case:
 
     `call` may be the name of a network: plain PyTorch runs it as it is, in eval mode, the backends run its copy for
     inference. Tensors named in `differentiable` get gradients; without any only the forward is run. Bytes and
-    operations are the least that any kernel could do; the larger of their times is the floor.
+    operations are the least that any kernel could do; the larger of their times is the floor. `plain` is what plain
+    PyTorch runs instead of the reference, all tensors of `dtype`; on a GPU in the faster layout of its images.
     """
 
     name: str
@@ -64,6 +68,10 @@ class Case:
     call: Callable[..., Tensor] | str
     bytes_per_pixel: float  # of forward + backward, every input read and every output written once a pass
     flops_per_pixel: float  # of forward + backward
+    bytes_of_weights: float = 0  # read once, whatever the size
+    plain: Callable[..., Tensor] | None = None
+    dtype: torch.dtype = torch.float32  # of the products
+    tf32: bool = False  # a GPU may round the factors of float32
     size: tuple[int, int, int] = (4, 192, 640)  # batch, height and width unless asked otherwise
     gpu_batch: int = 12  # the batch where a GPU is measured
     # Largest error. float32 flips the winner of a few pixels of the losses; anything beyond that is a wrong kernel.
@@ -81,6 +89,7 @@ class Measurement:
     host_seconds: float = float("nan")  # on a GPU: until the host could go on
     kept_bytes: int = 0  # kept between forward and backward, beyond the inputs
     peak_bytes: int = 0  # largest extra memory of a step
+    layout: str = "contiguous"  # of plain PyTorch's images, the faster one where it may choose
     error: float = float("nan")  # relative L2 error of all gradients (or of the output) against float64
 
 
@@ -192,7 +201,7 @@ def _depth_metrics(prediction: Tensor, ground_truth: Tensor) -> Tensor:
     return ops.depth_metrics(prediction, ground_truth, window=window)
 
 
-def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
+def _nnconv5_case(channels: int, outputs: int, side: int, gpu_batch: int = 32, kind: str = "") -> Case:
     """One block of FastDepth's decoder in inference; a pixel is one of its input."""
 
     def inputs(batch: int, height: int, width: int) -> dict[str, Any]:
@@ -201,7 +210,7 @@ def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        return {
+        tensors = {
             "x": normal(batch, channels, height, width),
             "dw_weight": normal(channels, 1, 5, 5) / 5,
             "dw_scale": normal(channels).abs(),
@@ -210,18 +219,25 @@ def _nnconv5_case(channels: int, outputs: int, side: int) -> Case:
             "pw_scale": normal(outputs).abs(),
             "pw_shift": normal(outputs),
         }
+        rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        return {name: one if name in ("x", "pw_weight") else one.float() for name, one in rounded.items()}
 
+    dtype = torch.float16 if kind == "_fp16" else torch.float32
     return Case(
-        f"nnconv5_{channels}",
+        f"nnconv5_{channels}{kind}" + "_single" * (gpu_batch == 1),
         "nnconv5",
         inputs,
         (),
         ops.nnconv5,
-        bytes_per_pixel=4 * (channels + 4 * outputs) + 4 * channels * (outputs + 27) / side**2,
+        bytes_per_pixel=dtype.itemsize * (channels + 4 * outputs),
         flops_per_pixel=2 * channels * (25 + outputs),
+        bytes_of_weights=dtype.itemsize * channels * (outputs + 27),
+        plain=nnconv5_reference,
+        dtype=dtype,
+        tf32=kind == "_tf32",
         size=(1, side, side),
-        gpu_batch=32,
-        tolerance=1e-5,
+        gpu_batch=gpu_batch,
+        tolerance=5e-3 if kind else 1e-5,
     )
 
 
@@ -237,8 +253,9 @@ def _network_case(name: str, macs: float, parameters: int) -> Case:
         inputs,
         (),
         name,
-        bytes_per_pixel=12 + 4 + 4 * parameters / 224**2,
+        bytes_per_pixel=12 + 4,
         flops_per_pixel=2 * macs / 224**2,
+        bytes_of_weights=4 * parameters,
         size=(1, 224, 224),
         gpu_batch=32,
         tolerance=1e-4,
@@ -266,6 +283,8 @@ def network(name: str, fast: bool, like: Tensor) -> nn.Module:
 def _min_reprojection(target: Tensor, sources: Tensor, depths: list[Tensor], K: Tensor, T: Tensor) -> Tensor:
     return ops.min_reprojection(target, sources, depths, K, T).loss
 
+
+_DECODER = ((1024, 512, 7), (512, 256, 14), (256, 128, 28), (128, 64, 56), (64, 32, 112))
 
 CASES = {
     case.name: case
@@ -381,12 +400,21 @@ CASES = {
             size=(1, 375, 1242),
             gpu_batch=8,
         ),
-        *(
-            _nnconv5_case(*shape)
-            for shape in ((1024, 512, 7), (512, 256, 14), (256, 128, 28), (128, 64, 56), (64, 32, 112))
-        ),
+        *(_nnconv5_case(*shape) for shape in _DECODER),
         _network_case("fastdepth", macs=0.7367e9, parameters=3_933_088),
         _network_case("fastdepth_pruned", macs=0.3664e9, parameters=1_343_664),
+    )
+}
+
+
+# What is measured on a GPU beyond those: a single image, TF32 and half precision.
+GPU_CASES = {
+    case.name: case
+    for case in (
+        _nnconv5_case(*shape, gpu_batch, kind)
+        for kind in ("", "_tf32", "_fp16")
+        for gpu_batch in ((32, 1) if kind else (1,))
+        for shape in _DECODER
     )
 }
 
@@ -409,7 +437,7 @@ class Step:
         if isinstance(case.call, str):
             self.call = network(case.call, variant not in PLAIN, _tensors(next(iter(self.inputs.values())))[0])
         else:
-            self.call = case.call
+            self.call = case.plain if case.plain and variant in PLAIN else case.call
         if variant in ("compile", "freeze"):
             # dynamic=False: a size of its own for every case, as a training run would have.
             self.call = torch.compile(self.call, dynamic=False)
@@ -439,22 +467,30 @@ def _leaf(value: Any, differentiable: bool) -> Any:
     return [_leaf(one, differentiable) for one in value]
 
 
+def _channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.to(memory_format=torch.channels_last) if isinstance(value, Tensor) and value.dim() == 4 else value
+        for name, value in inputs.items()
+    }
+
+
 def _convert(value: Any, **to: Any) -> Any:
     return value.to(**to) if isinstance(value, Tensor) else [_convert(one, **to) for one in value]
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions without TF32, to which cuDNN, unlike all else here, rounds float32 unless told otherwise."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def precision(case: Case) -> Iterator[None]:
+    """Products of float32 on a GPU as the case asks for, cuDNN's among them, which PyTorch would round to TF32."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = case.tf32
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
-@full_float32()
 def measure(
     case: Case,
     batch: int,
@@ -487,11 +523,12 @@ def measure(
             continue
         results.append(one)
         steps.append((one, step, []))
-    for _ in track(range(rounds)):
-        for one, step, host in steps:
-            whole, issued = seconds_and_host(step, device)
-            one.seconds_each.append(whole)
-            host.append(issued)
+    with precision(case):
+        for _ in track(range(rounds)):
+            for one, step, host in steps:
+                whole, issued = seconds_and_host(step, device)
+                one.seconds_each.append(whole)
+                host.append(issued)
     for one, _, host in steps:
         one.seconds, one.host_seconds = statistics.median(one.seconds_each), statistics.median(host)
     return results
@@ -505,46 +542,56 @@ class Problem:
     exact: list[Tensor]
 
 
-@full_float32()
 def problem(case: Case, batch: int, height: int, width: int, device: torch.device) -> Problem:
     inputs = {name: _convert(value, device=device) for name, value in case.inputs(batch, height, width).items()}
     wide = {name: _convert(value, dtype=torch.float64) for name, value in inputs.items()}
     return Problem(inputs, Step(case, "eager", wide)())
 
 
-@full_float32()
 def prepare(case: Case, variant: str, given: Problem, *, device: torch.device) -> tuple[Step, Measurement]:
     """A variant that is ready to be timed: run once, found right, its memory measured.
 
     Raises AssertionError where its gradients are not those of the reference in float64.
     """
-    step, one = Step(case, variant, given.inputs), Measurement(variant)
-    one.error = _relative_error(step(), given.exact)
-    assert one.error < case.tolerance, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
-    one.kept_bytes = kept_bytes(step)
-    one.peak_bytes = peak_bytes(step, device)
+    with precision(case):
+        plain = case.plain is not None and variant in PLAIN
+        inputs = given.inputs
+        if plain:
+            inputs = {name: _convert(value, dtype=case.dtype) for name, value in inputs.items()}
+        step, one = Step(case, variant, inputs), Measurement(variant)
+        if plain and device.type == "cuda":
+            steps = {"contiguous": step, "channels_last": Step(case, variant, _channels_last(inputs))}
+            times = {layout: min(seconds(steps[layout], device) for _ in range(10)) for layout in steps}
+            one.layout = min(times, key=times.__getitem__)
+            step = steps[one.layout]
+        one.error = _relative_error(step(), given.exact)
+        assert one.error < case.tolerance, f"{case.name}, {variant}: the result is off by {one.error:.2g}"
+        one.kept_bytes = kept_bytes(step)
+        one.peak_bytes = peak_bytes(step, device)
     return step, one
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the device was measured to do: bytes and float32 operations per second."""
+    """What the device was measured to do: bytes and operations per second."""
 
     copy: float
     arithmetic: float
 
     def floor(self, case: Case, pixels: int) -> float:
         """Seconds below which no kernel could be: its bytes at copy speed or its arithmetic at matrix product speed."""
-        return max(case.bytes_per_pixel * pixels / self.copy, case.flops_per_pixel * pixels / self.arithmetic)
+        moved = case.bytes_per_pixel * pixels + case.bytes_of_weights
+        return max(moved / self.copy, case.flops_per_pixel * pixels / self.arithmetic)
 
 
-def device_speed(device: torch.device) -> Speed:
-    """Measures a large copy and a large float32 matrix product (TF32 off, as is PyTorch's default)."""
+@functools.cache
+def device_speed(device: torch.device, dtype: torch.dtype = torch.float32) -> Speed:
+    """Measures a large copy and a large matrix product of `dtype` (TF32 off, as is PyTorch's default)."""
     source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     copy = min(seconds_and_host(lambda: target.copy_(source), device)[0] for _ in range(10))
     n = 8192 if device.type == "cuda" else 2048
-    a, out = torch.ones(2, n, n, device=device)
+    a, out = torch.ones(2, n, n, device=device, dtype=dtype)
     product = min(seconds_and_host(lambda: torch.mm(a, a, out=out), device)[0] for _ in range(5))
     return Speed(2 * source.nbytes / copy, 2 * n**3 / product)
 

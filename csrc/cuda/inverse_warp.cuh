@@ -93,6 +93,7 @@ __device__ __forceinline__ void inverse_warp_gather_tile(const InverseWarpParams
     const T* source = static_cast<const T*>(p.source) + block.origin.image * p.channels * source_plane;
     const T* grad = static_cast<const T*>(p.grad) + block.origin.image * p.channels * plane + int64_t(y) * p.width + x;
     T gu = T(0), gv = T(0);
+#pragma unroll 1  // several channels of double at a time would not fit the registers
     for (int64_t c = 0; c < p.channels; ++c) {
       const Sample<T> s = sample(l, source + c * source_plane, int(p.source_width));
       gu += grad[c * plane] * s.du;

@@ -88,4 +88,10 @@ namespace mdepth {
 
 __device__ __forceinline__ float to_float(Tf32 x) { return x.value; }
 
+// Of numbers that are stored as they are computed.
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ double to_float(double x) { return x; }
+__device__ __forceinline__ void round_to(float value, float& x) { x = value; }
+__device__ __forceinline__ void round_to(double value, double& x) { x = value; }
+
 }  // namespace mdepth

@@ -63,15 +63,16 @@ def nnconv5(
     if skip is not None:
         _checks.tensor(skip, "skip", (batch, out, 2 * height, 2 * width), "(B, O, 2 H, 2 W)")
     dtype = _checks.working_dtype(x)
-    weights = _checks.cast(dtype, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
     reference_runs = _dispatch.uses_reference("nnconv5", backend, x.device)
     stored = x.dtype if x.is_cuda and not reference_runs else dtype
     addend = None if skip is None else skip.to(stored)
+    source, matrix = _checks.cast(stored, x, pw_weight)
+    depthwise = _checks.cast(dtype, dw_weight, dw_scale, dw_shift)
+    affine = _checks.cast(dtype, pw_scale, pw_shift)
     if reference_runs:
         with _dispatch.full_precision(x.device):
-            return reference(x.to(dtype), *weights, addend).to(x.dtype)  # type: ignore[call-arg]
-    source, weights[3] = _checks.cast(stored, x, weights[3])
-    result: Tensor = torch.ops.mdepth.nnconv5(source, *weights, addend, backend or "")
+            return reference(source, *depthwise, matrix, *affine, addend).to(x.dtype)  # type: ignore[call-arg]
+    result: Tensor = torch.ops.mdepth.nnconv5(source, *depthwise, matrix, *affine, addend, backend or "")
     return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
@@ -228,8 +229,8 @@ def _native_run(
     # The GPU kernels read planes.
     layout = _layout(x) if backend == "cpu" else torch.contiguous_format
     x, skip = x.contiguous(memory_format=layout), None if skip is None else skip.contiguous(memory_format=layout)
-    if product != "exact":
-        pw_weight, skip = _aligned(pw_weight), None if skip is None else _aligned(skip)
+    if backend != "cpu":
+        pw_weight, skip = _native.aligned(pw_weight), None if skip is None else _native.aligned(skip)
     stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
     out_channels = pw_weight.shape[0]
     shape = (batch, out_channels, 2 * height, 2 * width)
@@ -253,11 +254,6 @@ def _native_run(
         device=device,
     )
     return out
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """At an address from which two numbers are read at once; part of another tensor may begin between such."""
-    return x if x.data_ptr() % (2 * x.element_size()) == 0 else x.clone()
 
 
 def _product(backend: str, x: Tensor) -> str:

@@ -18,6 +18,24 @@ ARCHITECTURES = ("80", "90", "120")
 SHARED_MEMORY = 48 * 1024  # what every device gives a block without asking
 
 
+def _names(host_library):
+    names = set()
+    while name := host_library.kernel_name(len(names)):
+        names.add(name.decode())
+    return names
+
+
+def _resources(log):
+    """What ptxas says of every kernel: its name, architecture, registers and shared memory, having found no spill."""
+    for entry in re.split(r"Compiling entry function ", log)[1:]:
+        kernel, architecture = re.match(r"'mdepth_(\w+)' for 'sm_(\w+)'", entry).groups()
+        spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", entry)
+        shared = re.search(r"(\d+) bytes smem", entry)
+        assert spills == ["0", "0", "0"], entry
+        assert not shared or int(shared[1]) <= SHARED_MEMORY, entry
+        yield kernel, architecture, int(re.search(r"Used (\d+) registers", entry)[1]), int(shared[1]) if shared else 0
+
+
 def test_every_op_has_its_files():
     # Those of the checkout: a wheel carries no launchers.
     assert {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")} == set(OPS)
@@ -32,22 +50,14 @@ def test_nvcc_needs_no_spills_and_little_shared_memory(tmp_path, capsys, host_li
     done = subprocess.run([*command, "-o", tmp_path / "out", everything], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     use = {}
-    for entry in re.split(r"Compiling entry function ", done.stdout + done.stderr)[1:]:
-        kernel, architecture = re.match(r"'mdepth_(\w+)' for 'sm_(\w+)'", entry).groups()
-        spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", entry)
-        shared = re.search(r"(\d+) bytes smem", entry)
-        registers = int(re.search(r"Used (\d+) registers", entry)[1])
-        use.setdefault(kernel, {})[architecture] = registers, int(shared[1]) if shared else 0
-        assert spills == ["0", "0", "0"], entry
-        assert use[kernel][architecture][1] <= SHARED_MEMORY, entry
+    for kernel, architecture, registers, shared in _resources(done.stdout + done.stderr):
+        use.setdefault(kernel, {})[architecture] = registers, shared
     with capsys.disabled():
         print(f"\n{'registers, shared memory':<44}" + "".join(f"{'sm_' + one:>13}" for one in ARCHITECTURES))
         for kernel, columns in sorted(use.items()):
             print(f"{kernel:<44}" + "".join(f"{columns[one][0]:>6}{columns[one][1]:>7}" for one in ARCHITECTURES))
-    names = set()
-    while name := host_library.kernel_name(len(names)):
-        names.add(name.decode())
-    assert set(use) == names and all(len(columns) == len(ARCHITECTURES) for columns in use.values())
+    assert set(use) == _names(host_library)
+    assert all(len(columns) == len(ARCHITECTURES) for columns in use.values())
 
 
 def _load_nvrtc():
@@ -68,14 +78,17 @@ def _load_nvrtc():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nvrtc_compiles_what_the_loader_gives_it(architecture):
+def test_nvrtc_compiles_what_the_loader_gives_it_without_spills(architecture, host_library):
     binding = _load_nvrtc()
     if binding.getVersion() < (12, 8) and architecture == "120":
         pytest.skip("nvrtc: before 12.8, which knows no sm_120")
+    found = set()
     for op in OPS:
         program = binding.createProgram(nvrtc.source(op), f"{op}.cu", (), ())
         try:
-            binding.compileProgram(program, (*nvrtc.options(), f"-arch=sm_{architecture}"))
+            binding.compileProgram(program, (*nvrtc.options(), f"-arch=sm_{architecture}", "--ptxas-options=-v"))
         except binding.NVRTCError:
             pytest.fail(binding.getProgramLog(program))
         assert len(binding.getCUBIN(program)) > 1000
+        found |= {kernel for kernel, *_ in _resources(binding.getProgramLog(program))}
+    assert found == _names(host_library)

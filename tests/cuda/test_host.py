@@ -11,6 +11,7 @@ from scenes import relative_error, scene
 
 import mdepth_fast
 from mdepth_fast import _native
+from mdepth_fast.kernels import nvrtc
 from mdepth_fast.ops import (
     berhu_loss,
     depth_metrics,
@@ -284,10 +285,15 @@ def test_depth_losses_forms_masks_and_what_is_not_finite(dtype, host):
             assert results[0][0].isnan() == (valid is mixed)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 16, 130, 8, 17)])
+# Batch, input and output channels, height, width: one pixel; several chunks, groups and squares with something left
+# over; small images whose input channels are shared out among blocks, with and without a shorter last part.
+NNCONV5_SIZES = [(1, 1, 1, 1, 1), (2, 33, 3, 9, 7), (1, 18, 130, 8, 17), (1, 70, 130, 5, 7), (1, 96, 40, 6, 18)]
+
+
+@pytest.mark.parametrize("size", NNCONV5_SIZES)
 @pytest.mark.parametrize("with_skip", [True, False])
-def test_nnconv5_chunks_and_groups_of_channels(size, with_skip, host):
-    """Several chunks of input channels, several groups of output channels, with something left over; frozen weights."""
+def test_nnconv5_chunks_groups_and_parts_of_channels(size, with_skip, host):
+    """With frozen weights."""
     batch, channels, out_channels, height, width = size
     inputs = NNCONV5.inputs(batch, height, width, torch.float64, channels=channels, out_channels=out_channels)
     if not with_skip:
@@ -310,7 +316,7 @@ def _rounded(x, kind):
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "tf32"], ids=str)
-@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 33, 19, 9, 7), (1, 18, 130, 8, 17), (1, 20, 40, 5, 8)])
+@pytest.mark.parametrize("size", [*NNCONV5_SIZES, (1, 20, 40, 5, 8)])
 @pytest.mark.parametrize("with_skip", [True, False])
 def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
     """Equal to the reference whose factors of the pointwise product are rounded, and nothing else is."""
@@ -328,7 +334,9 @@ def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
         got = torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
     finally:
         torch.set_float32_matmul_precision(precision)
-    assert got.dtype == stored and host == [f"nnconv5_{ {'tf32': 'tf32', torch.float16: 'f16'}.get(kind, 'bf16') }"]
+    suffix = {"tf32": "tf32", torch.float16: "f16"}.get(kind, "bf16")
+    assert got.dtype == stored and host[0] == f"nnconv5_{suffix}"
+    assert host[1:] == ([f"nnconv5_sum_{suffix.replace('tf32', 'f32')}"] if channels > 33 else [])
 
     x, dw, dw_scale, dw_shift, pw, pw_scale, pw_shift, skip = (
         None if value is None else value.float() for value in inputs.values()
@@ -345,23 +353,44 @@ def test_nnconv5_on_tensor_cores(kind, size, with_skip, host, monkeypatch):
     assert (got.double() - want).abs().max() < 4 * step * want.abs().max()
 
 
-def test_nnconv5_takes_tensors_that_begin_anywhere(host, monkeypatch):
-    """The kernels on tensor cores read two numbers at once, which a GPU does at even addresses only."""
-    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
-    addresses = []
-    pointer = _native.pointer
+@pytest.mark.parametrize("out_channels", [32, 64, 65])
+@pytest.mark.parametrize("size", [(2, 33, 9, 18), (1, 70, 7, 7)], ids=str)
+def test_nnconv5_shapes_of_blocks_in_float32(size, out_channels, host):
+    """Fewer output channels are taken with more pixels."""
+    batch, channels, height, width = size
+    inputs = NNCONV5.inputs(batch, height, width, channels=channels, out_channels=out_channels)
+    exact = nnconv5(**{name: value.double() for name, value in inputs.items()}, backend="reference")
+    eager = nnconv5(**inputs, backend="reference")
+    got = nnconv5(**inputs, backend="host")
+    assert relative_error([got], [exact]) <= 1.5 * relative_error([eager], [exact])
+    assert host[0] == f"nnconv5_f32_{out_channels if out_channels <= 64 else 128}"
+    assert host[1:] == (["nnconv5_sum_f32"] if channels > 33 else [])
 
-    def recorded(tensor, name, *arguments):
-        addresses.append((name, pointer(tensor, name, *arguments)))
-        return addresses[-1][1]
 
-    monkeypatch.setattr(_native, "pointer", recorded)
-    inputs = {n: v.half() if n in STORED else v for n, v in NNCONV5.inputs(1, 5, 7, channels=6).items()}
-    want = torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
-    for name in STORED:  # one number further on
-        inputs[name] = torch.cat([inputs[name].new_zeros(1), inputs[name].flatten()])[1:].view(inputs[name].shape)
-    assert torch.equal(torch.ops.mdepth.nnconv5(*inputs.values(), backend="host"), want)
-    assert all(address % 4 == 0 for name, address in addresses if name in ("pw_weight", "skip", "out"))
+def test_nnconv5_of_views_that_begin_anywhere(host, monkeypatch):
+    """What a kernel reads several numbers of at once begins at a multiple of them."""
+    call, addresses = _native.call, []
+    monkeypatch.setattr(_native, "call", lambda *a, **k: (addresses.append((a[8], a[11])), call(*a, **k)))
+    inputs = NNCONV5.inputs(1, 3, 6)
+    want = nnconv5(**inputs, backend="host")
+    for name in STORED:
+        inputs[name] = torch.cat([torch.zeros(1), inputs[name].flatten()])[1:].view(inputs[name].shape)
+    assert torch.equal(nnconv5(**inputs, backend="host"), want)
+    assert len(addresses) == 2 and not any(address % 16 for pair in addresses for address in pair)
+
+
+def test_nnconv5_blocks_of_fastdepth(host, monkeypatch):
+    """An H100 has 132 multiprocessors: even one small image gives most of them something to do."""
+    counts = []
+    monkeypatch.setattr(nvrtc, "launch", lambda op, launches, params, device: counts.append(launches[0][1]))
+    for channels, side in ((1024, 7), (512, 14), (256, 28), (128, 56), (64, 112)):
+        for kind in (torch.float32, torch.float16):
+            cores = kind == torch.float16
+            monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device, cores=cores: cores)
+            inputs = NNCONV5.inputs(1, side, side, channels=channels, out_channels=channels // 2)
+            halved = {name: value.to(kind) if name in STORED else value for name, value in inputs.items()}
+            torch.ops.mdepth.nnconv5(*halved.values(), backend="host")
+    assert min(counts) >= 112, counts
 
 
 def test_nnconv5_rounds_to_tf32_where_torch_does(host, monkeypatch):
@@ -375,7 +404,7 @@ def test_nnconv5_rounds_to_tf32_where_torch_does(host, monkeypatch):
             torch.ops.mdepth.nnconv5(*inputs.values(), backend="host")
     finally:
         matmul.fp32_precision = precision
-    assert host == ["nnconv5_tf32", "nnconv5_f32"]
+    assert host == ["nnconv5_tf32", "nnconv5_f32_32"]
 
 
 def test_nnconv5_of_half_without_tensor_cores(host):
@@ -384,7 +413,7 @@ def test_nnconv5_of_half_without_tensor_cores(host):
     halved = {name: inputs[name].half() if name in STORED else inputs[name] for name in inputs}
     got = torch.ops.mdepth.nnconv5(*halved.values(), backend="host")
     want = nnconv5(**{name: value.float() for name, value in halved.items()}, backend="reference")
-    assert host == ["nnconv5_f32"] and got.dtype == torch.float16
+    assert host == ["nnconv5_f32_32"] and got.dtype == torch.float16
     torch.testing.assert_close(got.float(), want, rtol=2**-10, atol=1e-6)
 
 
@@ -433,6 +462,15 @@ def test_every_kernel_is_reached(host, host_library, monkeypatch):
     for dtype in (torch.float16, torch.bfloat16):
         halved = [v.to(dtype) if n in STORED else v for n, v in inputs.items()]
         torch.ops.mdepth.nnconv5(*halved, backend="host")
+    for out_channels in (64, 128):
+        nnconv5(**NNCONV5.inputs(1, 2, 3, out_channels=out_channels), backend="host")
+    inputs = NNCONV5.inputs(1, 2, 3, channels=64)  # the input channels in parts
+    for dtype in (torch.float16, torch.bfloat16):
+        halved = [v.to(dtype) if n in STORED else v for n, v in inputs.items()]
+        torch.ops.mdepth.nnconv5(*halved, backend="host")
+    monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: False)
+    for dtype in (torch.float32, torch.float64):
+        nnconv5(**{name: value.to(dtype) for name, value in inputs.items()}, backend="host")
     names = set()
     while name := host_library.kernel_name(len(names)):
         names.add(name.decode())

@@ -29,7 +29,7 @@ def test_no_data_race():
     assert re.fullmatch(rf"{BARRIERS} barriers\n", done.stdout)
 
 
-BARRIERS = 18
+BARRIERS = 22
 
 
 @pytest.mark.parametrize("barrier", range(BARRIERS))

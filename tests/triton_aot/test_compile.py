@@ -120,14 +120,20 @@ def _nnconv5(dtype, everything):
     channels, out_channels = torch.zeros(64, dtype=dtype), torch.zeros(48, dtype=dtype)
     depthwise, pointwise = torch.zeros(64, 1, 5, 5, dtype=dtype), torch.zeros(48, 64, 1, 1, dtype=dtype)
     weights = depthwise, channels, channels, pointwise, out_channels, out_channels
-    for skip in (grad, None)[: 2 if everything else 1]:
-        nnconv5.forward(x, *weights, skip)
+    many = torch.zeros(80, 64, 16, 32, dtype=dtype)  # of which no part is made
+    skips = torch.zeros(80, 48, 32, 64, dtype=dtype)
+    for images, skip in ((x, grad), (many, skips), (x, None), (many, None))[: 4 if everything else 2]:
+        nnconv5.forward(images, *weights, skip)
+    few = torch.zeros(32, dtype=dtype)  # output channels
+    nnconv5.forward(many, *weights[:3], pointwise[:32], few, few, None)
     if everything:  # on tensor cores
         for half in (torch.float16, torch.bfloat16):
             nnconv5.forward(x.to(half), *weights[:3], pointwise.to(half), *weights[4:], grad.to(half))
+            nnconv5.forward(many.to(half), *weights[:3], pointwise.to(half), *weights[4:], skips.to(half))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nnconv5, "_product", lambda backend, x: "tf32")
             nnconv5.forward(x, *weights, grad)
+            nnconv5.forward(many, *weights, skips)
     nnconv5.backward(grad, x, *weights, True, True, True)
 
 

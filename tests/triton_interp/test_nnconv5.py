@@ -15,7 +15,9 @@ CASE = next(case for case in triton_blocks.CASES if case.name == "nnconv5")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (37, 70, 3, 5), (16, 64, 9, 4), (33, 3, 1, 17)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (37, 70, 3, 5), (16, 64, 9, 4), (33, 3, 1, 17), (70, 33, 5, 3), (96, 130, 2, 3)], ids=str
+)
 def test_numbers_of_channels(size, dtype):
     channels, out_channels, height, width = size
     sizes = dict(channels=channels, out_channels=out_channels, height=height, width=width)
@@ -40,6 +42,23 @@ def test_several_tiles_blocks_of_channels_and_runs(monkeypatch):
     assert relative_error(got, want) < 1e-12
     for name, a, b in zip(CASE.differentiable, got_grads, want_grads):
         assert relative_error([a], [b]) < 1e-12, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_parts_of_the_input_channels(with_skip, dtype, monkeypatch):
+    """Several, with a shorter last one; the sums of several programs."""
+    ran = []
+    launch = kernels.launch
+    monkeypatch.setattr(
+        kernels, "launch", lambda kernel, *a, **k: (ran.append(k.get("parts")), launch(kernel, *a, **k))
+    )
+    monkeypatch.setattr(kernels, "SUM", Block(2, 16, 4))
+    inputs = CASE.inputs(batch=2, channels=102, out_channels=5, height=3, width=9, dtype=dtype)
+    inputs["skip"] = inputs["skip"] if with_skip else None
+    want, got = (nnconv5(**inputs, backend=name) for name in ("reference", "triton"))
+    assert ran == [2, 2] and relative_error([got], [want]) < (1e-13 if dtype == torch.float64 else 1e-6)
+    assert torch.equal(got, nnconv5(**inputs, backend="triton"))
 
 
 def test_without_a_skip_and_frozen_tensors():

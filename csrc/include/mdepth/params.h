@@ -197,6 +197,7 @@ struct NnConv5Params {
   const void* pw_shift;   // (O,)
   const void* skip;       // (B, O, 2 H, 2 W) or null
   void* out;              // out (B, O, 2 H, 2 W)
+  double* workspace;      // GPU
 };
 
 struct ConvStackBlock {

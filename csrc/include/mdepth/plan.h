@@ -142,21 +142,20 @@ inline Plan plan_depth_metrics(const DepthMetricsParams& p) {
   return plan;
 }
 
-template <class T>
-int64_t nnconv5_blocks(const NnConv5Params& p) {
-  using Shape = NnConv5Shape<T>;
-  return p.batch * blocks_per_image<Shape>(p.height, p.width) *
-         ((p.out_channels + Shape::kOutputs - 1) / Shape::kOutputs);
-}
-
 inline Plan plan_nnconv5(const NnConv5Params& p) {
   check_plane("nnconv5", p.height, p.width);
-  const char* const suffix[] = {nullptr, "tf32", "f16", "bf16"};
+  const std::string suffix[] = {p.dtype == Dtype::kFloat64 ? "f64" : "f32", "tf32", "f16", "bf16"};
+  const std::string product = suffix[int(p.product)], sum = p.product == Product::kTf32 ? "f32" : product;
+  const bool wide = p.product == Product::kExact && p.dtype == Dtype::kFloat32;
+  const int64_t parts = nnconv5_parts(p).count, numbers = p.batch * p.out_channels * p.height * p.width;
+  const int threads = NnConv5Shape<float, 128>::kThreads;  // all have as many
   Plan plan;
-  plan.add(p.product == Product::kExact ? with_dtype("nnconv5", p.dtype)
-                                        : std::string("nnconv5_") + suffix[int(p.product)],
-           p.dtype == Dtype::kFloat64 ? nnconv5_blocks<double>(p) : nnconv5_blocks<float>(p),
-           NnConv5Shape<float>::kThreads);  // double has as many
+  plan.add("nnconv5_" + product + (wide ? "_" + std::to_string(nnconv5_outputs(p)) : ""), parts * nnconv5_blocks(p),
+           threads);
+  if (parts > 1) {
+    plan.workspace = p.dtype == Dtype::kFloat64 ? parts * numbers : (parts * numbers + 1) / 2;
+    plan.add("nnconv5_sum_" + sum, (numbers + threads - 1) / threads, threads);
+  }
   return plan;
 }
 

@@ -64,8 +64,8 @@ struct Room : std::vector<char> {
 
 // The numbers that are stored as `Number` where the pointwise product is of them.
 template <class Number>
-void run_nnconv5(NnConv5Params p, Product product, const std::vector<float>& x, const std::vector<float>& pw_weight,
-                 const std::vector<float>& skip) {
+void run_nnconv5_of(NnConv5Params p, Product product, const std::vector<float>& x, const std::vector<float>& pw_weight,
+                    const std::vector<float>& skip) {
   const auto rounded = [](const std::vector<float>& from) {
     std::vector<Number> to(from.size());
     for (size_t i = 0; i < from.size(); ++i) round_to(from[i], to[i]);
@@ -79,6 +79,36 @@ void run_nnconv5(NnConv5Params p, Product product, const std::vector<float>& x, 
   p.skip = half_skip.data();
   p.out = out.get();
   run("nnconv5 of halves", plan_nnconv5, p, {&out});
+}
+
+template <class T, int64_t kHeight, int64_t kWidth>
+void run_nnconv5(Dtype dtype, int64_t in, int64_t out) {
+  constexpr int64_t kPlane = kHeight * kWidth;
+  auto x = numbers<T>(kBatch * in * kPlane, -1, 1), dw_weight = numbers<T>(in * 25, -1, 1);
+  auto pw_weight = numbers<T>(out * in, -1, 1), factors = numbers<T>(in, -1, 1);
+  auto skip = numbers<T>(kBatch * out * 4 * kPlane, -1, 1);
+  Room<T> doubled(kBatch * out * 4 * kPlane);
+  NnConv5Params n{};
+  n.dtype = dtype;
+  n.batch = kBatch;
+  n.channels = in;
+  n.out_channels = out;
+  n.height = kHeight;
+  n.width = kWidth;
+  n.x = x.data();
+  n.dw_weight = dw_weight.data();
+  n.dw_scale = n.dw_shift = factors.data();
+  n.pw_weight = pw_weight.data();
+  n.pw_scale = n.pw_shift = factors.data() + in - out;
+  n.skip = skip.data();
+  n.out = doubled.get();
+  run("nnconv5", plan_nnconv5, n, {&doubled});
+  if constexpr (sizeof(T) == 4) {
+    n.product = Product::kTf32;
+    run("nnconv5_tf32", plan_nnconv5, n, {&doubled});
+    run_nnconv5_of<Half>(n, Product::kFloat16, x, pw_weight, skip);
+    run_nnconv5_of<BFloat16>(n, Product::kBFloat16, x, pw_weight, skip);
+  }
 }
 
 template <class T, int64_t kHeight, int64_t kWidth>
@@ -209,32 +239,9 @@ void run_all(Dtype dtype, Padding padding, bool others, bool min_reprojection) {
   r.sums = sums.get();
   run("depth_metrics", plan_depth_metrics, r, {&sums});
 
-  constexpr int64_t kIn = 19, kOut = 11;  // two chunks of input channels, half of the threads without an output one
-  auto x = numbers<T>(kBatch * kIn * kPlane, -1, 1), dw_weight = numbers<T>(kIn * 25, -1, 1);
-  auto pw_weight = numbers<T>(kOut * kIn, -1, 1), factors = numbers<T>(kIn, -1, 1);
-  auto skip = numbers<T>(kBatch * kOut * 4 * kPlane, -1, 1);
-  Room<T> doubled(kBatch * kOut * 4 * kPlane);
-  NnConv5Params n{};
-  n.dtype = dtype;
-  n.batch = kBatch;
-  n.channels = kIn;
-  n.out_channels = kOut;
-  n.height = kHeight;
-  n.width = kWidth;
-  n.x = x.data();
-  n.dw_weight = dw_weight.data();
-  n.dw_scale = n.dw_shift = factors.data();
-  n.pw_weight = pw_weight.data();
-  n.pw_scale = n.pw_shift = factors.data() + kIn - kOut;
-  n.skip = skip.data();
-  n.out = doubled.get();
-  run("nnconv5", plan_nnconv5, n, {&doubled});
-  if constexpr (sizeof(T) == 4) {
-    n.product = Product::kTf32;
-    run("nnconv5_tf32", plan_nnconv5, n, {&doubled});
-    run_nnconv5<Half>(n, Product::kFloat16, x, pw_weight, skip);
-    run_nnconv5<BFloat16>(n, Product::kBFloat16, x, pw_weight, skip);
-  }
+  // Two chunks of input channels, half of the threads without an output one; input channels in parts.
+  run_nnconv5<T, kHeight, kWidth>(dtype, 35, 11);
+  run_nnconv5<T, 7, 9>(dtype, 70, 35);
 
   constexpr int64_t kBins = 17;  // one more than share a logarithm
   auto logits = numbers<T>(kBatch * 2 * kBins * kPlane, -3, 3);
