@@ -8,7 +8,7 @@ from torch import Tensor
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, offset, tile_pixels
 
-METRICS = Block(4, 128, 4)
+METRICS = Block(4, 128, 8)
 
 
 @triton.jit
