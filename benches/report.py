@@ -43,6 +43,10 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{1e3 * seconds:.0f} ms"
+
+
 def table(results: Path) -> str:
     """RESULTS.md from all the JSON files there are."""
     lines = [
@@ -68,9 +72,9 @@ def table(results: Path) -> str:
                 ratios = [
                     f"{seconds[base] / row['seconds']:.1f}" if base in seconds else "-" for base in ("eager", "compile")
                 ]
-                host = f"{row['host_seconds'] * 1e3:.3g} ms" if row.get("host_seconds") else "-"
+                host = milliseconds(row["host_seconds"]) if row.get("host_seconds") else "-"
                 lines.append(
-                    f"{head} {row['seconds'] * 1e3:.3g} ms | {host} | {ratios[0]} | {ratios[1]} | "
+                    f"{head} {milliseconds(row['seconds'])} | {host} | {ratios[0]} | {ratios[1]} | "
                     f"{record['floor_seconds'] / row['seconds']:.0%} | {row['kept_bytes'] / 2**20:.1f} MiB | "
                     f"{row['peak_bytes'] / 2**20:.1f} MiB | {row['error']:.1e} |"
                 )
