@@ -45,7 +45,7 @@ def compare(benchmark, variant):
             peak_bytes=measurement.peak_bytes,
             error=measurement.error,
         )
-        with core.precision(case):
+        with core.precision(case.tf32):
             benchmark.pedantic(core.seconds, (step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
         if benchmark.stats:  # absent under --benchmark-disable
             _medians[label][variant] = benchmark.stats.stats.median

@@ -479,11 +479,11 @@ def _convert(value: Any, **to: Any) -> Any:
 
 
 @contextmanager
-def precision(case: Case) -> Iterator[None]:
-    """Products of float32 on a GPU as the case asks for, cuDNN's among them, which PyTorch would round to TF32."""
+def precision(tf32: bool) -> Iterator[None]:
+    """Products of float32 on a GPU by TF32 or exact, cuDNN's too, which PyTorch would round unless told otherwise."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = case.tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
@@ -523,7 +523,7 @@ def measure(
             continue
         results.append(one)
         steps.append((one, step, []))
-    with precision(case):
+    with precision(case.tf32):
         for _ in track(range(rounds)):
             for one, step, host in steps:
                 whole, issued = seconds_and_host(step, device)
@@ -553,7 +553,7 @@ def prepare(case: Case, variant: str, given: Problem, *, device: torch.device) -
 
     Raises AssertionError where its gradients are not those of the reference in float64.
     """
-    with precision(case):
+    with precision(case.tf32):
         plain = case.plain is not None and variant in PLAIN
         inputs = given.inputs
         if plain:
@@ -585,14 +585,15 @@ class Speed:
 
 
 @functools.cache
-def device_speed(device: torch.device, dtype: torch.dtype = torch.float32) -> Speed:
-    """Measures a large copy and a large matrix product of `dtype` (TF32 off, as is PyTorch's default)."""
+def device_speed(device: torch.device, dtype: torch.dtype = torch.float32, tf32: bool = False) -> Speed:
+    """Measures a large copy and a large matrix product of `dtype`."""
     source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     copy = min(seconds_and_host(lambda: target.copy_(source), device)[0] for _ in range(10))
     n = 8192 if device.type == "cuda" else 2048
     a, out = torch.ones(2, n, n, device=device, dtype=dtype)
-    product = min(seconds_and_host(lambda: torch.mm(a, a, out=out), device)[0] for _ in range(5))
+    with precision(tf32):
+        product = min(seconds_and_host(lambda: torch.mm(a, a, out=out), device)[0] for _ in range(5))
     return Speed(2 * source.nbytes / copy, 2 * n**3 / product)
 
 
