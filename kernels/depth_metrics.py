@@ -79,15 +79,20 @@ def forward(
     ground_truth: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    window: list[int],
-    ranges: list[float],
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+    min_valid: float,
+    max_valid: float,
+    min_depth: float,
+    max_depth: float,
     inverse: bool,
 ) -> Tensor:
-    batch, height, width = prediction.shape[0], *prediction.shape[-2:]
-    rows, columns = window[1] - window[0], window[3] - window[2]
+    batch, height, width = prediction.shape
+    rows, columns = bottom - top, right - left
     tiles = METRICS.tiles(rows, columns)
     partial = prediction.new_empty((batch, tiles, 12), dtype=torch.float64)
-    low, high, near, far = ranges
     launch(
         _metrics,
         batch * tiles,
@@ -99,14 +104,14 @@ def forward(
         partial=partial,
         height=height,
         width=width,
-        top=window[0],
-        left=window[2],
+        top=top,
+        left=left,
         rows=rows,
         columns=columns,
-        LOW=low,
-        HIGH=high,
-        NEAR=near,
-        FAR=far,
+        LOW=min_valid,
+        HIGH=max_valid,
+        NEAR=min_depth,
+        FAR=max_depth,
         INVERSE=inverse,
         ROWS=METRICS.rows,
         COLUMNS=METRICS.columns,

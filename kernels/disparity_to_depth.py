@@ -150,11 +150,9 @@ def forward(disparity: Tensor, height: int, width: int, min_depth: float, max_de
 
 
 @_dispatch.implementation("disparity_to_depth_backward", "triton")
-def backward(
-    grad: Tensor, depth: Tensor, map_height: int, map_width: int, min_depth: float, max_depth: float
-) -> Tensor:
-    batch, _, height, width = depth.shape
-    grad_disparity = depth.new_empty((batch, 1, map_height, map_width))
+def backward(grad: Tensor, disparity: Tensor, depth: Tensor, min_depth: float, max_depth: float) -> Tensor:
+    (batch, _, height, width), (map_height, map_width) = depth.shape, disparity.shape[2:]
+    grad_disparity = disparity.new_empty(disparity.shape)
     launch(
         _backward,
         batch * BACKWARD.tiles(map_height, map_width),

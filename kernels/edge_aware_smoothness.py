@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, tile_pixels
-from mdepth_fast.ops.edge_aware_smoothness import MEAN_EPSILON, _gradient
+from mdepth_fast.ops.edge_aware_smoothness import MEAN_EPSILON
 
 EDGES = Block(8, 32, 4)
 NORMALISE = Block(8, 128, 4)
@@ -118,9 +118,9 @@ def _normalise(
 
 
 @_dispatch.implementation("edge_aware_smoothness", "triton")
-def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
+def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, Tensor | None]:
     batch, channels, height, width = image.shape
-    grad = _gradient(disparity, need_grad)
+    grad = torch.empty(disparity.shape, dtype=disparity.dtype, device=disparity.device) if need_grad else None
     if batch == 0:  # the mean over nothing, as PyTorch has it
         return disparity.new_full((), torch.nan), grad
     tiles = EDGES.tiles(height, width)
@@ -133,7 +133,7 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         disparity=disparity,
         image=image,
         partial=partial,
-        grad=grad if need_grad else None,
+        grad=grad,
         height=height,
         width=width,
         CHANNELS=channels,
@@ -153,7 +153,7 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         BLOCKS=triton.cdiv(tiles, SUMS),
         BLOCK=SUMS,
     )
-    if need_grad:
+    if grad is not None:
         launch(
             _normalise,
             batch * NORMALISE.tiles(height, width),

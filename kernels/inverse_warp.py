@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, offset, tile_origin, tile_pixels
-from mdepth_fast.ops.inverse_warp import MIN_Z, _gradients
+from mdepth_fast.ops.inverse_warp import MIN_Z
 
 FORWARD = Block(8, 32, 4)
 BACKWARD = Block(32, 32, 4)
@@ -305,8 +305,10 @@ def backward(
     need_source: bool,
     need_depth: bool,
     need_projection: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _gradients(source, depth, projection, need_source, need_depth, need_projection)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    by_source = torch.zeros(source.shape, dtype=source.dtype, device=source.device) if need_source else None
+    by_depth = torch.empty(depth.shape, dtype=depth.dtype, device=depth.device) if need_depth else None
+    by_projection = projection.new_empty(projection.shape) if need_projection else None
     batch, channels = source.shape[:2]
     height, width = depth.shape[2:]
     ordered = need_source and torch.are_deterministic_algorithms_enabled()
@@ -322,8 +324,8 @@ def backward(
             source=source,
             depth=depth,
             projection=projection,
-            grad_source=grads[0] if need_source and not ordered else None,
-            grad_depth=grads[1] if need_depth else None,
+            grad_source=None if ordered else by_source,
+            grad_depth=by_depth,
             partial=partial,
             **sizes,
             CHANNELS=channels,
@@ -332,7 +334,7 @@ def backward(
             COLUMNS=BACKWARD.columns,
         )
     if partial is not None:
-        torch.sum(partial, 1, out=grads[2].view(batch, 12))
+        torch.sum(partial, 1, out=by_projection.view(batch, 12))
     if ordered:
         index = torch.empty((batch, height, width, 4), dtype=torch.int64, device=depth.device)
         weight = depth.new_empty((batch, height, width, 4))
@@ -353,5 +355,5 @@ def backward(
         for channel in range(channels):
             total = source.new_zeros(source[:, 0].numel())
             total.index_put_((index.flatten(),), (grad[:, channel, :, :, None] * weight).flatten(), accumulate=True)
-            grads[0][:, channel] = total.view_as(source[:, 0])
-    return grads
+            by_source[:, channel] = total.view_as(source[:, 0])
+    return by_source, by_depth, by_projection

@@ -43,7 +43,6 @@ from mdepth_fast.kernels.photometric_loss import (
     strip_pixels,
     strip_programs,
 )
-from mdepth_fast.ops.min_reprojection import _outputs
 
 WARP = Block(8, 32, 4)
 COMPARE = Block(4, 64, 4)
@@ -213,20 +212,22 @@ def _differentiate(
 @_dispatch.implementation("min_reprojection", "triton")
 def forward(
     target: Tensor,
-    sources: Tensor,
-    depths: Sequence[Tensor],
+    source: Tensor,
+    depth: Sequence[Tensor],
     projection: Tensor,
     identity_noise: Tensor | None,
     ssim_weight: float,
     auto_mask: bool,
     padding: str,
     need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outputs = loss, selection, grad_depth, grad_projection = _outputs(target, depths, projection, need_grad)
-    batch, count, _, height, width = sources.shape
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    maps = (len(depth), *depth[0].shape)
+    selection = target.new_empty(maps, dtype=torch.int8)
+    grad_depth = target.new_empty(maps) if need_grad else None
+    grad_projection = projection.new_empty((len(depth), *projection.shape)) if need_grad else None
+    batch, count, _, height, width = source.shape
     if batch == 0:  # the mean over nothing, as PyTorch has it
-        loss.fill_(torch.nan)
-        return outputs
+        return target.new_full((len(depth),), torch.nan), selection, grad_depth, grad_projection
     pixels = batch * height * width
     size = dict(height=height, width=width, SOURCES=count)
     weights = dict(SSIM=ssim_weight / 3, L1=(1 - ssim_weight) / 3)
@@ -240,7 +241,7 @@ def forward(
             _identity,
             strip_programs(COMPARE, batch, height, width, identity_strip),
             COMPARE.warps,
-            sources=sources,
+            sources=source,
             target=target,
             noise=identity_noise,
             identity=identity,
@@ -249,23 +250,23 @@ def forward(
             **weights,
             **{**compare, "STRIP": identity_strip},
         )
-    maps = 3 * count * (1 + need_grad)
-    parts = list(portions(batch, maps * height * width * target.element_size()))
+    planes = 3 * count * (1 + need_grad)
+    parts = list(portions(batch, planes * height * width * target.element_size()))
     images = max(part.stop - part.start for part in parts)
     warped = target.new_empty((images, count, 3, height, width))
     grad_warped = warped.new_empty(warped.shape) if need_grad else None
-    sums = projection.new_empty((len(depths), batch, strips))
+    sums = projection.new_empty((len(depth), batch, strips))
     tiles = DIFFERENTIATE.tiles(height, width)
-    projection_sums = projection.new_empty((len(depths), batch, count, tiles, 12)) if need_grad else None
-    for scale, depth in enumerate(depths):
+    projection_sums = projection.new_empty((len(depth), batch, count, tiles, 12)) if need_grad else None
+    for scale, one in enumerate(depth):
         for part in parts:
             images = part.stop - part.start
-            cameras = dict(depth=depth[part], projection=projection[part])
+            cameras = dict(depth=one[part], projection=projection[part])
             launch(
                 warp_forward,
                 images * count * WARP.tiles(height, width),
                 WARP.warps,
-                source=sources[part],
+                source=source[part],
                 **cameras,
                 warped=warped,
                 valid=None,
@@ -300,7 +301,7 @@ def forward(
                 images * tiles,
                 DIFFERENTIATE.warps,
                 grad=grad_warped,
-                sources=sources[part],
+                sources=source[part],
                 **cameras,
                 grad_depth=grad_depth[scale, part],
                 partial=projection_sums[scale, part],
@@ -310,7 +311,7 @@ def forward(
                 ROWS=DIFFERENTIATE.rows,
                 COLUMNS=DIFFERENTIATE.columns,
             )
-    loss.copy_(sums.sum((1, 2)) / pixels)
     if projection_sums is not None:
-        torch.sum(projection_sums, 3, out=grad_projection.view(len(depths), batch, count, 12)).div_(pixels)
-    return outputs
+        torch.sum(projection_sums, 3, out=grad_projection.view(len(depth), batch, count, 12)).div_(pixels)
+    loss = (sums.sum((1, 2)) / pixels).to(target.dtype)
+    return loss, selection, grad_depth, grad_projection

@@ -8,7 +8,7 @@ fixed order. The backward makes the activations again with PyTorch's products; t
 all pixels, are kernels here, in two stages of a fixed order.
 """
 
-from typing import Any
+import functools
 
 import torch
 import triton
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, plane_size
-from mdepth_fast.ops.nnconv5 import _product
+from mdepth_fast.ops.nnconv5 import _product, laid_out
 from mdepth_fast.ops.nnconv5 import backward as backward_with
 
 FORWARD = Block(8, 8, 8)
@@ -25,7 +25,7 @@ OUT_CHANNELS = 64  # of a program at most
 INNER_CHANNELS = 16  # of the depthwise result at a time
 SUM = Block(1, 256, 4)
 
-# As in csrc/include/mdepth/grid.h: so many programs, but parts of at least so many channels.
+# As in csrc/include/mdepth/nnconv5.h: so many programs, but parts of at least so many channels.
 PROGRAMS, PART_CHANNELS = 256, 32
 
 # A program adds up a run of pixels, `rows` times `columns` of them one after another.
@@ -215,6 +215,7 @@ def _depthwise_weights(
 
 
 @_dispatch.implementation("nnconv5", "triton")
+@laid_out
 def forward(
     x: Tensor,
     dw_weight: Tensor,
@@ -277,11 +278,6 @@ def forward(
     return out
 
 
-@_dispatch.implementation("nnconv5_backward", "triton")
-def backward(*arguments: Any) -> list[Tensor]:
-    return backward_with(_depthwise_weight_gradient, _pointwise_weight_gradient, *arguments)
-
-
 def _pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
     """(O, C, 1, 1) of (B, O, H, W) and (B, C, H, W)."""
     batch, channels, height, width = active.shape
@@ -325,3 +321,7 @@ def _depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         COLUMNS=DEPTHWISE_WEIGHTS.columns,
     )
     return partial.sum((0, 2), dtype=torch.float64).to(grad.dtype).view(channels, 1, 5, 5)
+
+
+backward = functools.partial(backward_with, _depthwise_weight_gradient, _pointwise_weight_gradient)
+_dispatch.implementation("nnconv5_backward", "triton")(backward)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, offset, plane_size
-from mdepth_fast.ops.photometric_loss import C1, C2, _gradient
+from mdepth_fast.ops.photometric_loss import C1, C2
 
 # A row of a tile is a strip, and marched by a warp; its columns overlap the next strip's by 4.
 FORWARD = Block(4, 64, 4)
@@ -378,11 +378,11 @@ def forward(prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
 @_dispatch.implementation("photometric_loss_backward", "triton")
 def backward(
     grad: Tensor, prediction: Tensor, target: Tensor, ssim_weight: float, need_prediction: bool, need_target: bool
-) -> tuple[Tensor, Tensor]:
-    grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
-    by_prediction, by_target = (g if need else None for g, need in zip(grads, (need_prediction, need_target)))
+) -> tuple[Tensor | None, Tensor | None]:
+    by_prediction = prediction.new_empty(prediction.shape) if need_prediction else None
+    by_target = target.new_empty(target.shape) if need_target else None
     launch_backward(grad, prediction, target, by_prediction, by_target, ssim_weight)
-    return grads
+    return by_prediction, by_target
 
 
 def launch_backward(

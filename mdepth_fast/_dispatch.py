@@ -1,9 +1,9 @@
 """Which backend runs an op: choice, order, and a reason for every "no".
 
-Implementations are registered with `implementation`: those of the compiled module beside the op, in
-`mdepth_fast/ops/<op>.py`, Triton's in `mdepth_fast/kernels/<op>.py`, which is imported when first considered. The
-choice is made inside the opaque custom op, at run time, so `torch.compile` needs no recompile when it changes; only the
-choice of `reference`, plain PyTorch above the op, is seen by the compiler.
+Implementations are registered with `implementation`: those of the compiled module by the op's declaration, Triton's in
+`mdepth_fast/kernels/<op>.py`, which is imported when first considered. What a caller asks for is read above the op: a
+compiled graph holds it, forward and backward alike, and a change of it is a recompile. What is left open is resolved
+inside the op, from op and device alone.
 """
 
 import functools
@@ -23,39 +23,26 @@ from mdepth_fast import _native
 
 __all__ = [
     "BACKENDS",
+    "asked",
+    "forget",
     "full_precision",
     "implementation",
-    "native_implementation",
+    "ran",
     "reasons",
-    "register_autocast",
+    "record",
+    "resolve",
     "select",
     "use_backend",
     "uses_reference",
+    "warn_once",
 ]
 
 BACKENDS = ("cpu", "cuda", "triton", "nvrtc", "reference")
 _ORDER = {"cuda": ("cuda", "triton", "nvrtc"), "cpu": ("cpu",)}
 
 _implementations: dict[tuple[str, str], Callable[..., Any]] = {}
+_recorders: list[list[tuple[str, str]]] = []
 _warned: set[str] = set()
-
-
-class _Choice(threading.local):
-    """The backend asked for by `use_backend`; starts from MDEPTH_BACKEND, which is read once, at import.
-
-    `reference` is kept apart from `name` because it is all that a compiler sees: a change among the other backends
-    then breaks no guard.
-    """
-
-    def __init__(self) -> None:
-        self.set(os.environ.get("MDEPTH_BACKEND", ""))
-
-    def set(self, name: str) -> None:
-        self.name = name
-        self.reference = name == "reference"
-
-
-_choice = _Choice()
 
 
 def _known(name: str, where: str) -> str:
@@ -64,7 +51,18 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-_known(_choice.name, "MDEPTH_BACKEND")
+# Read once, at import: a compiler freezes what it finds in the environment, and a thread that starts later agrees.
+_DEFAULT = _known(os.environ.get("MDEPTH_BACKEND", ""), "MDEPTH_BACKEND")
+
+
+class _Choice(threading.local):
+    """The backend that `use_backend` asks for in this thread; at first the default of the process."""
+
+    def __init__(self) -> None:  # of each thread; an attribute of the class would be one that no compiler guards
+        self.name = _DEFAULT
+
+
+_choice = _Choice()
 
 
 @contextmanager
@@ -74,30 +72,37 @@ def use_backend(name: str | None) -> Iterator[None]:
     Raises ValueError for an unknown name; an op that cannot run there raises RuntimeError with every reason.
     """
     before = _choice.name
-    _choice.set(_known(name or "", "use_backend"))
+    _choice.name = _known(name or "", "use_backend")
     try:
         yield
     finally:
-        _choice.set(before)
+        _choice.name = before
 
 
-def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: registers a function as `backend`'s implementation of `op`."""
+@contextmanager
+def record() -> Iterator[list[tuple[str, str]]]:
+    """Collects (registered function, backend) of every kernel that runs, in whatever thread."""
+    calls: list[tuple[str, str]] = []
+    _recorders.append(calls)
+    try:
+        yield calls
+    finally:
+        _recorders[:] = [one for one in _recorders if one is not calls]
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _implementations[op, backend] = function
-        return function
 
-    return register
+def ran(function: str, backend: str) -> None:
+    """Tells those who `record`."""
+    for calls in _recorders:
+        calls.append((function, backend))
 
 
-def native_implementation(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: registers a function of (backend, *arguments) for every backend that `_native.call` reaches."""
+def implementation(function: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: registers `backend`'s implementation of a registered function, which is called by keyword."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        for backend in ("cpu", "cuda", "nvrtc"):
-            _implementations[op, backend] = functools.partial(function, backend)
-        return function
+    def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        _implementations[function, backend] = run
+        forget()
+        return run
 
     return register
 
@@ -107,14 +112,9 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def register_autocast(op: torch.library.CustomOpDef) -> None:
-    """Losses are computed in float32 under autocast, whoever calls the registered op."""
-    for device_type in ("cpu", "cuda"):
-        op.register_autocast(device_type, torch.float32)
-
-
+@functools.cache
 def why_not(op: str, backend: str, device: torch.device) -> str | None:
-    """None if `backend` can run `op` on `device`, else the reason."""
+    """None if `backend` can run `op` and its backward on `device`, else the reason. Found once: see `forget`."""
     if backend == "cpu" and device.type != "cpu":
         return f"runs on the CPU, the tensors are on {device}"
     if backend == "cpu" and _native.unavailable():
@@ -133,13 +133,19 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     return None
 
 
+def forget() -> None:
+    """What can run is looked up again: after an implementation was added, or a test has changed the machine."""
+    why_not.cache_clear()
+    resolve.cache_clear()
+
+
 def _load_triton(op: str, device: torch.device) -> str | None:
     """Imports the Triton kernels of `op`; None or the reason why they cannot run on `device`."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs CUDA tensors (or TRITON_INTERPRET=1), the tensors are on {device}"
-    name = "mdepth_fast.kernels." + op.removesuffix("_backward")
+    name = "mdepth_fast.kernels." + op
     if importlib.util.find_spec(name) is not None:
         importlib.import_module(name)
     return None
@@ -166,34 +172,47 @@ def _has_kernel(op: str, device: torch.device) -> bool:
 _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def uses_reference(op: str, backend: str | None, device: torch.device) -> bool:
-    """Whether a call goes to the plain PyTorch reference; warns once where that is a surprise."""
-    if _known(backend or "", "backend"):
-        return backend == "reference"
-    if _choice.reference:
-        return True
-    if _has_kernel(op, device) or _choice.name:
+def asked(backend: str | None) -> str:
+    """The backend that a call asks for: its argument, else the thread's choice; "" leaves it open."""
+    return _known(backend or "", "backend") or _choice.name
+
+
+def uses_reference(op: str, name: str, device: torch.device) -> bool:
+    """Whether a call that asks for `name` goes to the plain PyTorch reference; warns once where that is a surprise."""
+    if name:
+        return name == "reference"
+    if _has_kernel(op, device):
         return False
     if device.type in _ORDER and not torch.compiler.is_compiling():
-        message = f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device)
-        if message not in _warned:
-            _warned.add(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn_once(f"{op} runs as plain PyTorch on {device.type}: " + _listing(op, device))
     return True
 
 
-def select(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
-    """The implementation of `op` for tensors on `device`. `backend` "" means the thread's choice, else automatic.
+def warn_once(message: str) -> None:
+    """A RuntimeWarning where the caller of a public op stands."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+@functools.cache
+def resolve(op: str, name: str, device: torch.device) -> str:
+    """The backend that runs `op`, and its backward, for tensors on `device` where `name` was asked for, "" being none.
+
+    It depends on nothing else, so what the forward resolves is what the backward runs, in whatever thread.
 
     Raises RuntimeError with every backend's reason when the one asked for, or every one, cannot run.
     """
-    name = backend or _choice.name
-    candidates = (name,) if name and name != "reference" else _ORDER.get(device.type, ())
-    for candidate in candidates:
+    for candidate in (name,) if name and name != "reference" else _ORDER.get(device.type, ()):
         if why_not(op, candidate, device) is None:
-            return _implementations[op, candidate]
-    asked = f"backend {name!r}" if name else "a backend"
-    raise RuntimeError(f"{op}: {asked} was asked for and cannot run: {_listing(op, device)}")
+            return candidate
+    wanted = f"backend {name!r}" if name else "a backend"
+    raise RuntimeError(f"{op}: {wanted} was asked for and cannot run: {_listing(op, device)}")
+
+
+def select(function: str, backend: str) -> Callable[..., Any]:
+    """The implementation of a registered function, a backward among them, that `resolve` has found able to run."""
+    return _implementations[function, backend]
 
 
 def _listing(op: str, device: torch.device) -> str:

@@ -6,22 +6,7 @@ from typing import Any
 
 import torch
 
-from mdepth_fast import _dispatch, _native
-
-OPS = (
-    "inverse_warp",
-    "photometric_loss",
-    "min_reprojection",
-    "edge_aware_smoothness",
-    "disparity_to_depth",
-    "ordinal_decode",
-    "ordinal_loss",
-    "nnconv5",
-    "depth_metrics",
-    "silog_loss",
-    "berhu_loss",
-    "conv_stack",
-)
+from mdepth_fast import _dispatch, _native, _op
 
 
 def info() -> dict[str, Any]:
@@ -41,7 +26,7 @@ def info() -> dict[str, Any]:
         "packages": {name: _version(name) for name in ("triton", "cupy-cuda12x", "cupy-cuda13x", "lightning")},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "native": native,
-        "backends": {op: _dispatch.reasons(op, device) for op in OPS},
+        "backends": {op: _dispatch.reasons(op, device) for op in _op.OPS},
     }
 
 

@@ -2,13 +2,28 @@
 
 import functools
 import importlib
+import struct
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["aligned", "call", "cuda_unavailable", "instruction_set", "module", "pointer", "unavailable"]
+__all__ = [
+    "Params",
+    "address",
+    "aligned",
+    "code",
+    "cuda_unavailable",
+    "has",
+    "instruction_set",
+    "module",
+    "params",
+    "run",
+    "struct_named",
+    "unavailable",
+]
 
 CPU = torch.device("cpu")
 
@@ -84,21 +99,70 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     return binary or (kind != "real" and compiled <= capability)
 
 
-def pointer(
-    tensor: Tensor | None,
+class Params:
+    """A struct of the compiled module that is filled by the names of its members; what is not named is 0."""
+
+    def __init__(self, description: tuple[int, list[tuple[str, int, str, int]]]) -> None:
+        size, members = description
+        layout, end = "=", 0
+        for _, offset, kind, count in members:
+            code = {"e": "i", "P": "Q"}.get(kind, kind)
+            layout += f"{offset - end}x{count}{code}"
+            end = offset + count * struct.calcsize("=" + code)
+        self._struct = struct.Struct(f"{layout}{size - end}x")
+        self.names = [name for name, *_ in members]
+        self._arrays = {name: count for name, _, _, count in members if count > 1}
+
+    def pack(self, members: Mapping[str, Any]) -> bytes:
+        """Raises ValueError for more elements than an array member has room for."""
+        get = members.get
+        if not self._arrays:
+            return self._struct.pack(*[get(name, 0) for name in self.names])
+        values: list[Any] = []
+        for name in self.names:
+            count = self._arrays.get(name)
+            if count is None:
+                values.append(get(name, 0))
+                continue
+            elements = get(name, [])
+            if len(elements) > count:
+                raise ValueError(f"{name}: expected at most {count}, got {len(elements)}")
+            values += [*elements, *[0] * (count - len(elements))]
+        return self._struct.pack(*values)
+
+
+def has(op: str) -> bool:
+    """Whether the compiled module has this function; where there is no module, nothing is known to be missing."""
+    return _module is None or op in _module.ops
+
+
+@functools.cache
+def params(op: str) -> Params:
+    return Params(module().ops[op].params)
+
+
+@functools.cache
+def struct_named(name: str) -> Params:
+    """A struct that parameters point to."""
+    return Params(getattr(module(), name))
+
+
+@functools.cache
+def code(name: str | torch.dtype) -> int:
+    """The number of an enumerator: of a dtype, a padding, a form of a loss."""
+    return int(module().enums[_DTYPES[name] if isinstance(name, torch.dtype) else name])
+
+
+def address(
+    tensor: Tensor,
     name: str,
-    shape: tuple[int, ...],
     dtype: torch.dtype,
-    device: torch.device = CPU,
+    device: torch.device,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> int:
-    """Address of a contiguous tensor that has exactly this shape and dtype and is on `device`; 0 for None."""
-    if tensor is None:
-        return 0
-    if tensor.device != device or tensor.dtype != dtype or tensor.shape != shape:
-        raise RuntimeError(
-            f"{name}: expected {dtype} {shape} on {device}, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-        )
+    """Where a contiguous tensor of this dtype on `device` begins. Its shape is checked by who knows the sizes."""
+    if tensor.device != device or tensor.dtype != dtype:
+        raise RuntimeError(f"{name}: expected {dtype} on {device}, got {tensor.dtype} on {tensor.device}")
     if not tensor.is_contiguous(memory_format=memory_format):
         kind = "contiguous" if memory_format == torch.contiguous_format else "channels_last"
         raise RuntimeError(f"{name}: expected a {kind} tensor, got strides {tensor.stride()}")
@@ -110,40 +174,26 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def call(
-    op: str,
-    dtype: torch.dtype,
-    *arguments: Any,
-    padding: str | None = None,
-    backend: str = "cpu",
-    device: torch.device = CPU,
-) -> None:
-    """Runs `op` on a backend of compiled or run-time compiled C++: "cpu", "cuda" or "nvrtc".
+def run(op: str, backend: str, members: dict[str, Any], device: torch.device = CPU) -> None:
+    """Runs a function of the compiled module on "cpu", "cuda" or "nvrtc", its parameters given by name.
 
     On the CPU it runs on torch's own number of threads: 1 in a forked worker, where OpenMP would hang with more. On a
-    GPU it goes to the current stream of `device`, which must be that of every pointer; workspace comes from torch.
+    GPU it goes to the current stream of `device`, which must be that of every address; workspace comes from torch.
     """
-    native = module()
-    codes = native.enums
-    head = [codes[_DTYPES[dtype]]] + ([] if padding is None else [codes[padding]])
-    function = getattr(native, op)
+    native, layout = module().ops[op], params(op)
     if backend == "cpu":
-        function(*head, torch.get_num_threads(), *arguments)
+        members["threads"] = torch.get_num_threads()
+        native.cpu(layout.pack(members))
         return
-    workspace: list[Tensor] = []  # alive until the kernels are in the stream; then torch may hand it out again
-
-    def allocate(count: int) -> int:
-        workspace.append(torch.empty(count, dtype=torch.float64, device=device))
-        return workspace[-1].data_ptr()
-
+    packed = layout.pack(members)
+    if count := native.workspace(packed):
+        workspace = torch.empty(count, dtype=torch.float64, device=device)
+        members["workspace"] = workspace.data_ptr()
+        packed = layout.pack(members)
     if backend == "nvrtc":
         from mdepth_fast.kernels import nvrtc
 
-        launches, params = function(*head, native.Where(False, 0, 0, allocate), *arguments)
-        nvrtc.launch(op, launches, params, device)
-        return
-    stream = torch.cuda.current_stream(device).cuda_stream
-    try:
-        function(*head, native.Where(True, device.index, stream, allocate), *arguments)
-    except RuntimeError as error:
-        raise RuntimeError(f"{op}: CUDA: {error}") from None
+        nvrtc.launch(op, native.launches(packed), packed, device)
+    elif error := native.cuda(packed, device.index, torch.cuda.current_stream(device).cuda_stream):
+        raise RuntimeError(f"{op}: CUDA: {error}")
+    # Only now may torch hand the workspace out again: the kernels are in the stream.

@@ -14,7 +14,15 @@ from mdepth_fast import _dispatch, _native
 # A skip is counted and printed; with any other reason it fails the session.
 KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
 
-_executed: collections.Counter = collections.Counter()
+
+class _Executed(collections.Counter):
+    """Kernel calls per backend."""
+
+    def append(self, call):
+        self[call[1]] += 1
+
+
+_executed = _Executed()
 _unknown_skips: list[str] = []
 
 
@@ -26,14 +34,7 @@ def pytest_configure(config):
     os.environ["PYTHONSAFEPATH"] = "1"
     # Or torch lets no matrix product on a GPU pass as deterministic; it looks when the first one is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    select = _dispatch.select
-
-    def counted(op, backend, device):
-        function = select(op, backend, device)
-        _executed[next(name for (_, name), f in _dispatch._implementations.items() if f is function)] += 1
-        return function
-
-    _dispatch.select = counted
+    _dispatch._recorders.append(_executed)
 
 
 @pytest.fixture(scope="session")

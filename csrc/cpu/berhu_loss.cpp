@@ -1,7 +1,6 @@
 // The reverse Huber loss: one pass for the largest error of the batch, one for the mean cost, and one, when wanted, for the
 // gradient. Pixels are cut into runs whatever their image.
-#include "mdepth/berhu.h"
-#include "mdepth/launch.h"
+#include "mdepth/berhu_loss.h"
 #include "sparse.h"
 
 namespace mdepth {

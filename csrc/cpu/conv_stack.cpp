@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "conv_block.h"
-#include "mdepth/launch.h"
+#include "mdepth/conv_stack.h"
 
 namespace mdepth {
 namespace MDEPTH_ISA {

@@ -4,8 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include "mdepth/launch.h"
-#include "mdepth/metrics.h"
+#include "mdepth/depth_metrics.h"
 #include "rows.h"
 
 namespace mdepth {

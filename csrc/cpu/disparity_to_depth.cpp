@@ -1,7 +1,6 @@
 // Depth of a disparity map at another size. Forward: a row of the map is widened once, and two of them make each row of
 // depth. Backward: a row of the map gathers what reads it, first the rows of the gradient, then along the row.
-#include "mdepth/launch.h"
-#include "mdepth/resize.h"
+#include "mdepth/disparity_to_depth.h"
 #include "rows.h"
 
 namespace mdepth {

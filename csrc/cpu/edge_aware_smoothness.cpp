@@ -1,7 +1,6 @@
 // Edge-aware first-order smoothness of the mean-normalised disparity. One pass over rows gives, per image, the mean, both
 // weighted sums and the gradient of the un-normalised sum; a second, over the gradient alone, puts in the mean.
-#include "mdepth/launch.h"
-#include "mdepth/smoothness.h"
+#include "mdepth/edge_aware_smoothness.h"
 #include "rows.h"
 
 namespace mdepth {

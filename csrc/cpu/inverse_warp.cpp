@@ -1,7 +1,7 @@
 // Bilinear inverse warping. Gradients by depth and projection are gathered, one writer a pixel; the gradient by the
 // source is a scatter, done by one thread per image plane in row order, so its sums too are the same for any number of
 // threads.
-#include "mdepth/launch.h"
+#include "mdepth/inverse_warp.h"
 #include "mdepth/warp.h"
 #include "rows.h"
 

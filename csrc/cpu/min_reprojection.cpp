@@ -5,7 +5,7 @@
 //   row r      of every source is warped
 //   row r - 1  is compared with the target, the winner is chosen, its derivative's coefficients are summed along x
 //   row r - 2  receives the sums of its three rows, and with them its gradient
-#include "mdepth/launch.h"
+#include "mdepth/min_reprojection.h"
 #include "mdepth/ssim.h"
 #include "mdepth/warp.h"
 #include "rows.h"

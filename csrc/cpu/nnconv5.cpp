@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "conv_block.h"
-#include "mdepth/launch.h"
+#include "mdepth/nnconv5.h"
 
 namespace mdepth {
 namespace MDEPTH_ISA {

@@ -1,7 +1,7 @@
 // Depth and label from ordinal logits: one pass over the logits, plane by plane of a run of pixels, counts in L1.
 #include <limits>
 
-#include "mdepth/launch.h"
+#include "mdepth/ordinal_decode.h"
 #include "rows.h"
 
 namespace mdepth {

@@ -3,9 +3,8 @@
 // passes over memory of their size instead of four (write it, read it, write it scaled), and nothing kept but inputs.
 #include <limits>
 
-#include "mdepth/launch.h"
 #include "mdepth/mask.h"
-#include "mdepth/ordinal.h"
+#include "mdepth/ordinal_loss.h"
 #include "rows.h"
 
 namespace mdepth {

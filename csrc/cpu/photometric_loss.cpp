@@ -1,6 +1,6 @@
 // The per-pixel photometric distance of two images, and its gradient by both. One channel of a tile at a time; the
 // backward keeps three rows of column sums, as min_reprojection does.
-#include "mdepth/launch.h"
+#include "mdepth/photometric_loss.h"
 #include "mdepth/ssim.h"
 #include "rows.h"
 

@@ -1,8 +1,7 @@
 // The scale-invariant logarithmic loss and its gradient. Ground truth is sparse and the logarithm is what costs: the pixels
 // of a run that count are brought together before it is taken. The backward takes it again: nothing is kept but two
 // numbers for each image.
-#include "mdepth/launch.h"
-#include "mdepth/silog.h"
+#include "mdepth/silog_loss.h"
 #include "sparse.h"
 
 namespace mdepth {

@@ -2,7 +2,7 @@
 // those of the batch, the third sums the cost per block, the fourth adds up. Nothing is stored per pixel but the gradient.
 #pragma once
 #include "block.cuh"
-#include "mdepth/berhu.h"
+#include "mdepth/berhu_loss.h"
 #include "mdepth/mask.h"
 
 namespace mdepth {

@@ -2,7 +2,7 @@
 // adds what the blocks of an image found.
 #pragma once
 #include "block.cuh"
-#include "mdepth/metrics.h"
+#include "mdepth/depth_metrics.h"
 
 namespace mdepth {
 

@@ -2,7 +2,7 @@
 // backward a pixel of the map, for which it gathers all that reads it: nothing is written twice.
 #pragma once
 #include "block.cuh"
-#include "mdepth/resize.h"
+#include "mdepth/disparity_to_depth.h"
 
 namespace mdepth {
 

@@ -3,7 +3,7 @@
 // the images, and puts the mean into the gradient.
 #pragma once
 #include "block.cuh"
-#include "mdepth/smoothness.h"
+#include "mdepth/edge_aware_smoothness.h"
 
 namespace mdepth {
 

@@ -3,6 +3,7 @@
 // goes through all pixels and keeps what falls into its row.
 #pragma once
 #include "block.cuh"
+#include "mdepth/inverse_warp.h"
 #include "mdepth/warp.h"
 
 namespace mdepth {

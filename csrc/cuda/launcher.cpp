@@ -3,38 +3,31 @@
 
 #include <cuda_runtime.h>
 
-#include <cstring>
-
-#include "mdepth/launch.h"
+#include <string>
+#include <unordered_map>
 
 namespace mdepth {
 namespace cuda {
 
-KernelTable depth_metrics_kernels();
-KernelTable berhu_loss_kernels();
-KernelTable disparity_to_depth_kernels();
-KernelTable edge_aware_smoothness_kernels();
-KernelTable inverse_warp_kernels();
-KernelTable min_reprojection_kernels();
-KernelTable nnconv5_kernels();
-KernelTable ordinal_decode_kernels();
-KernelTable ordinal_loss_kernels();
-KernelTable photometric_loss_kernels();
-KernelTable silog_loss_kernels();
-
 namespace {
 
+// Filled while the module is loaded, before anything reads it.
+std::unordered_map<std::string, const void*>& kernels() {
+  static std::unordered_map<std::string, const void*> all;
+  return all;
+}
+
 const void* find(const std::string& name) {
-  for (const KernelTable& table :
-       {berhu_loss_kernels(), depth_metrics_kernels(), disparity_to_depth_kernels(), edge_aware_smoothness_kernels(),
-        inverse_warp_kernels(), min_reprojection_kernels(), nnconv5_kernels(), ordinal_decode_kernels(), ordinal_loss_kernels(),
-        photometric_loss_kernels(), silog_loss_kernels()})
-    for (int i = 0; i < table.count; ++i)
-      if (name == table.kernels[i].name) return table.kernels[i].function;
-  return nullptr;
+  const auto found = kernels().find(name);
+  return found == kernels().end() ? nullptr : found->second;
 }
 
 }  // namespace
+
+bool add_kernels(const Kernel* begin, const Kernel* end) {
+  for (const Kernel* kernel = begin; kernel != end; ++kernel) kernels()[kernel->name] = kernel->function;
+  return true;
+}
 
 int driver_version() {
   int version = 0;

@@ -8,6 +8,7 @@
 // again for the sources that won something nearby.
 #pragma once
 #include "block.cuh"
+#include "mdepth/min_reprojection.h"
 #include "mdepth/ssim.h"
 #include "mdepth/warp.h"
 

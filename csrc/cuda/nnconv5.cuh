@@ -9,6 +9,7 @@
 // TF32 where the caller allows that. Sums and everything else are float in all cases.
 #pragma once
 #include "block.cuh"
+#include "mdepth/nnconv5.h"
 #include "tensor.cuh"
 
 namespace mdepth {

@@ -1,6 +1,7 @@
 // Depth and label from ordinal logits. A thread has one pixel and goes through its planes, neighbours side by side.
 #pragma once
 #include "block.cuh"
+#include "mdepth/ordinal_decode.h"
 
 namespace mdepth {
 

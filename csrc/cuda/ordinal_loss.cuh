@@ -4,7 +4,7 @@
 #pragma once
 #include "block.cuh"
 #include "mdepth/mask.h"
-#include "mdepth/ordinal.h"
+#include "mdepth/ordinal_loss.h"
 
 namespace mdepth {
 

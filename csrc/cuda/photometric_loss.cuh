@@ -2,6 +2,7 @@
 // cache; the backward shares the distances' derivatives with the neighbours, so that every gradient has one writer.
 #pragma once
 #include "block.cuh"
+#include "mdepth/photometric_loss.h"
 #include "mdepth/ssim.h"
 
 namespace mdepth {

@@ -4,7 +4,7 @@
 #pragma once
 #include "block.cuh"
 #include "mdepth/mask.h"
-#include "mdepth/silog.h"
+#include "mdepth/silog_loss.h"
 
 namespace mdepth {
 

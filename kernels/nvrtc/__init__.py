@@ -1,7 +1,7 @@
 """The CUDA kernels of csrc/cuda compiled when first used, through CuPy: no nvcc, no rebuild after an edit.
 
-What is launched comes from the compiled module (csrc/include/mdepth/plan.h), as do the parameters; memory and stream
-are torch's. So a kernel's body may be edited without a rebuild, but not params.h and grid.h: plans depend on them too.
+What is launched comes from the compiled module (plans of csrc/include/mdepth), as do the parameters; memory and stream
+are torch's. So a kernel's body may be edited without a rebuild, but not a header of csrc/include: plans depend on them.
 """
 
 import functools

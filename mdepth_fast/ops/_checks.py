@@ -43,7 +43,8 @@ def depth_map(value: object, name: str) -> tuple[int, int, int, int]:
 
 def image_size(value: object, name: str) -> tuple[int, int]:
     """(H, W), both at least 1."""
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(v, int) and v >= 1 for v in value):
+    whole = (int, torch.SymInt)  # an exporter's sizes are symbols
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(v, whole) and v >= 1 for v in value):
         raise ValueError(f"{name}: expected (H, W), two integers of at least 1, got {value!r}")
     return value[0], value[1]
 
@@ -76,8 +77,10 @@ def ordinal_bins(logits: Tensor) -> int:
 
 
 def increasing(value: Tensor, name: str) -> None:
-    """Looked at where it costs nothing: not on a GPU, not while a compiler traces."""
-    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((value.diff() > 0).all()):
+    """Looked at where it costs nothing: not on a GPU, not while a compiler or torch.func traces."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is None and not bool((value.diff() > 0).all()):
         raise ValueError(f"{name}: expected increasing numbers, got {value.tolist()}")
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T, array, total
 from mdepth_fast.ops import _checks
 
 
@@ -44,10 +44,8 @@ def berhu_loss(
     _checks.positive(threshold, "threshold")
     dtype = _checks.working_dtype(prediction)
     prediction, depth = prediction.to(dtype), depth.detach().to(dtype)
-    if _dispatch.uses_reference("berhu_loss", backend, prediction.device):
-        with _dispatch.full_precision(prediction.device):
-            return reference(prediction, depth, mask, measured, threshold)
-    return torch.ops.mdepth.berhu_loss(prediction, depth, mask, measured, threshold, backend or "")[0]
+    loss: Tensor = _OP(backend, prediction=prediction, depth=depth, valid=mask, measured=measured, threshold=threshold)
+    return loss
 
 
 def reference(
@@ -74,124 +72,18 @@ def reference(
     return torch.where(valid, cost, 0).sum() / valid.sum().clamp(min=1)
 
 
-@torch.library.custom_op("mdepth::berhu_loss", mutates_args=())
-def _op(
-    prediction: Tensor, depth: Tensor, valid: Tensor | None, measured: bool, threshold: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    """The loss, and float64 (2,): the largest error, how many pixels counted."""
-    run = _dispatch.select("berhu_loss", backend, prediction.device)
-    return run(prediction.contiguous(), depth.contiguous(), _checks.contiguous(valid), measured, threshold)
-
-
-@torch.library.custom_op("mdepth::berhu_loss_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    state: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    threshold: float,
-    backend: str,
-) -> Tensor:
-    run = _dispatch.select("berhu_loss_backward", backend, prediction.device)
-    return run(grad, state, prediction.contiguous(), depth.contiguous(), _checks.contiguous(valid), measured, threshold)
-
-
-@_op.register_fake
-def _(
-    prediction: Tensor, depth: Tensor, valid: Tensor | None, measured: bool, threshold: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    return prediction.new_empty(()), prediction.new_empty((2,), dtype=torch.float64)
-
-
-@_op_backward.register_fake
-def _(
-    grad: Tensor,
-    state: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    threshold: float,
-    backend: str,
-) -> Tensor:
-    return prediction.new_empty(prediction.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    prediction, depth, valid, ctx.measured, ctx.threshold, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], prediction, depth, valid)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    if grad is None:
-        return (None,) * 6
-    grad_prediction = torch.ops.mdepth.berhu_loss_backward(
-        grad, *ctx.saved_tensors, ctx.measured, ctx.threshold, ctx.backend
-    )
-    return (grad_prediction, *(None,) * 5)
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("berhu_loss")
-def _native_run(
-    backend: str, prediction: Tensor, depth: Tensor, valid: Tensor | None, measured: bool, threshold: float
-) -> tuple[Tensor, Tensor]:
-    device = prediction.device
-    loss = torch.empty((), dtype=torch.float64, device=device)
-    state = torch.empty((2,), dtype=torch.float64, device=device)
-    _native.call(
-        "berhu_loss",
-        prediction.dtype,
-        *_arguments(prediction, depth, valid, measured, threshold, state),
-        _native.pointer(loss, "loss", (), torch.float64, device),
-        backend=backend,
-        device=device,
-    )
-    return loss.to(prediction.dtype), state
-
-
-@_dispatch.native_implementation("berhu_loss_backward")
-def _native_run_backward(
-    backend: str,
-    grad: Tensor,
-    state: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    threshold: float,
-) -> Tensor:
-    dtype, device = prediction.dtype, prediction.device
-    grad_prediction = torch.empty(prediction.shape, dtype=dtype, device=device)
-    _native.call(
-        "berhu_loss_backward",
-        dtype,
-        *_arguments(prediction, depth, valid, measured, threshold, state),
-        _native.pointer(grad, "grad", (), dtype, device),
-        _native.pointer(grad_prediction, "grad_prediction", tuple(prediction.shape), dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return grad_prediction
-
-
-def _arguments(
-    prediction: Tensor, depth: Tensor, valid: Tensor | None, measured: bool, threshold: float, state: Tensor
-) -> tuple[tuple[int, ...] | float, ...]:
-    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
-    return (
-        (shape[0], shape[2], shape[3]),
-        threshold,
-        measured,
-        _native.pointer(prediction, "prediction", shape, dtype, device),
-        _native.pointer(depth, "depth", shape, dtype, device),
-        _native.pointer(valid, "valid", shape, torch.bool, device),
-        _native.pointer(state, "state", (2,), torch.float64, device),
-    )
+_OP = Op(
+    "berhu_loss",
+    reference,
+    inputs={
+        "prediction": T("batch", 1, "height", "width"),
+        "depth": T("batch", 1, "height", "width"),
+        "valid": array(torch.bool, "batch", 1, "height", "width", optional=True),
+    },
+    options={"measured": bool, "threshold": float},
+    outputs={"loss": total()},
+    kept={"state": array(torch.float64, 2)},  # the largest error, how many pixels counted
+    backward=Backward(
+        takes=("prediction", "depth", "valid", "state", "measured", "threshold"), gradients=("prediction",)
+    ),
+)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Op, T
 from mdepth_fast.ops import _checks
 from mdepth_fast.ops.nnconv5 import nnconv5
 
@@ -64,17 +65,17 @@ def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, backend: str | None = 
     _check_blocks(x, blocks)
     dtype = _checks.working_dtype(x)
     weights = _checks.cast(dtype, *(tensor for block in blocks for tensor in block[:4] if tensor is not None))
-    options = (
-        [block.dw_weight is not None for block in blocks],
-        [block.stride for block in blocks],
-        [math.inf if block.cap is None else float(block.cap) for block in blocks],
-        [block.doubled for block in blocks],
-        [-1 if block.skip is None else block.skip for block in blocks],
+    out: Tensor = _OP(
+        backend,
+        x=x.to(dtype),
+        weights=weights,
+        depthwise=[block.dw_weight is not None for block in blocks],
+        strides=[block.stride for block in blocks],
+        caps=[math.inf if block.cap is None else float(block.cap) for block in blocks],
+        doubled=[block.doubled for block in blocks],
+        skips=[-1 if block.skip is None else block.skip for block in blocks],
     )
-    if _dispatch.uses_reference("conv_stack", backend, x.device):
-        with _dispatch.full_precision(x.device):
-            return reference(x.to(dtype), weights, *options).to(x.dtype)
-    return torch.ops.mdepth.conv_stack(x.to(dtype), weights, *options, backend or "").to(x.dtype)
+    return out.to(x.dtype)
 
 
 def _check_blocks(x: Tensor, blocks: Sequence[ConvBlock]) -> None:
@@ -155,38 +156,6 @@ def reference(
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("mdepth::conv_stack", mutates_args=())
-def _op(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    depthwise: Sequence[bool],
-    strides: Sequence[int],
-    caps: Sequence[float],
-    doubled: Sequence[bool],
-    skips: Sequence[int],
-    backend: str,
-) -> Tensor:
-    """`weights`: weight and bias of each block, and dw_weight and dw_bias where it is `depthwise`."""
-    out: Tensor = _dispatch.select("conv_stack", backend, x.device)(
-        x, weights, depthwise, strides, caps, doubled, skips
-    )
-    return out
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    depthwise: Sequence[bool],
-    strides: Sequence[int],
-    caps: Sequence[float],
-    doubled: Sequence[bool],
-    skips: Sequence[int],
-    backend: str,
-) -> Tensor:
-    return _empty_output(x, weights, depthwise, strides, doubled)
-
-
 def _empty_output(
     x: Tensor, weights: Sequence[Tensor], depthwise: Sequence[bool], strides: Sequence[int], doubled: Sequence[bool]
 ) -> Tensor:
@@ -198,7 +167,33 @@ def _empty_output(
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_dispatch.register_autocast(_op)
+def _fake(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    depthwise: Sequence[bool],
+    strides: Sequence[int],
+    doubled: Sequence[bool],
+    **_: object,
+) -> Tensor:
+    return _empty_output(x, weights, depthwise, strides, doubled)
+
+
+_OP = Op(
+    "conv_stack",
+    reference,
+    # Weight and bias of each block, and dw_weight and dw_bias where it is `depthwise`.
+    inputs={"x": T("batch", "channels", "height", "width"), "weights": T("...", many="tensors")},
+    options={
+        "depthwise": list[bool],
+        "strides": list[int],
+        "caps": list[float],
+        "doubled": list[bool],
+        "skips": list[int],
+    },
+    outputs={"out": T("...")},
+    any_layout=True,
+    fake=_fake,
+)
 for _backend in ("cuda", "triton", "nvrtc"):
     _dispatch.implementation("conv_stack", _backend)(functools.partial(reference, backend=_backend))
 
@@ -213,40 +208,56 @@ def _native_run(
     doubled: Sequence[bool],
     skips: Sequence[int],
 ) -> Tensor:
+    _OP.forward.sizes({"x": x, "weights": weights})
     planes = not depthwise[0] and weights[0].shape[-1] > 1 and x.is_contiguous()  # a dense block reads these too
     layout = torch.contiguous_format if planes else torch.channels_last
     x = x.contiguous(memory_format=layout)
-    dtype, (_, channels, height, width) = x.dtype, x.shape
-    image = channels * height * width
-    steps = (image, height * width, width, 1) if planes else (image, 1, width * channels, channels)
+    dtype, device, (batch, channels, height, width) = x.dtype, x.device, x.shape
     out = _empty_output(x, weights, depthwise, strides, doubled)
-    shapes, addresses, inputs = [], [], channels
     kept = [tensor.contiguous() for tensor in weights]  # alive until the kernels are through
-    tensors = iter(kept)
-    for has_dw, stride, twice, skip in zip(depthwise, strides, doubled, skips):
+    tensors, inputs, block = iter(kept), channels, _native.struct_named("conv_stack_block")
+    packed: list[bytes] = []
+
+    def address(tensor: Tensor, name: str, *shape: int) -> int:
+        if tensor.shape != shape:
+            raise RuntimeError(f"conv_stack: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        return _native.address(tensor, name, dtype, device)
+
+    for has_dw, stride, cap, twice, skip in zip(depthwise, strides, caps, doubled, skips):
         weight, bias = next(tensors), next(tensors)
-        outputs, kernel, dw = weight.shape[0], weight.shape[-1], (0, 0)
+        outputs, kernel = weight.shape[0], 1 if has_dw else weight.shape[-1]
+        members = {"out_channels": outputs, "stride": stride, "doubled": twice, "skip": skip, "cap": cap}
+        members["weight"] = address(weight, "weight", outputs, inputs, kernel, kernel)
+        members["bias"] = address(bias, "bias", outputs)
         if has_dw:
             dw_weight, dw_bias = next(tensors), next(tensors)
             kernel = dw_weight.shape[-1]
-            dw = (
-                _native.pointer(dw_weight, "dw_weight", (inputs, 1, kernel, kernel), dtype),
-                _native.pointer(dw_bias, "dw_bias", (inputs,), dtype),
+            members["dw_weight"] = address(dw_weight, "dw_weight", inputs, 1, kernel, kernel)
+            members["dw_bias"] = address(dw_bias, "dw_bias", inputs)
+        if skip >= len(packed) or (has_dw and (kernel not in (3, 5) or stride not in (1, 2))):
+            raise RuntimeError(
+                f"conv_stack: block {len(packed)}: expected kernel 3 or 5, stride 1 or 2, a block before it"
             )
-        side = 1 if has_dw else kernel
-        address = _native.pointer(weight, "weight", (outputs, inputs, side, side), dtype)
-        addresses.append((*dw, address, _native.pointer(bias, "bias", (outputs,), dtype)))
-        shapes.append((outputs, kernel, stride, twice, skip))
+        packed.append(block.pack({**members, "kernel": kernel}))
         inputs = outputs
-    _native.call(
+    blocks = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+    _native.run(
         "conv_stack",
-        dtype,
-        tuple(x.shape),
-        steps,
-        _native.pointer(x, "x", tuple(x.shape), dtype, memory_format=layout),
-        shapes,
-        caps,
-        addresses,
-        _native.pointer(out, "out", tuple(out.shape), dtype, memory_format=torch.channels_last),
+        "cpu",
+        {
+            "dtype": _native.code(dtype),
+            "batch": batch,
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "image_step": channels * height * width,
+            "channel_step": height * width if planes else 1,
+            "line_step": width if planes else width * channels,
+            "pixel_step": 1 if planes else channels,
+            "x": _native.address(x, "x", dtype, device, layout),
+            "blocks": blocks.data_ptr(),
+            "count": len(packed),
+            "out": _native.address(out, "out", dtype, device, torch.channels_last),
+        },
     )
     return out

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Op, T, array
 from mdepth_fast.ops import _checks
 
 DEPTH_SUMS = (
@@ -76,19 +76,24 @@ def depth_metrics(
             f"window: expected (top, bottom, left, right) within {shape[-2]}x{shape[-1]}, got {tuple(window or ())}"
         )
     dtype = _checks.working_dtype(prediction, ground_truth)
-    arguments = (
-        _plain(prediction, dtype),
-        _plain(ground_truth, dtype),
-        scale,
-        shift,
-        [top, bottom, left, right],
-        [float(number) for number in (*valid, *clip)],
-        inverse,
+    maps = _plain(prediction, dtype), _plain(ground_truth, dtype)
+    sums: Tensor = _OP(
+        backend,
+        prediction=maps[0] if three else maps[0].squeeze(1),
+        ground_truth=maps[1] if three else maps[1].squeeze(1),
+        scale=scale,
+        shift=shift,
+        top=top,
+        bottom=bottom,
+        left=left,
+        right=right,
+        min_valid=float(valid[0]),
+        max_valid=float(valid[1]),
+        min_depth=float(clip[0]),
+        max_depth=float(clip[1]),
+        inverse=inverse,
     )
-    if _dispatch.uses_reference("depth_metrics", backend, prediction.device):
-        with _dispatch.full_precision(prediction.device):
-            return reference(*arguments)
-    return torch.ops.mdepth.depth_metrics(*arguments, backend or "")
+    return sums
 
 
 def _factor(value: Tensor | None, name: str, batch: int) -> Tensor | None:
@@ -106,23 +111,27 @@ def reference(
     ground_truth: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    window: list[int],
-    ranges: list[float],
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+    min_valid: float,
+    max_valid: float,
+    min_depth: float,
+    max_depth: float,
     inverse: bool,
 ) -> Tensor:
     """The same in plain PyTorch: the oracle of every backend."""
-    low, high, near, far = ranges
-    rows, columns = slice(window[0], window[1]), slice(window[2], window[3])
-    p, g = (value[..., rows, columns].flatten(1) for value in (prediction, ground_truth))
-    on = (g > low) & (g < high)
+    p, g = (value[:, top:bottom, left:right].flatten(1) for value in (prediction, ground_truth))
+    on = (g > min_valid) & (g < max_valid)
     p, g = p.double(), torch.where(on, g, 1).double()
     if scale is not None:
         p = p * scale[:, None]
     if shift is not None:
         p = p + shift[:, None]
     if inverse:
-        p = torch.where(p <= 0, far, 1 / p)
-    p = torch.where(on, p.clamp(near, far), 1)
+        p = torch.where(p <= 0, max_depth, 1 / p)
+    p = torch.where(on, p.clamp(min_depth, max_depth), 1)
     error, e, inverse_error = p - g, p.log() - g.log(), 1 / p - 1 / g
     ratio = torch.maximum(p / g, g / p)
     terms = [
@@ -140,77 +149,19 @@ def reference(
     return torch.stack([torch.where(on, term, 0).sum(1, dtype=torch.float64) for term in terms], 1)
 
 
-# Registered one level below `torch.library.custom_op`, which has autograd that this op has no use for: it costs a frame
-# of LiDAR ground truth a fifth of its time.
-_library = torch.library.Library("mdepth", "FRAGMENT")
-_library.define(
-    "depth_metrics(Tensor prediction, Tensor ground_truth, Tensor? scale, Tensor? shift, int[] window, float[] ranges, "
-    "bool inverse, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+_OP = Op(
+    "depth_metrics",
+    reference,
+    inputs={
+        "prediction": T("batch", "height", "width"),
+        "ground_truth": T("batch", "height", "width"),
+        "scale": array(torch.float64, "batch", optional=True),
+        "shift": array(torch.float64, "batch", optional=True),
+    },
+    options={
+        **dict.fromkeys(("top", "bottom", "left", "right"), int),
+        **dict.fromkeys(("min_valid", "max_valid", "min_depth", "max_depth"), float),
+        "inverse": bool,
+    },
+    outputs={"sums": array(torch.float64, "batch", len(DEPTH_SUMS))},
 )
-
-
-def _op(
-    prediction: Tensor,
-    ground_truth: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    window: list[int],
-    ranges: list[float],
-    inverse: bool,
-    backend: str,
-) -> Tensor:
-    run = _dispatch.select("depth_metrics", backend, prediction.device)
-    maps = (value.contiguous() for value in (prediction, ground_truth))
-    factors = (None if value is None else value.contiguous() for value in (scale, shift))
-    return run(*maps, *factors, window, ranges, inverse)
-
-
-def _fake(
-    prediction: Tensor,
-    ground_truth: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    window: list[int],
-    ranges: list[float],
-    inverse: bool,
-    backend: str,
-) -> Tensor:
-    return prediction.new_empty((prediction.shape[0], len(DEPTH_SUMS)), dtype=torch.float64)
-
-
-_library.impl("depth_metrics", _op, "CompositeExplicitAutograd")
-torch.library.register_fake("mdepth::depth_metrics", _fake, lib=_library)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("mdepth::depth_metrics", _device, torch.float32, lib=_library)
-
-
-@_dispatch.native_implementation("depth_metrics")
-def _native_run(
-    backend: str,
-    prediction: Tensor,
-    ground_truth: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    window: list[int],
-    ranges: list[float],
-    inverse: bool,
-) -> Tensor:
-    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
-    sums = torch.empty((shape[0], len(DEPTH_SUMS)), dtype=torch.float64, device=device)
-    _native.call(
-        "depth_metrics",
-        dtype,
-        (shape[0], shape[-2], shape[-1]),
-        window,
-        ranges,
-        inverse,
-        _native.pointer(prediction, "prediction", shape, dtype, device),
-        _native.pointer(ground_truth, "ground_truth", shape, dtype, device),
-        _native.pointer(scale, "scale", shape[:1], torch.float64, device),
-        _native.pointer(shift, "shift", shape[:1], torch.float64, device),
-        _native.pointer(sums, "sums", (shape[0], len(DEPTH_SUMS)), torch.float64, device),
-        backend=backend,
-        device=device,
-    )
-    return sums

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T
 from mdepth_fast.ops import _checks
 
 
@@ -42,10 +41,10 @@ def disparity_to_depth(
     if not 0 < min_depth < max_depth:
         raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
     (disparity,) = _checks.cast(_checks.working_dtype(disparity), disparity)
-    if _dispatch.uses_reference("disparity_to_depth", backend, disparity.device):
-        with _dispatch.full_precision(disparity.device):
-            return reference(disparity, height, width, min_depth, max_depth)
-    return torch.ops.mdepth.disparity_to_depth(disparity, height, width, min_depth, max_depth, backend or "")
+    depth: Tensor = _OP(
+        backend, disparity=disparity, height=height, width=width, min_depth=min_depth, max_depth=max_depth
+    )
+    return depth
 
 
 def reference(disparity: Tensor, height: int, width: int, min_depth: float, max_depth: float) -> Tensor:
@@ -56,84 +55,14 @@ def reference(disparity: Tensor, height: int, width: int, min_depth: float, max_
     return (far + (1.0 / min_depth - far) * disparity).reciprocal()
 
 
-@torch.library.custom_op("mdepth::disparity_to_depth", mutates_args=())
-def _op(disparity: Tensor, height: int, width: int, min_depth: float, max_depth: float, backend: str) -> Tensor:
-    run = _dispatch.select("disparity_to_depth", backend, disparity.device)
-    return run(disparity.contiguous(), height, width, min_depth, max_depth)
-
-
-@torch.library.custom_op("mdepth::disparity_to_depth_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor, depth: Tensor, height: int, width: int, min_depth: float, max_depth: float, backend: str
-) -> Tensor:
-    """`height` and `width` are the map's."""
-    run = _dispatch.select("disparity_to_depth_backward", backend, depth.device)
-    return run(grad.contiguous(), depth.contiguous(), height, width, min_depth, max_depth)
-
-
-@_op.register_fake
-def _(disparity: Tensor, height: int, width: int, min_depth: float, max_depth: float, backend: str) -> Tensor:
-    return disparity.new_empty((disparity.shape[0], 1, height, width))
-
-
-@_op_backward.register_fake
-def _(grad: Tensor, depth: Tensor, height: int, width: int, min_depth: float, max_depth: float, backend: str) -> Tensor:
-    return depth.new_empty((depth.shape[0], 1, height, width))
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    disparity, _, _, *ctx.options = inputs
-    ctx.size = disparity.shape[2:]
-    ctx.save_for_backward(output)
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    (depth,) = ctx.saved_tensors
-    grad_disparity = torch.ops.mdepth.disparity_to_depth_backward(grad, depth, *ctx.size, *ctx.options)
-    return grad_disparity, None, None, None, None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("disparity_to_depth")
-def _native_run(backend: str, disparity: Tensor, height: int, width: int, min_depth: float, max_depth: float) -> Tensor:
-    dtype, device, shape = disparity.dtype, disparity.device, tuple(disparity.shape)
-    depth = torch.empty((shape[0], 1, height, width), dtype=dtype, device=device)
-    _native.call(
-        "disparity_to_depth",
-        dtype,
-        (shape[0], height, width),
-        shape[2:],
-        min_depth,
-        max_depth,
-        _native.pointer(depth, "depth", (shape[0], 1, height, width), dtype, device),
-        _native.pointer(disparity, "disparity", shape, dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return depth
-
-
-@_dispatch.native_implementation("disparity_to_depth_backward")
-def _native_run_backward(
-    backend: str, grad: Tensor, depth: Tensor, height: int, width: int, min_depth: float, max_depth: float
-) -> Tensor:
-    dtype, device, shape = depth.dtype, depth.device, tuple(depth.shape)
-    map_shape = (shape[0], 1, height, width)
-    grad_disparity = torch.empty(map_shape, dtype=dtype, device=device)
-    _native.call(
-        "disparity_to_depth_backward",
-        dtype,
-        (shape[0], *shape[2:]),
-        (height, width),
-        min_depth,
-        max_depth,
-        _native.pointer(depth, "depth", shape, dtype, device),
-        _native.pointer(grad, "grad", shape, dtype, device),
-        _native.pointer(grad_disparity, "grad_disparity", map_shape, dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return grad_disparity
+_OP = Op(
+    "disparity_to_depth",
+    reference,
+    inputs={"disparity": T("batch", 1, "map_height", "map_width")},
+    options={"height": int, "width": int, "min_depth": float, "max_depth": float},
+    outputs={"depth": T("batch", 1, "height", "width")},
+    backward=Backward(
+        takes=("disparity", "depth", "min_depth", "max_depth"),
+        gradients=("disparity",),
+    ),
+)

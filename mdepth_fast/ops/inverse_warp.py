@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T, array
 from mdepth_fast.geometry import projection_matrix
 from mdepth_fast.ops import _checks
 
@@ -56,10 +56,8 @@ def inverse_warp(
     dtype = _checks.working_dtype(source, depth)
     source, depth = source.to(dtype), depth.to(dtype)
     projection = projection_matrix(K, T, source_K)
-    if _dispatch.uses_reference("inverse_warp", backend, source.device):
-        with _dispatch.full_precision(source.device):
-            return reference(source, depth, projection, padding)
-    return torch.ops.mdepth.inverse_warp(source, depth, projection, padding, backend or "")
+    warped: tuple[Tensor, Tensor] = _OP(backend, source=source, depth=depth, projection=projection, padding=padding)
+    return warped
 
 
 def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = "border") -> tuple[Tensor, Tensor]:
@@ -101,135 +99,24 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
     return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid
 
 
-@torch.library.custom_op("mdepth::inverse_warp", mutates_args=())
-def _op(source: Tensor, depth: Tensor, projection: Tensor, padding: str, backend: str) -> tuple[Tensor, Tensor]:
-    run = _dispatch.select("inverse_warp", backend, source.device)
-    return run(source.contiguous(), depth.contiguous(), projection.contiguous(), padding)
-
-
-@torch.library.custom_op("mdepth::inverse_warp_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    source: Tensor,
-    depth: Tensor,
-    projection: Tensor,
-    padding: str,
-    need_source: bool,
-    need_depth: bool,
-    need_projection: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    run = _dispatch.select("inverse_warp_backward", backend, source.device)
-    needs = need_source, need_depth, need_projection
-    return run(grad.contiguous(), source.contiguous(), depth.contiguous(), projection.contiguous(), padding, *needs)
-
-
-@_op.register_fake
-def _(source: Tensor, depth: Tensor, projection: Tensor, padding: str, backend: str) -> tuple[Tensor, Tensor]:
-    shape = (source.shape[0], source.shape[1], depth.shape[2], depth.shape[3])
-    return source.new_empty(shape), depth.new_empty(depth.shape, dtype=torch.bool)
-
-
-@_op_backward.register_fake
-def _(
-    grad: Tensor,
-    source: Tensor,
-    depth: Tensor,
-    projection: Tensor,
-    padding: str,
-    need_source: bool,
-    need_depth: bool,
-    need_projection: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(source, depth, projection, need_source, need_depth, need_projection)
-
-
-def _gradients(
-    source: Tensor, depth: Tensor, projection: Tensor, need_source: bool, need_depth: bool, need_projection: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients, empty where nobody needs one. The source's is summed into, so it starts at 0."""
-    return (
-        torch.zeros(source.shape if need_source else (0,), dtype=source.dtype, device=source.device),
-        torch.empty(depth.shape if need_depth else (0,), dtype=depth.dtype, device=depth.device),
-        torch.empty(projection.shape if need_projection else (0,), dtype=projection.dtype, device=projection.device),
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    source, depth, projection, ctx.padding, ctx.backend = inputs
-    ctx.save_for_backward(source, depth, projection)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.mdepth.inverse_warp_backward(grad, *ctx.saved_tensors, ctx.padding, *needs, ctx.backend)
-    return *(g if need else None for g, need in zip(grads, needs)), None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-def _sizes(source: Tensor, depth: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes of source, depth and warped."""
-    return tuple(source.shape), tuple(depth.shape), (source.shape[0], source.shape[1], depth.shape[2], depth.shape[3])
-
-
-@_dispatch.native_implementation("inverse_warp")
-def _native_run(backend: str, source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor]:
-    dtype, device, (source_shape, depth_shape, warped_shape) = source.dtype, source.device, _sizes(source, depth)
-    warped = torch.empty(warped_shape, dtype=dtype, device=device)
-    valid = torch.empty(depth_shape, dtype=torch.bool, device=device)
-    _native.call(
-        "inverse_warp",
-        dtype,
-        depth_shape[2:],
-        source_shape,
-        _native.pointer(source, "source", source_shape, dtype, device),
-        _native.pointer(depth, "depth", depth_shape, dtype, device),
-        _native.pointer(projection, "projection", (source_shape[0], 3, 4), torch.float64, device),
-        _native.pointer(warped, "warped", warped_shape, dtype, device),
-        _native.pointer(valid, "valid", depth_shape, torch.bool, device),
-        padding=padding,
-        backend=backend,
-        device=device,
-    )
-    return warped, valid
-
-
-@_dispatch.native_implementation("inverse_warp_backward")
-def _native_run_backward(
-    backend: str,
-    grad: Tensor,
-    source: Tensor,
-    depth: Tensor,
-    projection: Tensor,
-    padding: str,
-    need_source: bool,
-    need_depth: bool,
-    need_projection: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, device, (source_shape, depth_shape, warped_shape) = source.dtype, source.device, _sizes(source, depth)
-    projection_shape = (source_shape[0], 3, 4)
-    grads = _gradients(source, depth, projection, need_source, need_depth, need_projection)
-    _native.call(
-        "inverse_warp_backward",
-        dtype,
-        depth_shape[2:],
-        source_shape,
-        _native.pointer(source, "source", source_shape, dtype, device),
-        _native.pointer(depth, "depth", depth_shape, dtype, device),
-        _native.pointer(projection, "projection", projection_shape, torch.float64, device),
-        _native.pointer(grad, "grad", warped_shape, dtype, device),
-        _native.pointer(grads[0] if need_source else None, "grad_source", source_shape, dtype, device),
-        _native.pointer(grads[1] if need_depth else None, "grad_depth", depth_shape, dtype, device),
-        _native.pointer(
-            grads[2] if need_projection else None, "grad_projection", projection_shape, torch.float64, device
-        ),
-        torch.are_deterministic_algorithms_enabled(),  # the GPU's gradient by the source without atomics
-        padding=padding,
-        backend=backend,
-        device=device,
-    )
-    return grads
+_OP = Op(
+    "inverse_warp",
+    reference,
+    inputs={
+        "source": T("batch", "channels", "source_height", "source_width"),
+        "depth": T("batch", 1, "height", "width"),
+        "projection": array(torch.float64, "batch", 3, 4),
+    },
+    options={"padding": str},
+    outputs={
+        "warped": T("batch", "channels", "height", "width"),
+        "valid": array(torch.bool, "batch", 1, "height", "width"),
+    },
+    backward=Backward(
+        takes=("source", "depth", "projection", "padding"),
+        gradients=("source", "depth", "projection"),
+        zeroed=("source",),
+        # On a GPU the source's gradient is summed by atomics, or in order.
+        asks={"ordered": torch.are_deterministic_algorithms_enabled},
+    ),
+)

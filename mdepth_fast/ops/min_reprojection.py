@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T, array, total
 from mdepth_fast.geometry import projection_matrix
 from mdepth_fast.ops import _checks
 from mdepth_fast.ops.inverse_warp import sample_reference
@@ -93,15 +93,17 @@ def min_reprojection(
     depths = [one.to(dtype) for one in depths]
     noise = None if identity_noise is None else identity_noise.detach().to(dtype)
     projection = projection_matrix(K, T, source_K)
-    options = ssim_weight, auto_mask, padding
-    if _dispatch.uses_reference("min_reprojection", backend, target.device):
-        with _dispatch.full_precision(target.device):
-            loss, selection = reference(target, sources, depths, projection, noise, *options)
-    else:
-        need_grad = torch.is_grad_enabled() and (projection.requires_grad or any(d.requires_grad for d in depths))
-        loss, selection, _, _ = torch.ops.mdepth.min_reprojection(
-            target, sources, depths, projection, noise, *options, need_grad, backend or ""
-        )
+    loss, selection = _OP(
+        backend,
+        target=target,
+        source=sources,
+        depth=depths,
+        projection=projection,
+        identity_noise=noise,
+        ssim_weight=ssim_weight,
+        auto_mask=auto_mask,
+        padding=padding,
+    )
     if isinstance(depth, Tensor):
         return MinReprojection(loss[0], selection[0])
     return MinReprojection(loss, list(selection.unbind(0)))
@@ -109,8 +111,8 @@ def min_reprojection(
 
 def reference(
     target: Tensor,
-    sources: Tensor,
-    depths: Sequence[Tensor],
+    source: Tensor,
+    depth: Sequence[Tensor],
     projection: Tensor,
     identity_noise: Tensor | None = None,
     ssim_weight: float = 0.85,
@@ -119,20 +121,20 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The same in plain PyTorch, as it is usually written: the oracle of every backend.
 
-    `projection` (B, S, 3, 4) is `geometry.projection_matrix(K, T, source_K)`. Returns loss (n,) and selection
-    (n, B, 1, H, W).
+    `source` (B, S, 3, H, W), `depth` a list; `projection` (B, S, 3, 4) is `geometry.projection_matrix(K, T, source_K)`.
+    Returns loss (n,) and selection (n, B, 1, H, W).
     """
-    count = sources.shape[1]
+    count = source.shape[1]
     identity = []
     if auto_mask:
-        identity = [photometric_reference(sources[:, s], target, ssim_weight) for s in range(count)]
+        identity = [photometric_reference(source[:, s], target, ssim_weight) for s in range(count)]
         if identity_noise is not None:
             identity = [error + identity_noise[:, s : s + 1] for s, error in enumerate(identity)]
     losses, selections = [], []
-    for depth in depths:
+    for one in depth:
         candidates = list(identity)
         for s in range(count):
-            warped, seen, _ = sample_reference(sources[:, s], depth, projection[:, s], padding)
+            warped, seen, _ = sample_reference(source[:, s], one, projection[:, s], padding)
             error = photometric_reference(warped, target, ssim_weight)
             candidates.append(torch.where(seen | error.isnan(), error, torch.full_like(error, torch.inf)))
         least, index = torch.cat(candidates, 1).min(1, keepdim=True)
@@ -142,131 +144,33 @@ def reference(
     return torch.stack(losses), torch.stack(selections)
 
 
-@torch.library.custom_op("mdepth::min_reprojection", mutates_args=())
-def _op(
-    target: Tensor,
-    sources: Tensor,
-    depths: Sequence[Tensor],
-    projection: Tensor,
-    identity_noise: Tensor | None,
-    ssim_weight: float,
-    auto_mask: bool,
-    padding: str,
-    need_grad: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = _dispatch.select("min_reprojection", backend, target.device)
-    return run(
-        target.contiguous(),
-        sources.contiguous(),
-        [depth.contiguous() for depth in depths],
-        projection.contiguous(),
-        None if identity_noise is None else identity_noise.contiguous(),
-        ssim_weight,
-        auto_mask,
-        padding,
-        need_grad,
-    )
+def _scaled(
+    grad: Tensor, grad_depth: Tensor, grad_projection: Tensor, depth: list[Tensor], projection: Tensor, **_: bool
+) -> tuple[Tensor, Tensor]:
+    """The forward has computed the gradients of each scale's loss."""
+    by_projection = (grad.to(grad_projection.dtype).view(-1, 1, 1, 1, 1) * grad_projection).sum(0)
+    return grad.view(-1, 1, 1, 1, 1) * grad_depth, by_projection
 
 
-@_op.register_fake
-def _(
-    target: Tensor,
-    sources: Tensor,
-    depths: Sequence[Tensor],
-    projection: Tensor,
-    identity_noise: Tensor | None,
-    ssim_weight: float,
-    auto_mask: bool,
-    padding: str,
-    need_grad: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(target, depths, projection, need_grad)
-
-
-def _outputs(
-    target: Tensor, depths: Sequence[Tensor], projection: Tensor, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for loss (n,), selection (n, B, 1, H, W), and the gradients of each loss by its depth map (n, B, 1, H, W)
-    and by the projection (n, B, S, 3, 4), empty where nobody needs them."""
-    maps = (len(depths), *depths[0].shape)
-    return (
-        target.new_empty((len(depths),)),
-        target.new_empty(maps, dtype=torch.int8),
-        target.new_empty(maps if need_grad else (0,)),
-        projection.new_empty((len(depths), *projection.shape) if need_grad else (0,)),
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:])
-    ctx.scales = len(inputs[2])
-
-
-def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-    grad_depth, grad_projection = ctx.saved_tensors
-    by_depth, by_projection = [None] * ctx.scales, None
-    if grad is not None:
-        by_depth = [g * one for g, one in zip(grad.unbind(0), grad_depth.unbind(0))]
-        by_projection = (grad.to(grad_projection.dtype).view(-1, 1, 1, 1, 1) * grad_projection).sum(0)
-    return None, None, by_depth, by_projection, None, None, None, None, None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("min_reprojection")
-def _native_run(
-    backend: str,
-    target: Tensor,
-    sources: Tensor,
-    depths: Sequence[Tensor],
-    projection: Tensor,
-    identity_noise: Tensor | None,
-    ssim_weight: float,
-    auto_mask: bool,
-    padding: str,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outputs = _, selection, grad_depth, grad_projection = _outputs(target, depths, projection, need_grad)
-    batch, count, _, height, width = sources.shape
-    if batch == 0:  # the mean over nothing, as PyTorch has it
-        outputs[0].fill_(torch.nan)
-        return outputs
-    dtype, device = target.dtype, target.device
-    loss = torch.empty(len(depths), dtype=torch.float64, device=device)
-    maps = (len(depths), batch, 1, height, width)
-    limit = _native.module().max_scales
-    if len(depths) > limit:
-        raise ValueError(f"depth: expected at most {limit} maps, got {len(depths)}")
-    _native.call(
-        "min_reprojection",
-        dtype,
-        (batch, count, height, width),
-        ssim_weight,
-        auto_mask,
-        _native.pointer(target, "target", (batch, 3, height, width), dtype, device),
-        _native.pointer(sources, "sources", (batch, count, 3, height, width), dtype, device),
-        [_native.pointer(depth, "depth", maps[1:], dtype, device) for depth in depths],
-        _native.pointer(projection, "projection", (batch, count, 3, 4), torch.float64, device),
-        _native.pointer(identity_noise, "identity_noise", (batch, count, height, width), dtype, device),
-        _native.pointer(loss, "loss", maps[:1], torch.float64, device),
-        _native.pointer(selection, "selection", maps, torch.int8, device),
-        _native.pointer(grad_depth if need_grad else None, "grad_depth", maps, dtype, device),
-        _native.pointer(
-            grad_projection if need_grad else None,
-            "grad_projection",
-            (len(depths), batch, count, 3, 4),
-            torch.float64,
-            device,
-        ),
-        padding=padding,
-        backend=backend,
-        device=device,
-    )
-    outputs[0].copy_(loss)
-    return outputs
+_OP = Op(
+    "min_reprojection",
+    reference,
+    inputs={
+        "target": T("batch", 3, "height", "width"),
+        "source": T("batch", "sources", 3, "height", "width"),
+        "depth": T("batch", 1, "height", "width", many="scales"),
+        "projection": array(torch.float64, "batch", "sources", 3, 4),
+        "identity_noise": T("batch", "sources", "height", "width", optional=True),
+    },
+    options={"ssim_weight": float, "auto_mask": bool, "padding": str},
+    outputs={
+        "loss": total("scales"),
+        "selection": array(torch.int8, "scales", "batch", 1, "height", "width"),
+    },
+    kept={
+        "grad_depth": T("scales", "batch", 1, "height", "width", only_if="need_grad"),
+        "grad_projection": array(torch.float64, "scales", "batch", "sources", 3, 4, only_if="need_grad"),
+    },
+    backward=Backward(takes=("grad_depth", "grad_projection"), gradients=("depth", "projection"), function=_scaled),
+    of_nothing=float("nan"),  # the mean over nothing, as PyTorch has it
+)

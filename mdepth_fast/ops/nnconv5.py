@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T
 from mdepth_fast.ops import _checks
 
 
@@ -63,16 +64,24 @@ def nnconv5(
     if skip is not None:
         _checks.tensor(skip, "skip", (batch, out, 2 * height, 2 * width), "(B, O, 2 H, 2 W)")
     dtype = _checks.working_dtype(x)
-    reference_runs = _dispatch.uses_reference("nnconv5", backend, x.device)
-    stored = x.dtype if x.is_cuda and not reference_runs else dtype
+    runs_reference = _dispatch.uses_reference("nnconv5", _dispatch.asked(backend), x.device)
+    stored = x.dtype if x.is_cuda and not runs_reference else dtype
     addend = None if skip is None else skip.to(stored)
     source, matrix = _checks.cast(stored, x, pw_weight)
-    depthwise = _checks.cast(dtype, dw_weight, dw_scale, dw_shift)
-    affine = _checks.cast(dtype, pw_scale, pw_shift)
-    if reference_runs:
-        with _dispatch.full_precision(x.device):
-            return reference(source, *depthwise, matrix, *affine, addend).to(x.dtype)  # type: ignore[call-arg]
-    result: Tensor = torch.ops.mdepth.nnconv5(source, *depthwise, matrix, *affine, addend, backend or "")
+    dw_weight, dw_scale, dw_shift, pw_scale, pw_shift = _checks.cast(
+        dtype, dw_weight, dw_scale, dw_shift, pw_scale, pw_shift
+    )
+    result: Tensor = _OP(
+        backend,
+        x=source,
+        dw_weight=dw_weight,
+        dw_scale=dw_scale,
+        dw_shift=dw_shift,
+        pw_weight=matrix,
+        pw_scale=pw_scale,
+        pw_shift=pw_shift,
+        skip=addend,
+    )
     return result if result.dtype == x.dtype else result.to(x.dtype)
 
 
@@ -107,153 +116,79 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * scale[:, None, None] + shift[:, None, None]
 
 
-@torch.library.custom_op("mdepth::nnconv5", mutates_args=())
-def _op(
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    skip: Tensor | None,
-    backend: str,
-) -> Tensor:
-    """`x`, `pw_weight` and `skip` of one dtype, which the result has; the others too, or float32 where that is half."""
-    run, layout = _dispatch.select("nnconv5", backend, x.device), _layout(x)
-    weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
-    addend = None if skip is None else skip.contiguous(memory_format=layout)
-    out: Tensor = run(x.contiguous(memory_format=layout), *(w.contiguous() for w in weights), addend)
-    return out.contiguous(memory_format=layout)
+def laid_out(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of a forward: contiguous tensors go in, and what comes out has the layout of `x`."""
+
+    @functools.wraps(run)
+    def forward(x: Tensor, skip: Tensor | None, **weights: Tensor) -> Tensor:
+        layout = _layout(x)
+        skip = None if skip is None else skip.contiguous(memory_format=layout)
+        weights = {name: weight.contiguous() for name, weight in weights.items()}
+        out = run(x=x.contiguous(memory_format=layout), skip=skip, **weights)
+        return out.contiguous(memory_format=layout)
+
+    return forward
 
 
-@torch.library.custom_op("mdepth::nnconv5_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    need_x: bool,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-    backend: str,
-) -> list[Tensor]:
-    """Gradients of the first seven inputs of the forward; empty where a product would be made that nobody needs."""
-    run = _dispatch.select("nnconv5_backward", backend, x.device)
-    weights = (dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
-    return run(
-        grad.contiguous(), x.contiguous(), *(w.contiguous() for w in weights), need_x, need_dw_weight, need_pw_weight
-    )
-
-
-@_op.register_fake
-def _(
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    skip: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _fake(x: Tensor, pw_weight: Tensor, **others: Any) -> Tensor:
     batch, _, height, width = x.shape
     shape = (batch, pw_weight.shape[0], 2 * height, 2 * width)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
 
-@_op_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    need_x: bool,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-    backend: str,
-) -> list[Tensor]:
-    tensors = (x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift)
-    needs = (need_x, need_dw_weight, True, True, need_pw_weight, True, True)
-    return [t.new_empty(t.shape if need else (0,)) for t, need in zip(tensors, needs)]
+_WEIGHTS = ("dw_weight", "dw_scale", "dw_shift", "pw_weight", "pw_scale", "pw_shift")
+
+# `x`, `pw_weight` and `skip` have one dtype, which the result has; the others too, or float32 where that is half.
+_OP = Op(
+    "nnconv5",
+    reference,
+    inputs={
+        "x": T("batch", "channels", "height", "width"),
+        "dw_weight": T("channels", 1, 5, 5),
+        "dw_scale": T("channels"),
+        "dw_shift": T("channels"),
+        "pw_weight": T("out_channels", "channels", 1, 1),
+        "pw_scale": T("out_channels"),
+        "pw_shift": T("out_channels"),
+        "skip": T("batch", "out_channels", "2*height", "2*width", optional=True),
+    },
+    outputs={"out": T("batch", "out_channels", "2*height", "2*width")},
+    backward=Backward(takes=("x", *_WEIGHTS), gradients=("x", *_WEIGHTS), same=("skip",)),
+    any_layout=True,
+    fake=_fake,
+)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, _, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    needs = ctx.needs_input_grad
-    skip = grad if needs[7] else None
-    if not any(needs[:7]):
-        return *[None] * 7, skip, None
-    wanted = (needs[0], needs[1], needs[4])
-    tensors = ctx.saved_tensors
-    dtype = tensors[2].dtype  # of the scales: the backward of half is computed in float32
-    grads = torch.ops.mdepth.nnconv5_backward(grad.to(dtype), *(t.to(dtype) for t in tensors), *wanted, ctx.backend)
-    return *(g.to(t.dtype) if need else None for g, t, need in zip(grads, tensors, needs)), skip, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("nnconv5")
-def _native_run(
-    backend: str,
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    skip: Tensor | None,
-) -> Tensor:
-    product = _product(backend, x)
-    if product == "exact" and x.dtype != dw_scale.dtype:
-        dtype = dw_scale.dtype
+def _native_run(backend: str, x: Tensor, pw_weight: Tensor, skip: Tensor | None, **weights: Tensor) -> Tensor:
+    product, dtype = _product(backend, x), weights["dw_scale"].dtype
+    if product == "exact" and x.dtype != dtype:
         wide = None if skip is None else skip.to(dtype)
-        weights = dw_weight, dw_scale, dw_shift, pw_weight.to(dtype), pw_scale, pw_shift
-        return _native_run(backend, x.to(dtype), *weights, wide).to(x.dtype)
+        return _native_run(backend, x.to(dtype), pw_weight.to(dtype), wide, **weights).to(x.dtype)
     # The GPU kernels read planes.
     layout = _layout(x) if backend == "cpu" else torch.contiguous_format
     x, skip = x.contiguous(memory_format=layout), None if skip is None else skip.contiguous(memory_format=layout)
     if backend != "cpu":
         pw_weight, skip = _native.aligned(pw_weight), None if skip is None else _native.aligned(skip)
-    stored, dtype, device, (batch, channels, height, width) = x.dtype, dw_scale.dtype, x.device, x.shape
-    out_channels = pw_weight.shape[0]
-    shape = (batch, out_channels, 2 * height, 2 * width)
-    out = torch.empty(shape, dtype=stored, device=device, memory_format=layout)
-    _native.call(
-        "nnconv5",
-        dtype,
-        (batch, channels, out_channels, height, width),
-        layout == torch.channels_last,
-        _native.pointer(x, "x", (batch, channels, height, width), stored, device, layout),
-        _native.pointer(dw_weight, "dw_weight", (channels, 1, 5, 5), dtype, device),
-        _native.pointer(dw_scale, "dw_scale", (channels,), dtype, device),
-        _native.pointer(dw_shift, "dw_shift", (channels,), dtype, device),
-        _native.pointer(pw_weight, "pw_weight", (out_channels, channels, 1, 1), stored, device),
-        _native.pointer(pw_scale, "pw_scale", (out_channels,), dtype, device),
-        _native.pointer(pw_shift, "pw_shift", (out_channels,), dtype, device),
-        _native.pointer(skip, "skip", shape, stored, device, layout),
-        _native.pointer(out, "out", shape, stored, device, layout),
-        _native.module().enums[product],
-        backend=backend,
-        device=device,
-    )
+    stored, device = x.dtype, x.device
+    sizes = _OP.forward.sizes({"x": x, "pw_weight": pw_weight, "skip": skip, **weights})
+    out = torch.empty(_OP.forward.outputs["out"].shape(sizes), dtype=stored, device=device, memory_format=layout)
+    members: dict[str, Any] = {
+        **sizes,
+        "dtype": _native.code(dtype),
+        "product": _native.code(product),
+        "channels_last": layout == torch.channels_last,
+        "x": _native.address(x, "x", stored, device, layout),
+        "pw_weight": _native.address(pw_weight, "pw_weight", stored, device),
+        "skip": 0 if skip is None else _native.address(skip, "skip", stored, device, layout),
+        "out": _native.address(out, "out", stored, device, layout),
+        **{name: _native.address(weight, name, dtype, device) for name, weight in weights.items()},
+    }
+    _native.run("nnconv5", backend, members, device)
     return out
+
+
+for _backend in ("cpu", "cuda", "nvrtc"):
+    _dispatch.implementation("nnconv5", _backend)(laid_out(functools.partial(_native_run, _backend)))
 
 
 def _product(backend: str, x: Tensor) -> str:
@@ -280,23 +215,18 @@ def _has_tensor_cores(device: torch.device) -> bool:
 def backward(
     depthwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
     pointwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
-    grad: Tensor,
-    x: Tensor,
-    dw_weight: Tensor,
-    dw_scale: Tensor,
-    dw_shift: Tensor,
-    pw_weight: Tensor,
-    pw_scale: Tensor,
-    pw_shift: Tensor,
-    need_x: bool,
-    need_dw_weight: bool,
-    need_pw_weight: bool,
-) -> list[Tensor]:
+    **values: Any,
+) -> tuple[Tensor | None, ...]:
     """The backward of every backend, given its gradients of the two weights.
 
     Those are functions of the gradient by the depthwise (pointwise) product and of the input of that product. The
-    activations are computed again, so that nothing but inputs is kept; these products are PyTorch's.
+    activations are computed again, so that nothing but inputs is kept; these products are PyTorch's. That of half is
+    computed in float32.
     """
+    dtype = values["dw_scale"].dtype
+    # Detached: which product PyTorch picks for a matmul depends on who wants a gradient, and the last bits with it.
+    grad, x, *weights = (values[name].detach().to(dtype).contiguous() for name in ("grad", "x", *_WEIGHTS))
+    dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift = weights
     batch, channels, height, width = x.shape
     out_channels = pw_weight.shape[0]
     matrix = pw_weight.view(out_channels, channels)
@@ -311,23 +241,20 @@ def backward(
     grad = torch.ops.aten.threshold_backward(grad, _affine(pointwise, pw_scale, pw_shift), 0)
     grad_pw_shift, grad_pw_scale = grad.sum((0, 2, 3)), (grad * pointwise).sum((0, 2, 3))
     grad_pointwise = grad * pw_scale[:, None, None]
-    grad_pw_weight = pointwise_weight_gradient(grad_pointwise, active) if need_pw_weight else x.new_empty((0,))
+    grad_pw_weight = pointwise_weight_gradient(grad_pointwise, active) if values["need_pw_weight"] else None
 
     grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
     grad = torch.ops.aten.threshold_backward(grad, inner, 0)
     grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
     grad_depthwise = grad * dw_scale[:, None, None]
-    grad_dw_weight = depthwise_weight_gradient(grad_depthwise, x) if need_dw_weight else x.new_empty((0,))
+    grad_dw_weight = depthwise_weight_gradient(grad_depthwise, x) if values["need_dw_weight"] else None
     # A correlation with the turned kernel.
-    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if need_x else x.new_empty((0,))
-    return [grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift]
-
-
-@_dispatch.native_implementation("nnconv5_backward")
-def _native_run_backward(backend: str, *arguments: Any) -> list[Tensor]:
-    if backend == "cpu":
-        return backward(_cpu_depthwise_weight_gradient, _cpu_pointwise_weight_gradient, *arguments)
-    return backward(_depthwise_weight_gradient, _pointwise_weight_gradient, *arguments)
+    grad_x = _depthwise(grad_depthwise, dw_weight.flip(2, 3)) if values["need_x"] else None
+    grads = grad_x, grad_dw_weight, grad_dw_scale, grad_dw_shift, grad_pw_weight, grad_pw_scale, grad_pw_shift
+    return tuple(
+        one.to(values[name].dtype) if one is not None and values[f"need_{name}"] else None
+        for name, one in zip(("x", *_WEIGHTS), grads)
+    )
 
 
 def _depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -344,34 +271,28 @@ def _pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
 
 # In native code, with the same bits for any number of threads, which PyTorch's do not have on the CPU.
 def _cpu_depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    dtype, sizes, (batch, channels, height, width) = x.dtype, tuple(x.shape), x.shape
-    out = torch.empty((channels, 1, 5, 5), dtype=dtype)
-    _native.call(
-        "nnconv5_weight_gradients",
-        dtype,
-        (batch, channels, 0, height, width),
-        _native.pointer(x, "x", sizes, dtype),
-        0,
-        _native.pointer(grad, "grad", sizes, dtype),
-        0,
-        _native.pointer(out, "out", (channels, 1, 5, 5), dtype),
-        0,
-    )
+    out = torch.empty((x.shape[1], 1, 5, 5), dtype=x.dtype)
+    _cpu_weight_gradients(x, 0, x=x, grad_depthwise=grad, grad_dw_weight=out)
     return out
 
 
 def _cpu_pointwise_weight_gradient(grad: Tensor, active: Tensor) -> Tensor:
-    dtype, (batch, channels, height, width), out_channels = active.dtype, active.shape, grad.shape[1]
-    out = torch.empty((out_channels, channels, 1, 1), dtype=dtype)
-    _native.call(
-        "nnconv5_weight_gradients",
-        dtype,
-        (batch, channels, out_channels, height, width),
-        0,
-        _native.pointer(active, "active", (batch, channels, height, width), dtype),
-        0,
-        _native.pointer(grad, "grad", (batch, out_channels, height, width), dtype),
-        0,
-        _native.pointer(out, "out", (out_channels, channels, 1, 1), dtype),
-    )
+    out = torch.empty((grad.shape[1], active.shape[1], 1, 1), dtype=active.dtype)
+    _cpu_weight_gradients(active, grad.shape[1], active=active, grad_pointwise=grad, grad_pw_weight=out)
     return out
+
+
+def _cpu_weight_gradients(like: Tensor, out_channels: int, **tensors: Tensor) -> None:
+    batch, channels, height, width = like.shape
+    sizes = {"batch": batch, "channels": channels, "out_channels": out_channels, "height": height, "width": width}
+    addresses = {name: _native.address(one, name, like.dtype, like.device) for name, one in tensors.items()}
+    _native.run("nnconv5_weight_gradients", "cpu", {**sizes, **addresses, "dtype": _native.code(like.dtype)})
+
+
+_dispatch.implementation("nnconv5_backward", "cpu")(
+    functools.partial(backward, _cpu_depthwise_weight_gradient, _cpu_pointwise_weight_gradient)
+)
+for _backend in ("cuda", "nvrtc"):
+    _dispatch.implementation("nnconv5_backward", _backend)(
+        functools.partial(backward, _depthwise_weight_gradient, _pointwise_weight_gradient)
+    )

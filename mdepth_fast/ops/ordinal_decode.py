@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Op, T, array
 from mdepth_fast.ops import _checks
 
 
@@ -33,10 +33,8 @@ def ordinal_decode(logits: Tensor, thresholds: Tensor, *, backend: str | None = 
     _checks.increasing(thresholds, "thresholds")
     dtype = _checks.working_dtype(logits)
     logits, thresholds = logits.detach().to(dtype), thresholds.detach().to(dtype)
-    if _dispatch.uses_reference("ordinal_decode", backend, logits.device):
-        with _dispatch.full_precision(logits.device):
-            return reference(logits, thresholds)
-    return torch.ops.mdepth.ordinal_decode(logits, thresholds, backend or "")
+    decoded: tuple[Tensor, Tensor] = _OP(backend, logits=logits, thresholds=thresholds)
+    return decoded
 
 
 def reference(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,37 +45,12 @@ def reference(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
     return depth.masked_fill(logits.isnan().any(1, keepdim=True), torch.nan), label
 
 
-@torch.library.custom_op("mdepth::ordinal_decode", mutates_args=())
-def _op(logits: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    run = _dispatch.select("ordinal_decode", backend, logits.device)
-    return run(logits.contiguous(), thresholds.contiguous())
-
-
-@_op.register_fake
-def _(logits: Tensor, thresholds: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    batch, _, height, width = logits.shape
-    shape = (batch, 1, height, width)
-    return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
-
-
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("ordinal_decode")
-def _native_run(backend: str, logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    dtype, device, (batch, channels, height, width) = logits.dtype, logits.device, logits.shape
-    bins, shape = channels // 2, (batch, 1, height, width)
-    depth = torch.empty(shape, dtype=dtype, device=device)
-    label = torch.empty(shape, dtype=torch.int64, device=device)
-    _native.call(
-        "ordinal_decode",
-        dtype,
-        (batch, bins, height, width),
-        _native.pointer(logits, "logits", (batch, channels, height, width), dtype, device),
-        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype, device),
-        _native.pointer(depth, "depth", shape, dtype, device),
-        _native.pointer(label, "label", shape, torch.int64, device),
-        backend=backend,
-        device=device,
-    )
-    return depth, label
+_OP = Op(
+    "ordinal_decode",
+    reference,
+    inputs={"logits": T("batch", "2*bins", "height", "width"), "thresholds": T("bins+1")},
+    outputs={
+        "depth": T("batch", 1, "height", "width"),
+        "label": array(torch.int64, "batch", 1, "height", "width"),
+    },
+)

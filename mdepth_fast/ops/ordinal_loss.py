@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T, array, total
 from mdepth_fast.ops import _checks
 
 
@@ -42,10 +42,8 @@ def ordinal_loss(
     _checks.increasing(thresholds, "thresholds")
     dtype = _checks.working_dtype(logits)
     logits, depth, thresholds = logits.to(dtype), depth.detach().to(dtype), thresholds.detach().to(dtype)
-    if _dispatch.uses_reference("ordinal_loss", backend, logits.device):
-        with _dispatch.full_precision(logits.device):
-            return reference(logits, depth, thresholds, valid)
-    return torch.ops.mdepth.ordinal_loss(logits, depth, thresholds, valid, backend or "")[0]
+    loss: Tensor = _OP(backend, logits=logits, depth=depth, thresholds=thresholds, valid=valid)
+    return loss
 
 
 def reference(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -60,97 +58,16 @@ def reference(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor |
     return torch.where(valid, cost, 0).sum() / valid.sum().clamp(min=1)
 
 
-@torch.library.custom_op("mdepth::ordinal_loss", mutates_args=())
-def _op(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """The loss, and how many pixels were valid."""
-    run = _dispatch.select("ordinal_loss", backend, logits.device)
-    return run(logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _checks.contiguous(valid))
-
-
-@torch.library.custom_op("mdepth::ordinal_loss_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str
-) -> Tensor:
-    run = _dispatch.select("ordinal_loss_backward", backend, logits.device)
-    return run(grad, count, logits.contiguous(), depth.contiguous(), thresholds.contiguous(), _checks.contiguous(valid))
-
-
-@_op.register_fake
-def _(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(()), logits.new_empty((), dtype=torch.int64)
-
-
-@_op_backward.register_fake
-def _(
-    grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None, backend: str
-) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    logits, depth, thresholds, valid, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], logits, depth, thresholds, valid)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    if grad is None:
-        return None, None, None, None, None
-    grad_logits = torch.ops.mdepth.ordinal_loss_backward(grad, *ctx.saved_tensors, ctx.backend)
-    return grad_logits, None, None, None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("ordinal_loss")
-def _native_run(
-    backend: str, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    device = logits.device
-    loss = torch.empty((), dtype=torch.float64, device=device)
-    count = torch.empty((), dtype=torch.int64, device=device)
-    _native.call(
-        "ordinal_loss",
-        logits.dtype,
-        *_arguments(count, logits, depth, thresholds, valid),
-        _native.pointer(loss, "loss", (), torch.float64, device),
-        backend=backend,
-        device=device,
-    )
-    return loss.to(logits.dtype), count
-
-
-@_dispatch.native_implementation("ordinal_loss_backward")
-def _native_run_backward(
-    backend: str, grad: Tensor, count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
-) -> Tensor:
-    dtype, device = logits.dtype, logits.device
-    grad_logits = torch.empty(logits.shape, dtype=dtype, device=device)
-    _native.call(
-        "ordinal_loss_backward",
-        dtype,
-        *_arguments(count, logits, depth, thresholds, valid),
-        _native.pointer(grad, "grad", (), dtype, device),
-        _native.pointer(grad_logits, "grad_logits", tuple(logits.shape), dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return grad_logits
-
-
-def _arguments(
-    count: Tensor, logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None
-) -> tuple[tuple[int, ...] | int, ...]:
-    dtype, device, (batch, channels, height, width) = logits.dtype, logits.device, logits.shape
-    bins, map_shape = channels // 2, (batch, 1, height, width)
-    return (
-        (batch, bins, height, width),
-        _native.pointer(logits, "logits", tuple(logits.shape), dtype, device),
-        _native.pointer(depth, "depth", map_shape, dtype, device),
-        _native.pointer(thresholds, "thresholds", (bins + 1,), dtype, device),
-        _native.pointer(valid, "valid", map_shape, torch.bool, device),
-        _native.pointer(count, "count", (), torch.int64, device),
-    )
+_OP = Op(
+    "ordinal_loss",
+    reference,
+    inputs={
+        "logits": T("batch", "2*bins", "height", "width"),
+        "depth": T("batch", 1, "height", "width"),
+        "thresholds": T("bins+1"),
+        "valid": array(torch.bool, "batch", 1, "height", "width", optional=True),
+    },
+    outputs={"loss": total()},
+    kept={"count": array(torch.int64)},  # of valid pixels
+    backward=Backward(takes=("logits", "depth", "thresholds", "valid", "count"), gradients=("logits",)),
+)

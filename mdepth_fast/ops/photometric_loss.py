@@ -1,10 +1,9 @@
 """Per-pixel photometric distance: weighted SSIM and L1 of two images."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T
 from mdepth_fast.ops import _checks
 
 C1, C2 = 1e-4, 9e-4
@@ -38,10 +37,8 @@ def photometric_loss(
     _checks.fraction(ssim_weight, "ssim_weight")
     dtype = _checks.working_dtype(prediction, target)
     prediction, target = prediction.to(dtype), target.to(dtype)
-    if _dispatch.uses_reference("photometric_loss", backend, prediction.device):
-        with _dispatch.full_precision(prediction.device):
-            return reference(prediction, target, ssim_weight)
-    return torch.ops.mdepth.photometric_loss(prediction, target, ssim_weight, backend or "")
+    loss: Tensor = _OP(backend, prediction=prediction, target=target, ssim_weight=ssim_weight)
+    return loss
 
 
 def reference(prediction: Tensor, target: Tensor, ssim_weight: float = 0.85) -> Tensor:
@@ -63,110 +60,14 @@ def reference(prediction: Tensor, target: Tensor, ssim_weight: float = 0.85) -> 
     return ssim_weight * distance + (1 - ssim_weight) * absolute
 
 
-@torch.library.custom_op("mdepth::photometric_loss", mutates_args=())
-def _op(prediction: Tensor, target: Tensor, ssim_weight: float, backend: str) -> Tensor:
-    run = _dispatch.select("photometric_loss", backend, prediction.device)
-    return run(prediction.contiguous(), target.contiguous(), ssim_weight)
-
-
-@torch.library.custom_op("mdepth::photometric_loss_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ssim_weight: float,
-    need_prediction: bool,
-    need_target: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    run = _dispatch.select("photometric_loss_backward", backend, prediction.device)
-    return run(
-        grad.contiguous(), prediction.contiguous(), target.contiguous(), ssim_weight, need_prediction, need_target
-    )
-
-
-@_op.register_fake
-def _(prediction: Tensor, target: Tensor, ssim_weight: float, backend: str) -> Tensor:
-    batch, _, height, width = prediction.shape
-    return prediction.new_empty((batch, 1, height, width))
-
-
-@_op_backward.register_fake
-def _(
-    grad: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ssim_weight: float,
-    need_prediction: bool,
-    need_target: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _gradient(prediction, need_prediction), _gradient(target, need_target)
-
-
-def _gradient(like: Tensor, needed: bool) -> Tensor:
-    """Room for a gradient; an empty tensor where nobody needs it."""
-    return torch.empty(like.shape if needed else (0,), dtype=like.dtype, device=like.device)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    prediction, target, ctx.ssim_weight, ctx.backend = inputs
-    ctx.save_for_backward(prediction, target)
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    prediction, target = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:2]
-    grads = torch.ops.mdepth.photometric_loss_backward(grad, prediction, target, ctx.ssim_weight, *needs, ctx.backend)
-    return *(g if need else None for g, need in zip(grads, needs)), None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("photometric_loss")
-def _native_run(backend: str, prediction: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
-    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
-    out_shape = (shape[0], 1, *shape[2:])
-    loss = torch.empty(out_shape, dtype=dtype, device=device)
-    _native.call(
-        "photometric_loss",
-        dtype,
-        shape,
-        ssim_weight,
-        _native.pointer(prediction, "prediction", shape, dtype, device),
-        _native.pointer(target, "target", shape, dtype, device),
-        _native.pointer(loss, "loss", out_shape, dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return loss
-
-
-@_dispatch.native_implementation("photometric_loss_backward")
-def _native_run_backward(
-    backend: str,
-    grad: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    ssim_weight: float,
-    need_prediction: bool,
-    need_target: bool,
-) -> tuple[Tensor, Tensor]:
-    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
-    grads = _gradient(prediction, need_prediction), _gradient(target, need_target)
-    _native.call(
-        "photometric_loss_backward",
-        dtype,
-        shape,
-        ssim_weight,
-        _native.pointer(prediction, "prediction", shape, dtype, device),
-        _native.pointer(target, "target", shape, dtype, device),
-        _native.pointer(grad, "grad", (shape[0], 1, *shape[2:]), dtype, device),
-        _native.pointer(grads[0] if need_prediction else None, "grad_prediction", shape, dtype, device),
-        _native.pointer(grads[1] if need_target else None, "grad_target", shape, dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return grads
+_OP = Op(
+    "photometric_loss",
+    reference,
+    inputs={
+        "prediction": T("batch", "channels", "height", "width"),
+        "target": T("batch", "channels", "height", "width"),
+    },
+    options={"ssim_weight": float},
+    outputs={"loss": T("batch", 1, "height", "width")},
+    backward=Backward(takes=("prediction", "target", "ssim_weight"), gradients=("prediction", "target")),
+)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast._op import Backward, Op, T, array, total
 from mdepth_fast.ops import _checks
 
 Form = Literal["eigen", "image_mean", "sqrt", "sqrt_unbiased"]
@@ -61,15 +61,18 @@ def silog_loss(
     _checks.positive(scale, "scale")
     dtype = _checks.working_dtype(prediction)
     prediction, depth = prediction.to(dtype), depth.detach().to(dtype)
-    if _dispatch.uses_reference("silog_loss", backend, prediction.device):
-        with _dispatch.full_precision(prediction.device):
-            loss = reference(prediction, depth, mask, measured, form, variance_focus, scale, log_prediction)
-        if not torch.compiler.is_compiling():
-            _explain(loss, prediction, depth, mask, measured, log_prediction)
-        return loss
-    return torch.ops.mdepth.silog_loss(
-        prediction, depth, mask, measured, form, variance_focus, scale, log_prediction, backend or ""
-    )[0]
+    loss: Tensor = _OP(
+        backend,
+        prediction=prediction,
+        depth=depth,
+        valid=mask,
+        measured=measured,
+        form=form,
+        variance_focus=variance_focus,
+        scale=scale,
+        log_prediction=log_prediction,
+    )
+    return loss
 
 
 def reference(
@@ -107,7 +110,13 @@ def reference(
 
 
 def _explain(
-    loss: Tensor, prediction: Tensor, depth: Tensor, valid: Tensor | None, measured: bool, log_prediction: bool
+    loss: Tensor,
+    prediction: Tensor,
+    depth: Tensor,
+    valid: Tensor | None,
+    measured: bool,
+    log_prediction: bool,
+    **_: object,
 ) -> None:
     """A NaN of what nobody masked is an error with a name, where looking does not stall a device."""
     if depth.device.type != "cpu" or valid is not None or measured or not bool(loss.detach().isnan()):
@@ -124,175 +133,21 @@ def _explain(
         )
 
 
-@torch.library.custom_op("mdepth::silog_loss", mutates_args=())
-def _op(
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    form: str,
-    variance_focus: float,
-    scale: float,
-    log_prediction: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The loss, and of its gradient by the residuals d the slope and shift of each image, float64 (B, 2)."""
-    run = _dispatch.select("silog_loss", backend, prediction.device)
-    loss, coefficients = run(
-        prediction.contiguous(),
-        depth.contiguous(),
-        _checks.contiguous(valid),
-        measured,
-        form,
-        variance_focus,
-        scale,
-        log_prediction,
-    )
-    _explain(loss, prediction, depth, valid, measured, log_prediction)
-    return loss, coefficients
-
-
-@torch.library.custom_op("mdepth::silog_loss_backward", mutates_args=())
-def _op_backward(
-    grad: Tensor,
-    coefficients: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    log_prediction: bool,
-    backend: str,
-) -> Tensor:
-    run = _dispatch.select("silog_loss_backward", backend, prediction.device)
-    return run(
-        grad,
-        coefficients,
-        prediction.contiguous(),
-        depth.contiguous(),
-        _checks.contiguous(valid),
-        measured,
-        log_prediction,
-    )
-
-
-@_op.register_fake
-def _(
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    form: str,
-    variance_focus: float,
-    scale: float,
-    log_prediction: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return prediction.new_empty(()), prediction.new_empty((prediction.shape[0], 2), dtype=torch.float64)
-
-
-@_op_backward.register_fake
-def _(
-    grad: Tensor,
-    coefficients: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    log_prediction: bool,
-    backend: str,
-) -> Tensor:
-    return prediction.new_empty(prediction.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    prediction, depth, valid, ctx.measured, _, _, _, ctx.log_prediction, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], prediction, depth, valid)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    if grad is None:
-        return (None,) * 9
-    grad_prediction = torch.ops.mdepth.silog_loss_backward(
-        grad, *ctx.saved_tensors, ctx.measured, ctx.log_prediction, ctx.backend
-    )
-    return (grad_prediction, *(None,) * 8)
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
-_dispatch.register_autocast(_op)
-
-
-@_dispatch.native_implementation("silog_loss")
-def _native_run(
-    backend: str,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    form: str,
-    variance_focus: float,
-    scale: float,
-    log_prediction: bool,
-) -> tuple[Tensor, Tensor]:
-    device = prediction.device
-    loss = torch.empty((), dtype=torch.float64, device=device)
-    coefficients = torch.empty((prediction.shape[0], 2), dtype=torch.float64, device=device)
-    _native.call(
-        "silog_loss",
-        prediction.dtype,
-        *_arguments(prediction, depth, valid, measured, log_prediction, coefficients),
-        _native.module().enums[form],
-        variance_focus,
-        scale,
-        _native.pointer(loss, "loss", (), torch.float64, device),
-        backend=backend,
-        device=device,
-    )
-    return loss.to(prediction.dtype), coefficients
-
-
-@_dispatch.native_implementation("silog_loss_backward")
-def _native_run_backward(
-    backend: str,
-    grad: Tensor,
-    coefficients: Tensor,
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    log_prediction: bool,
-) -> Tensor:
-    dtype, device = prediction.dtype, prediction.device
-    grad_prediction = torch.empty(prediction.shape, dtype=dtype, device=device)
-    _native.call(
-        "silog_loss_backward",
-        dtype,
-        *_arguments(prediction, depth, valid, measured, log_prediction, coefficients),
-        _native.pointer(grad, "grad", (), dtype, device),
-        _native.pointer(grad_prediction, "grad_prediction", tuple(prediction.shape), dtype, device),
-        backend=backend,
-        device=device,
-    )
-    return grad_prediction
-
-
-def _arguments(
-    prediction: Tensor,
-    depth: Tensor,
-    valid: Tensor | None,
-    measured: bool,
-    log_prediction: bool,
-    coefficients: Tensor,
-) -> tuple[tuple[int, ...] | int, ...]:
-    dtype, device, shape = prediction.dtype, prediction.device, tuple(prediction.shape)
-    return (
-        (shape[0], shape[2], shape[3]),
-        log_prediction,
-        measured,
-        _native.pointer(prediction, "prediction", shape, dtype, device),
-        _native.pointer(depth, "depth", shape, dtype, device),
-        _native.pointer(valid, "valid", shape, torch.bool, device),
-        _native.pointer(coefficients, "coefficients", (shape[0], 2), torch.float64, device),
-    )
+_OP = Op(
+    "silog_loss",
+    reference,
+    inputs={
+        "prediction": T("batch", 1, "height", "width"),
+        "depth": T("batch", 1, "height", "width"),
+        "valid": array(torch.bool, "batch", 1, "height", "width", optional=True),
+    },
+    options={"measured": bool, "form": str, "variance_focus": float, "scale": float, "log_prediction": bool},
+    outputs={"loss": total()},
+    # Of the gradient by the residuals d the slope and shift of each image.
+    kept={"coefficients": array(torch.float64, "batch", 2)},
+    backward=Backward(
+        takes=("prediction", "depth", "valid", "coefficients", "measured", "log_prediction"),
+        gradients=("prediction",),
+    ),
+    after=_explain,
+)

@@ -1,7 +1,6 @@
 """A backend of tests only, "host": the CUDA kernels compiled by g++, run thread by thread, reached through the ops."""
 
 import ctypes
-import functools
 import sys
 from pathlib import Path
 
@@ -32,9 +31,9 @@ def host(host_library, monkeypatch):
             ran.append(kernel)
             assert host_library.run_kernel(kernel.encode(), blocks, threads, params) == 0, kernel
 
-    for (op, backend), run in list(_dispatch._implementations.items()):
+    for (function, backend), run in list(_dispatch._implementations.items()):
         if backend == "nvrtc":
-            monkeypatch.setitem(_dispatch._implementations, (op, "host"), functools.partial(run.func, "nvrtc"))
+            monkeypatch.setitem(_dispatch._implementations, (function, "host"), run)
     monkeypatch.setattr(nvrtc, "launch", launch)
     monkeypatch.setattr(_dispatch, "BACKENDS", (*_dispatch.BACKENDS, "host"))
     return ran

@@ -57,11 +57,18 @@ def test_reasons_of_cuda(installation):
     assert "the driver is for CUDA 12.8: too old" in installation(built, driver=12080)
 
 
-def test_the_dispatcher_passes_the_reasons_on(installation, monkeypatch):
+@pytest.fixture
+def forgetful():
+    _dispatch.forget()
+    yield
+    _dispatch.forget()
+
+
+def test_the_dispatcher_passes_the_reasons_on(forgetful, installation, monkeypatch):
     installation(None)
     monkeypatch.setattr(nvrtc, "unavailable", lambda device: "no CuPy")
     with pytest.raises(RuntimeError, match=r"backend 'cuda' was asked for.*cuda: .*without CUDA.*nvrtc: no CuPy"):
-        _dispatch.select("photometric_loss", "cuda", DEVICE)
+        _dispatch.resolve("photometric_loss", "cuda", DEVICE)
     assert _dispatch.why_not("photometric_loss", "cuda", torch.device("cpu")).startswith("needs CUDA tensors")
 
 
@@ -86,6 +93,7 @@ def test_a_compiler_does_not_look_into_the_choice(case, monkeypatch):
         assert _native.module().isa()
         return why_not(op, backend, device)
 
+    _dispatch.forget()
     monkeypatch.setattr(_dispatch, "why_not", asking)
     torch._dynamo.reset()
     inputs = case.inputs()
@@ -126,11 +134,12 @@ def test_the_loader_launches_on_torchs_stream(monkeypatch):
     nvrtc._module.cache_clear()
     a, b = np.random.default_rng(0).random((2, 1, 3, 8, 9))
     shape, out = (1, 3, 8, 9), np.zeros((1, 1, 8, 9))
-    where = _native.module().Where(False, 0, 0, lambda count: pytest.fail("needs no workspace"))
     addresses = [x.ctypes.data for x in (a, b, out)]
-    launches, params = _native.module().photometric_loss(1, where, shape, 0.85, *addresses)
+    members = dict(zip(("batch", "channels", "height", "width"), shape), dtype=1, ssim_weight=0.85)
+    members |= dict(zip(("prediction", "target", "loss"), addresses))
+    params = _native.params("photometric_loss").pack(members)
     for _ in range(2):
-        nvrtc.launch("photometric_loss", launches, params, DEVICE)
+        _native.run("photometric_loss", "nvrtc", members, DEVICE)
     nvrtc._module.cache_clear()
     compiled, first, second = log
     assert compiled == ("compile", nvrtc.source("photometric_loss"))

@@ -226,7 +226,7 @@ def test_cuda_runs_on_its_own_accord():
     if (reason := _dispatch.why_not("min_reprojection", "cuda", device)) is not None:
         pytest.skip(f"gpu: cuda cannot run here: {reason}")
     for case in CASES:
-        assert _dispatch.select(case.name, "", device) is _dispatch._implementations[case.name, "cuda"]
+        assert _dispatch.resolve(case.name, "", device) == "cuda"
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "tf32"], ids=str)

@@ -1,7 +1,6 @@
 """What holds for every op alike: agreement of backends, layouts, dtypes, compilers, threads, forks, empty batches."""
 
 import dataclasses
-import inspect
 import multiprocessing
 import os
 import subprocess
@@ -14,7 +13,7 @@ from cases import CASES, assert_empty, gradients
 from scenes import SIZES, awkward_layouts, relative_error
 
 import mdepth_fast
-from mdepth_fast import _dispatch, _native
+from mdepth_fast import _dispatch, _native, _op
 
 per_op = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 per_differentiable_op = pytest.mark.parametrize(
@@ -77,28 +76,32 @@ def test_gradcheck(case):
     assert torch.autograd.gradcheck(function, tuple(leaves.values()), eps=1e-7, atol=1e-5, rtol=1e-5)
 
 
+class _Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Collects calls of registered functions: (function, arguments, keywords)."""
+
+    def __enter__(self):
+        self.calls = []
+        super().__enter__()
+        return self.calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "mdepth":
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
 @per_op
 def test_opcheck(case):
     """Each registered op, with the arguments that the public function hands it."""
-    calls = []
-    original = {}
-    for name in (case.name, case.name + "_backward"):
-        if hasattr(torch.ops.mdepth, name):
-            original[name] = getattr(torch.ops.mdepth, name)
     inputs = case.inputs(batch=1, height=5, width=6)
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "mdepth":
-                calls.append((function, args, kwargs or {}))
-            return function(*args, **(kwargs or {}))
-
     leaves = {name: value.clone().requires_grad_(name in case.differentiable) for name, value in inputs.items()}
-    with Recorder():
+    with _Calls() as calls:
         outputs = case.call("cpu", **leaves)
         if case.differentiable:
             sum(o.sum() for o in outputs).backward()
-    assert {function.__name__.split(".")[0] for function, _, _ in calls} == set(original)
+    op = _op.OPS[case.name]
+    registered = {kernel.name for kernel in (op.forward, op.backward) if kernel}
+    assert {function.__name__.split(".")[0] for function, _, _ in calls} == registered
     for function, args, kwargs in calls:
         grad = bool(case.differentiable) and "backward" not in function.__name__
         args = torch.utils._pytree.tree_map_only(
@@ -108,7 +111,8 @@ def test_opcheck(case):
 
 
 @per_op
-def test_compiles_to_one_graph_and_backends_switch_without_a_recompile(case):
+def test_compiles_to_one_graph(case):
+    """Again for another backend asked for, which the graph then holds, forward and backward."""
     inputs = case.inputs()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
@@ -116,11 +120,16 @@ def test_compiles_to_one_graph_and_backends_switch_without_a_recompile(case):
     want, want_grads = gradients(case, "cpu", inputs)
 
     one = dataclasses.replace(case, call=compiled)
-    got, got_grads = gradients(one, None, inputs)
-    assert relative_error(got, want) < 1e-6 and relative_error(got_grads, want_grads) < 1e-6
-    with mdepth_fast.use_backend("cpu"):
-        gradients(one, None, inputs)
+    for _ in range(2):
+        got, got_grads = gradients(one, None, inputs)
+        assert relative_error(got, want) < 1e-6 and relative_error(got_grads, want_grads) < 1e-6
     assert counter.frame_count == 1
+    with mdepth_fast.use_backend("cpu"):
+        got, got_grads = gradients(one, None, inputs)
+    assert relative_error(got, want) < 1e-6 and relative_error(got_grads, want_grads) < 1e-6
+    with mdepth_fast.use_backend("reference"), _dispatch.record() as calls:
+        gradients(one, None, inputs)
+    assert counter.frame_count == 3 and not calls
 
 
 @per_op
@@ -220,8 +229,7 @@ def test_outputs_are_written_everywhere(case, monkeypatch):
         result = empty(*args, **kwargs)
         return result.fill_(torch.nan if result.is_floating_point() else 1 if result.dtype == torch.bool else 99)
 
-    module = inspect.getmodule(getattr(mdepth_fast.ops, case.name))
-    monkeypatch.setattr(module.torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", poisoned)
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poisoned(*a, **{"dtype": self.dtype, **k}))
     got, got_grads = gradients(case, "cpu", inputs)
     assert torch.equal(got[0], want[0])
@@ -278,15 +286,17 @@ def test_unknown_and_unavailable_backends(case):
 
 
 @per_op
-def test_use_backend_reaches_the_reference(case, monkeypatch):
+def test_use_backend_reaches_the_reference(case):
     inputs = case.inputs()
-    monkeypatch.setattr(_dispatch, "select", lambda *_: pytest.fail("a kernel ran"))
-    with mdepth_fast.use_backend("reference"):
+    with mdepth_fast.use_backend("reference"), _dispatch.record() as calls:
         case.call(None, **inputs)
+    assert not calls
 
 
 def test_environment_variable_chooses(tmp_path):
-    script = "import torch, mdepth_fast._dispatch as d; print(d.uses_reference('x', None, torch.device('cpu')))"
+    script = (
+        "import torch, mdepth_fast._dispatch as d; print(d.uses_reference('x', d.asked(None), torch.device('cpu')))"
+    )
     for value, want in (("reference", "True"), ("cpu", "False")):
         out = subprocess.run(
             [sys.executable, "-c", script],
@@ -307,21 +317,39 @@ def test_environment_variable_chooses(tmp_path):
 def test_automatic_fall_to_reference_is_announced_once(monkeypatch):
     monkeypatch.setattr(_native, "_reason", "not built")
     monkeypatch.setattr(_dispatch, "_warned", set())
-    with pytest.warns(RuntimeWarning, match="photometric_loss runs as plain PyTorch on cpu: cpu: not built"):
-        assert _dispatch.uses_reference("photometric_loss", None, torch.device("cpu"))
-    with pytest.raises(RuntimeError, match="not built"):
-        _dispatch.select("photometric_loss", "cpu", torch.device("cpu"))
+    _dispatch.forget()
+    try:
+        with pytest.warns(RuntimeWarning, match="photometric_loss runs as plain PyTorch on cpu: cpu: not built"):
+            assert _dispatch.uses_reference("photometric_loss", "", torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="not built"):
+            _dispatch.resolve("photometric_loss", "cpu", torch.device("cpu"))
+    finally:
+        monkeypatch.undo()
+        _dispatch.forget()
 
 
 def test_native_boundary_rejects_what_the_kernels_cannot_take():
+    device = torch.device("cpu")
     good = torch.zeros(2, 3)
-    assert _native.pointer(good, "x", (2, 3), torch.float32) == good.data_ptr()
-    assert _native.pointer(None, "x", (2, 3), torch.float32) == 0
-    for bad in (good.double(), good.T, torch.zeros(3, 3)):
+    assert _native.address(good, "x", torch.float32, device) == good.data_ptr()
+    for bad in (good.double(), good.T, torch.zeros(2, 6)[:, ::2]):
         with pytest.raises(RuntimeError, match=r"^x: expected"):
-            _native.pointer(bad, "x", (2, 3), torch.float32)
-    with pytest.raises(RuntimeError, match="contiguous"):
-        _native.pointer(torch.zeros(2, 6)[:, ::2], "x", (2, 3), torch.float32)
+            _native.address(bad, "x", torch.float32, device)
+
+
+@per_op
+def test_arrays_that_do_not_fit_together_reach_no_kernel(case):
+    """The registered functions, which anybody may call, check every shape before an address is taken."""
+    with _Calls() as calls:
+        case.call("cpu", **case.inputs(batch=2, height=6, width=8))
+    (function, args, keywords), kernel = calls[0], _op.OPS[case.name].forward
+    for index, name in enumerate(kernel.inputs):
+        value = args[index]
+        if not isinstance(value, torch.Tensor) or value.dim() < 2:
+            continue
+        wrong = [*args[:index], value[None], *args[index + 1 :]]
+        with pytest.raises(RuntimeError, match=rf"{case.name}: {name}: expected shape"):
+            function(*wrong, **keywords)
 
 
 def test_info_names_every_backend_and_reason():

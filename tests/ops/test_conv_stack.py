@@ -114,7 +114,7 @@ def test_gradients_only_through_the_reference():
     x, one = torch.randn(1, 4, 6, 5, requires_grad=True), block(4, 3, dtype=torch.float32)
     (grad,) = torch.autograd.grad(conv_stack(x, [one], backend="reference").sum(), x)
     assert grad.any()
-    with use_backend("cpu"), pytest.raises(RuntimeError, match="autograd"):
+    with use_backend("cpu"), pytest.raises(RuntimeError, match=r"conv_stack: .* no gradient"):
         conv_stack(x, [one]).sum().backward()
 
 

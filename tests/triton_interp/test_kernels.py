@@ -93,9 +93,9 @@ def test_reads_and_writes_stay_inside(case, monkeypatch):
             return [guarded_tensors(one) for one in value]
         return guard(value.shape, value.dtype, value) if isinstance(value, torch.Tensor) else value
 
-    def guarded_select(op, backend, device):
-        def run(*arguments):
-            arguments = [guarded_tensors(value) for value in arguments]
+    def guarded_select(function, backend):
+        def run(**arguments):
+            arguments = {name: guarded_tensors(value) for name, value in arguments.items()}
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "empty", lambda shape, dtype, device: guard(shape, dtype))
                 patch.setattr(torch, "zeros", lambda shape, dtype, device: guard(shape, dtype, torch.tensor(0)))
@@ -105,9 +105,9 @@ def test_reads_and_writes_stay_inside(case, monkeypatch):
                     "new_empty",
                     lambda t, shape, dtype=None, **k: new_empty(t, shape, **k) if k else guard(shape, dtype or t.dtype),
                 )
-                return function(*arguments)
+                return implementation(**arguments)
 
-        function = select(op, backend, device)
+        implementation = select(function, backend)
         return run
 
     monkeypatch.setattr(_dispatch, "select", guarded_select)

@@ -58,7 +58,4 @@ MDEPTH_HD T resize_weight(int64_t reader, int64_t i, int64_t in, int64_t out) {
   return T(2 * out - (distance < 0 ? -distance : distance)) / T(2 * out);
 }
 
-MDEPTH_HD double inverse_depth_at_0(const DisparityToDepthParams& p) { return 1.0 / p.max_depth; }
-MDEPTH_HD double inverse_depth_range(const DisparityToDepthParams& p) { return 1.0 / p.min_depth - 1.0 / p.max_depth; }
-
 }  // namespace mdepth

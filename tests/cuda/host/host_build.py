@@ -20,11 +20,29 @@ def _folder():
 
 
 @functools.cache
+def ops() -> tuple[str, ...]:
+    """Names of the ops with CUDA kernels."""
+    files = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
+    return tuple(path.stem for path in files if path.stem not in ("block", "tensor"))
+
+
+@functools.cache
+def _all_kernels() -> Path:
+    """The folder of a header that includes the kernels and lists them."""
+    folder = Path(_folder().name)
+    includes = [f'#include "{op}.cuh"' for op in ops() if op != "min_reprojection"]
+    lists = " ".join(f"MDEPTH_{op.upper()}_KERNELS(KERNEL)" for op in ops())
+    text = "\n".join([*includes, f"#define MDEPTH_ALL_KERNELS(KERNEL) {lists}", ""])
+    (folder / "all_kernels.h").write_text(text)
+    return folder
+
+
+@functools.cache
 def build(source: str, *flags: str) -> Path:
     """Compiles one of this folder's sources with the kernels; returns the library or program."""
     output = Path(_folder().name) / f"{Path(source).stem}{abs(hash(flags))}"
     command = ["g++", *FLAGS, *flags, *(f"-I{ROOT / path}" for path in INCLUDES)]
-    command += ["-include", str(HERE / "emulate.h"), str(HERE / source), "-o", str(output)]
+    command += [f"-I{_all_kernels()}", "-include", str(HERE / "emulate.h"), str(HERE / source), "-o", str(output)]
     assert shutil.which("g++"), "the kernels are run on the host by g++"
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,16 +7,7 @@
 
 inline constexpr int kFirstBarrier = __COUNTER__ + 1;
 
-#include "depth_metrics.cuh"
-#include "berhu_loss.cuh"
-#include "disparity_to_depth.cuh"
-#include "edge_aware_smoothness.cuh"
-#include "inverse_warp.cuh"
-#include "nnconv5.cuh"
-#include "ordinal_decode.cuh"
-#include "ordinal_loss.cuh"
-#include "photometric_loss.cuh"
-#include "silog_loss.cuh"
+#include "all_kernels.h"  // of host_build.py: every .cuh but min_reprojection's, and the macro MDEPTH_ALL_KERNELS
 
 inline constexpr int kBarriersBeforeMinReprojection = __COUNTER__ - kFirstBarrier;
 
@@ -35,13 +26,7 @@ struct HostKernel {
 #define HOST_KERNEL(name, threads, Params, ...) \
   {#name, [](const void* params) { ::mdepth_##name(*static_cast<const mdepth::Params*>(params)); }},
 
-inline const HostKernel host_kernels[] = {
-    MDEPTH_DEPTH_METRICS_KERNELS(HOST_KERNEL) MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(HOST_KERNEL)
-        MDEPTH_INVERSE_WARP_KERNELS(HOST_KERNEL)
-        MDEPTH_MIN_REPROJECTION_KERNELS(HOST_KERNEL) MDEPTH_NNCONV5_KERNELS(HOST_KERNEL)
-            MDEPTH_ORDINAL_DECODE_KERNELS(HOST_KERNEL) MDEPTH_ORDINAL_LOSS_KERNELS(HOST_KERNEL)
-                MDEPTH_PHOTOMETRIC_LOSS_KERNELS(HOST_KERNEL) MDEPTH_SILOG_LOSS_KERNELS(HOST_KERNEL)
-                    MDEPTH_BERHU_LOSS_KERNELS(HOST_KERNEL) MDEPTH_DISPARITY_TO_DEPTH_KERNELS(HOST_KERNEL)};
+inline const HostKernel host_kernels[] = {MDEPTH_ALL_KERNELS(HOST_KERNEL)};
 
 // Blocks in ascending or descending order: what a block leaves in shared memory must not matter to the next one.
 inline bool run_on_host(const char* name, int64_t blocks, int threads, const void* params, bool descending = false) {

@@ -1,10 +1,8 @@
-// The arithmetic of edge-aware smoothness, host and device.
+// An exponential that vectorises, host and device.
 #pragma once
 #include "mdepth/hd.h"
 
 namespace mdepth {
-
-constexpr double kMeanEpsilon = 1e-7;  // Monodepth2's
 
 // exp(-x) for x >= 0. The compiler does not vectorise expf without -ffast-math, so float has a polynomial of its own:
 // exp(-x) = 2^-k exp(r), |r| <= ln(2) / 2, relative error under 2e-7. NaN stays NaN; far out the result is 0.

@@ -1,10 +1,35 @@
 // The arithmetic of the scale-invariant logarithmic loss, host and device: the residual d of a pixel, the loss of the sums
 // of d and d^2, and the derivative by d, which is slope * d + shift with two numbers for each image.
 #pragma once
+#include "mdepth/grid.h"
 #include "mdepth/log.h"
 #include "mdepth/params.h"
+#include "mdepth/plan.h"
 
 namespace mdepth {
+
+enum class SilogForm : int { kEigen = 0, kImageMean = 1, kSqrt = 2, kSqrtUnbiased = 3 };
+
+// Which pixels count: those of `valid`, else if `measured` those of finite depth above 0, else all.
+struct SilogLossParams {
+  Dtype dtype;
+  SilogForm form;
+  int threads;
+  int64_t batch, height, width;
+  double variance_focus, scale;
+  bool log_prediction;     // prediction is log(depth)
+  bool measured;
+  const void* prediction;  // (B, 1, H, W)
+  const void* depth;       // (B, 1, H, W)
+  const bool* valid;       // (B, 1, H, W) or null
+  double* loss;            // out: one number; forward only
+  double* coefficients;    // (B, 2), slope and shift of the gradient: out in forward, in in backward
+  const void* grad;        // one number; backward only, as is all below
+  void* grad_prediction;   // out (B, 1, H, W)
+  double* workspace;       // GPU, forward only
+};
+MDEPTH_FIELDS(SilogLossParams, dtype, form, threads, batch, height, width, variance_focus, scale, log_prediction,
+              measured, prediction, depth, valid, loss, coefficients, grad, grad_prediction, workspace)
 
 enum SilogSum { kSilogCount, kSilogSum, kSilogSquares, kSilogSums };  // of an image's valid pixels
 
@@ -61,5 +86,25 @@ template <class T>
 MDEPTH_HD T silog_gradient(T residual, T prediction, T slope, T shift, bool log_prediction) {
   return (slope * residual + shift) / (log_prediction ? T(1) : prediction);
 }
+
+#if !defined(__CUDACC_RTC__)
+
+inline Plan plan_silog_loss(const SilogLossParams& p) {
+  const int64_t blocks = p.batch * spans_per_plane(p.height * p.width);
+  Plan plan;
+  plan.workspace = 3 * (blocks + p.batch);  // sums of each block, of each image
+  plan.add(with_dtype("silog_loss", p.dtype), blocks, kReduceThreads);
+  plan.add("silog_loss_sum", p.batch, kReduceThreads);
+  plan.add("silog_loss_finish", 1, 1);
+  return plan;
+}
+
+inline Plan plan_silog_loss_backward(const SilogLossParams& p) {
+  Plan plan;
+  plan.add(with_dtype("silog_loss_backward", p.dtype), p.batch * spans_per_plane(p.height * p.width), kReduceThreads);
+  return plan;
+}
+
+#endif
 
 }  // namespace mdepth

@@ -1,5 +1,0 @@
-#include "photometric_loss.cuh"
-
-#include "launcher.h"
-
-MDEPTH_KERNEL_TABLE(photometric_loss, MDEPTH_PHOTOMETRIC_LOSS_KERNELS)
