@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mdepth_fast.files import replacing
 from mdepth_fast.netadapt.graph import ChannelGraph, Layer
-from mdepth_fast.visualize import replacing
 
 __all__ = ["LatencyTable", "measure_latency", "resource"]
 
