@@ -89,7 +89,6 @@ class LatencyTable:
 
     def save(self) -> None:
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
                 content = {"machine": self.machine(), "line": self.line, "seconds": self.entries}
                 temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -13,13 +13,13 @@ from mdepth_fast.weights.read import read_content, read_pickled_module
 
 if TYPE_CHECKING:
     from mdepth_fast.weights.checkpoint import convert_content, create_converted, load_checkpoint
-    from mdepth_fast.weights.identify import identify
+    from mdepth_fast.weights.identify import fitting_models
 
 __all__ = [
     "convert_content",
     "converted_model",
     "create_converted",
-    "identify",
+    "fitting_models",
     "load_checkpoint",
     "load_encoder_weights",
     "read_content",

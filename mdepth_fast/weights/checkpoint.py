@@ -13,11 +13,11 @@ from mdepth_fast.models.base import DepthModel, Model
 from mdepth_fast.models.registry import create_model
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.weights.converted import converted_model, is_resized
-from mdepth_fast.weights.identify import identify, likely, skeleton
+from mdepth_fast.weights.identify import fitting_models, likely, skeleton
 from mdepth_fast.weights.match import CLASSIFIER, METADATA, matched, unwrapped
 from mdepth_fast.weights.read import read_content
 
-__all__ = ["convert_content", "create_converted", "identify", "load_checkpoint"]
+__all__ = ["convert_content", "create_converted", "fitting_models", "load_checkpoint"]
 
 
 def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
@@ -69,7 +69,7 @@ def convert_content(
     `name` None: the only registered model that takes the content. ValueError where none or several do.
     """
     if name is None:
-        fits = identify(content)
+        fits = fitting_models(content)
         if len(fits) > 1:
             raise ValueError(f"{path}: {', '.join(fits)} take it alike; --model says which it is")
         if not fits:

@@ -11,10 +11,10 @@ from mdepth_fast.models.base import Model
 from mdepth_fast.models.registry import get_factory, list_models
 from mdepth_fast.weights.match import CLASSIFIER, COUNTER, METADATA, unwrapped
 
-__all__ = ["identify", "likely", "skeleton"]
+__all__ = ["fitting_models", "likely", "skeleton"]
 
 
-def identify(content: Mapping[str, Any]) -> list[str]:
+def fitting_models(content: Mapping[str, Any]) -> list[str]:
     """Names of the registered models that take the content of a file exactly."""
     return [name for name, score in _scores(content).items() if score == 1]
 
