@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
         if old is not None:
             path.write_bytes(old)
         # OSError, but torch.save raises RuntimeError and safetensors an error of its own.
-        with full_disk(size // 2), pytest.raises(Exception, match="File too large|requested and|unexpected pos"):
+        with full_disk(size // 2), pytest.raises(Exception, match=r"File too large|requested and|unexpected pos"):
             WRITERS[name](path)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({} if old is None else {name: old})
     WRITERS[name](path)
