@@ -105,7 +105,7 @@ IN_PLACE = {
     "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
 }
-METHODS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv", "write_bytes", "write_text"}
+FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}
 
 
 def writes(node):
@@ -118,7 +118,9 @@ def writes(node):
             part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)
         ]
         return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
-    return name in METHODS or (name == "save" and bool(node.args))
+    if name in ("write_bytes", "write_text"):  # of a Path, which take the content alone
+        return len(node.args) == 1
+    return name in FUNCTIONS or (name == "save" and bool(node.args))
 
 
 def found_in(source):
