@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     tuple(f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "unpickle")),
     ("ops", "geometry"),
     ("kernels", "_dispatch", "_native"),
-    ("visualize", "files"),
+    ("visualize", "files", "_source_tree"),
 )
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -120,7 +120,7 @@ def writes(node):
         return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
     if name in ("write_bytes", "write_text"):  # of a Path, which take the content alone
         return len(node.args) == 1
-    return name in FUNCTIONS or (name == "save" and bool(node.args))
+    return name in FUNCTIONS or (name == "save" and isinstance(node.func, ast.Attribute) and bool(node.args))
 
 
 def found_in(source):
