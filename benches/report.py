@@ -18,6 +18,7 @@ import torch
 
 import mdepth_fast
 from mdepth_fast import benchmark as core
+from mdepth_fast.files import replacing
 
 HERE = Path(__file__).parent
 # On a GPU, where a compilation takes up to a minute, not these: another case has the same graph, or most of it.
@@ -37,10 +38,8 @@ def device_name(device: torch.device) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def milliseconds(seconds: float) -> str:

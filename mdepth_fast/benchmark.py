@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mdepth_fast import _dispatch, ops
 from mdepth_fast.evaluation import get_protocol
+from mdepth_fast.files import replacing
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 from mdepth_fast.models import DepthModel, create_model
@@ -722,7 +723,6 @@ def chart(results: dict[str, list[Measurement]], path: Path, title: str) -> None
     axes.set_ylabel("times faster than PyTorch eager")
     axes.set_title(title)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)

@@ -1,8 +1,6 @@
 """Depth for the eye and for the disk: coloured maps, panels, 16-bit PNG. Every file appears whole or not at all."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,23 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Cell", "color_range", "colorize", "draw_panel", "replacing", "write_depth_png", "write_npy", "write_png"]
+from mdepth_fast.files import replacing
+
+__all__ = ["Cell", "color_range", "colorize", "draw_panel", "write_depth_png", "write_npy", "write_png"]
 
 Array = NDArray[Any]
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it. The process id keeps two writers apart.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plane(name: str, values: Tensor | Array) -> Array:
@@ -79,13 +65,13 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"rgb: expected uint8 (H,W,3), got {rgb.dtype} {tuple(rgb.shape)}")
     with replacing(path) as temporary:
-        Image.fromarray(rgb).save(temporary)
+        Image.fromarray(rgb).save(temporary, format="PNG")
 
 
 def write_npy(path: str | Path, depth: Tensor | Array) -> None:
     """Writes depth as float32 (H,W), untouched."""
-    with replacing(path) as temporary:
-        np.save(temporary, _plane("depth", depth).astype(np.float32))
+    with replacing(path) as temporary, temporary.open("wb") as file:  # by name, np.save adds a suffix of its own
+        np.save(file, _plane("depth", depth).astype(np.float32))
 
 
 def write_depth_png(path: str | Path, depth: Tensor | Array, scale: float = 256.0) -> int:
@@ -106,7 +92,7 @@ def write_depth_png(path: str | Path, depth: Tensor | Array, scale: float = 256.
     clamped = valid & ((scaled < 1) | (scaled > 65535))
     pixels = np.where(valid, np.clip(scaled, 1, 65535), 0).astype(np.uint16)
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+        Image.fromarray(pixels).save(temporary, format="PNG")
     return int(clamped.sum())
 
 
@@ -143,4 +129,4 @@ def draw_panel(path: str | Path, cells: Sequence[Cell], *, title: str = "", colu
         drawn = axes.imshow(cell.picture, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=cell.unit)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, format="png")

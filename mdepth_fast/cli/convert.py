@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.models.checkpoints import write_converted
+    from mdepth_fast.weights import write_converted
 
     source, target = arguments.input, arguments.output
     if target.suffix != ".safetensors":
@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _read(source: Path, name: str | None, trust_pickle: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    from mdepth_fast.models import create_model, load_checkpoint
-    from mdepth_fast.models.checkpoints import convert_content, read_content, read_pickled_module
+    from mdepth_fast.models import create_model
     from mdepth_fast.training.trained import load_trained
+    from mdepth_fast.weights import convert_content, load_checkpoint, read_content, read_pickled_module
 
     if source.is_dir() and name:
         model = create_model(name)

@@ -1,7 +1,10 @@
-"""Depth and pose nets, by name and by class."""
+"""Depth and pose nets, by name and by class. A file that registers models is imported here."""
+
+from typing import TYPE_CHECKING, Any
+
+from mdepth_fast.weights.encoder import load_encoder_weights
 
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
-from .checkpoints import load_checkpoint, load_encoder_weights
 from .dorn import DORN, sid_thresholds, ud_thresholds
 from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
@@ -11,6 +14,9 @@ from .mobilenet import MobileNet
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
+
+if TYPE_CHECKING:
+    from mdepth_fast.weights.checkpoint import load_checkpoint
 
 __all__ = [
     "DORN",
@@ -38,3 +44,12 @@ __all__ = [
     "sid_thresholds",
     "ud_thresholds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # An alias, on demand: `checkpoint` stands above the models and imports them.
+    if name == "load_checkpoint":
+        from mdepth_fast.weights.checkpoint import load_checkpoint
+
+        return load_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,15 +9,18 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdepth_fast.weights.encoder import load_encoder_weights
+
 from ..ops import ordinal_decode
 from .base import DepthModel, check_images
-from .checkpoints import load_encoder_weights
+from .registry import register_model
 from .resnet import VARIANTS, Bottleneck, stage
 
 __all__ = ["DORN", "sid_thresholds", "ud_thresholds"]
@@ -353,3 +356,17 @@ def _check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
 def _zoom(x: Tensor) -> Tensor:
     size = [(length - 1) * _ZOOM + 1 for length in x.shape[-2:]]
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+_NYU: dict[str, Any] = {
+    "window": (257, 353),
+    "sliding": False,
+    "K": 68,
+    "alpha": math.exp(-0.36),
+    "beta": math.exp(2.36),
+    "rates": (4, 8, 12),
+    "pool": 8,
+    "fc_lr": 1.0,
+}
+register_model("dorn_resnet101_kitti", DORN)
+register_model("dorn_resnet101_nyu", partial(DORN, **_NYU))

@@ -10,15 +10,18 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdepth_fast.weights.encoder import load_encoder_weights
+
 from .base import DepthModel, Kind, check_images
-from .checkpoints import load_encoder_weights
 from .doubled_conv import doubled_conv
+from .registry import register_model
 from .resnetv2 import ResNetV2
 from .vit import PATCH, PatchEmbed, VisionTransformer, gelu
 from .winograd import WinogradConv2d, fits
@@ -386,3 +389,10 @@ def _transformers_modules(geometry: DPTGeometry) -> dict[str, str]:
                     f"{fusion}.residual_layer{unit}.convolution{conv}"
                 )
     return modules
+
+
+for _name in GEOMETRIES:
+    register_model(f"dpt_{_name}", partial(DPT, _name))
+    # The published constants and sizes of the hybrid; for the others nothing is published.
+    register_model(f"dpt_{_name}_kitti", partial(DPT, _name, scale=6.016e-5, shift=0.00579, target_size=(352, 1216)))
+    register_model(f"dpt_{_name}_nyu", partial(DPT, _name, scale=3.05e-4, shift=0.1378, target_size=(480, 640)))

@@ -1,6 +1,7 @@
 """Eigen, Puhrsch, Fergus, NIPS 2014 (arXiv 1406.2283): a coarse stack that sees all of the image, a fine one on top."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import DepthModel, check_images
+from .registry import register_model
 
 __all__ = ["Eigen2014"]
 
@@ -278,3 +280,9 @@ def _arrays(content: Any) -> list[Tensor]:
     if isinstance(content, Mapping):
         return [array for value in content.values() for array in _arrays(value)]
     return [content] if isinstance(content, Tensor) else []
+
+
+register_model("eigen2014_nyu", Eigen2014)
+register_model(
+    "eigen2014_kitti", partial(Eigen2014, input_size=(172, 576), fine_rows=116, log_depth_mean=2.7, log_depth_std=0.6)
+)

@@ -4,6 +4,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdepth_fast.weights.encoder import load_encoder_weights
+
 from ..ops import ConvBlock, conv_stack
 from .base import DepthModel, check_images
-from .checkpoints import load_encoder_weights
 from .mobilenet import CHANNELS, mobilenet_units
+from .registry import register_model
 
 __all__ = ["PRUNED_DECODER", "PRUNED_ENCODER", "FastDepth"]
 
@@ -260,3 +263,7 @@ def _shuffle_stages(decoder: str, skip: str, inputs: int, decoder_channels: Sequ
         raise ValueError(f"encoder_channels: expected the last to be {4**5} with the decoder {decoder}, got {inputs}")
     stages: list[nn.Module] = [_stage(decoder, 4**k, 4**k, False) for k in (4, 3, 2, 1)]
     return [*stages, nn.PixelShuffle(2)]
+
+
+register_model("fastdepth", FastDepth)
+register_model("fastdepth_pruned", partial(FastDepth, encoder_channels=PRUNED_ENCODER, decoder_channels=PRUNED_DECODER))

@@ -8,14 +8,17 @@ stride 2, which is the same sum over the same numbers in one call, with four bia
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdepth_fast.weights.encoder import load_encoder_weights
+
 from .base import DepthModel, check_images
-from .checkpoints import load_encoder_weights
+from .registry import register_model
 from .resnet import ResNetEncoder
 
 __all__ = ["FCRN", "UpConvolution"]
@@ -296,3 +299,7 @@ def _fit(module: UpConvolution, weights: Mapping[str, Any], biases: Mapping[str,
         and biases[phase].shape == (outputs,)
         for phase, (row, column) in _PHASES.items()
     )
+
+
+for _upsampling in get_args(Upsampling):
+    register_model(f"fcrn_resnet50_{_upsampling}", partial(FCRN, upsampling=_upsampling))

@@ -8,13 +8,16 @@ convolution of a concatenation is a sum of two convolutions.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdepth_fast.weights.encoder import load_encoder_weights
+
 from .base import DisparityModel, PoseModel, check_images, stack_pair
-from .checkpoints import load_encoder_weights
+from .registry import register_model
 from .resnet import ResNetEncoder
 
 __all__ = ["Monodepth2", "PoseCNN", "PoseNet"]
@@ -211,3 +214,9 @@ class PoseCNN(PoseModel):
 def _motion(x: Tensor) -> tuple[Tensor, Tensor]:
     numbers = 0.01 * x.mean((2, 3))
     return numbers[:, :3], numbers[:, 3:6]
+
+
+for _layers in (18, 50):
+    register_model(f"monodepth2_resnet{_layers}", partial(Monodepth2, layers=_layers))
+    register_model(f"posenet_resnet{_layers}", partial(PoseNet, layers=_layers))
+register_model("posecnn", PoseCNN)

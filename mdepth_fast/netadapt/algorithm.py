@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdepth_fast.files import replacing
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.netadapt.graph import ChannelGraph
 from mdepth_fast.netadapt.resources import LatencyTable, resource
-from mdepth_fast.visualize import replacing
 
 __all__ = ["Adapted", "Step", "netadapt"]
 

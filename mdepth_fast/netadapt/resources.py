@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mdepth_fast.files import replacing
 from mdepth_fast.netadapt.graph import ChannelGraph, Layer
-from mdepth_fast.visualize import replacing
 
 __all__ = ["LatencyTable", "measure_latency", "resource"]
 
@@ -89,7 +89,6 @@ class LatencyTable:
 
     def save(self) -> None:
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
                 content = {"machine": self.machine(), "line": self.line, "seconds": self.entries}
                 temporary.write_text(json.dumps(content, indent=1) + "\n")

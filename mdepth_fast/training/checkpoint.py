@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from mdepth_fast.visualize import replacing
+from mdepth_fast.files import replacing
 
 __all__ = ["AtomicCheckpointIO", "read_checkpoint"]
 

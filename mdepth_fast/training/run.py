@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from mdepth_fast.data import SkipBroken
 from mdepth_fast.evaluation import Evaluator, Protocol
+from mdepth_fast.files import replacing
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.config import AnyConfig, SupervisedConfig
 from mdepth_fast.training.module import DepthModule
@@ -29,7 +30,6 @@ from mdepth_fast.training.self_supervised import SelfSupervisedDepth
 from mdepth_fast.training.setup import build_depth_net, build_loader, build_pose_net, evaluation_data, training_data
 from mdepth_fast.training.supervised import SupervisedDepth
 from mdepth_fast.training.trained import evaluate
-from mdepth_fast.visualize import replacing
 
 __all__ = ["TrainResult", "build_module", "find_checkpoint", "new_run_folder", "quieten", "train"]
 

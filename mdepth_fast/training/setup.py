@@ -32,7 +32,7 @@ from mdepth_fast.losses import (
     ScaleShiftInvariantLoss,
     SILogLoss,
 )
-from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.models import create_model
 from mdepth_fast.training.config import (
     AnyConfig,
     DataConfig,
@@ -42,6 +42,7 @@ from mdepth_fast.training.config import (
     SupervisedConfig,
 )
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
+from mdepth_fast.weights import load_checkpoint
 
 __all__ = [
     "build_depth_net",

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.evaluation import Evaluator
-from mdepth_fast.models import DepthPrediction, DisparityModel, create_model, load_checkpoint
-from mdepth_fast.models.checkpoints import create_converted
+from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
 from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.config import AnyConfig, Config
 from mdepth_fast.training.setup import build_depth_net
+from mdepth_fast.weights import create_converted, load_checkpoint
 
 __all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from mdepth_fast.data.samples import read_depth
-from mdepth_fast.visualize import Cell, color_range, colorize, draw_panel, replacing, write_depth_png, write_npy
+from mdepth_fast.visualize import Cell, color_range, colorize, draw_panel, write_depth_png, write_npy
 
 
 def test_depth_png_round_trip(tmp_path: Path) -> None:
@@ -59,20 +59,6 @@ def test_npy_is_untouched(tmp_path: Path) -> None:
     depth = torch.rand(1, 7, 9)
     write_npy(tmp_path / "depth.npy", depth)
     np.testing.assert_array_equal(np.load(tmp_path / "depth.npy"), depth[0].numpy())
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), replacing(path) as temporary:
-        temporary.write_text("new")
-        raise RuntimeError("half way")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
 
 
 def test_panel(tmp_path: Path) -> None:

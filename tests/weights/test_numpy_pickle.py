@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdepth_fast.models.numpy_pickle import read_numpy_pickle
+from mdepth_fast.weights.numpy_pickle import read_numpy_pickle
 
 CONTENT = {
     "conv1": {"weights": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "biases": np.array([1.5, -2.0])},

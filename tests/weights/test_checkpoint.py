@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import plain_monodepth2
 import pytest
 import torch
 from released_blobs import released_blobs
@@ -24,11 +25,11 @@ CLASSIFIER = {"encoder.fc.weight": torch.zeros(1000, 512), "encoder.fc.bias": to
 
 
 @pytest.fixture(scope="module")
-def published(plain, tmp_path_factory):
+def published(tmp_path_factory):
     """A folder as published, of random weights and random running statistics, and the plain nets it came from."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("mono_640x192")
-    depth, pose = plain.PlainDepthNet(), plain.PlainPoseNet()
+    depth, pose = plain_monodepth2.PlainDepthNet(), plain_monodepth2.PlainPoseNet()
     for net in (depth, pose):
         for name, buffer in net.named_buffers():
             if "running" in name:

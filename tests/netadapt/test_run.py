@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdepth_fast.cli import main
 from mdepth_fast.netadapt import ChannelGraph, resources
-from mdepth_fast.training.adapt import AdaptSettings, adapt
+from mdepth_fast.netadapt.run import AdaptSettings, adapt
 from mdepth_fast.training.setup import build_depth_net
 from mdepth_fast.training.trained import load_trained
 

@@ -1,4 +1,7 @@
-"""NetAdapt on a network and data of a supervised configuration."""
+"""A NetAdapt run: the network, data, loss and optimiser of a supervised configuration.
+
+It stands beside the training runs, above the algorithm, which knows no configuration and does not import it.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -12,13 +15,13 @@ from torch.utils.data import DataLoader, Subset
 
 from mdepth_fast.data import DepthAugment, EvaluationView, SkipBroken, collate_depth
 from mdepth_fast.evaluation import Evaluator
-from mdepth_fast.models.checkpoints import write_converted
 from mdepth_fast.netadapt import Adapted, LatencyTable, measure_latency, netadapt
 from mdepth_fast.training.config import SupervisedConfig
 from mdepth_fast.training.loader import BatchSampler
 from mdepth_fast.training.module import make_optimizer
 from mdepth_fast.training.setup import build_depth_net, build_loss, training_data
 from mdepth_fast.training.trained import evaluate
+from mdepth_fast.weights import write_converted
 
 __all__ = ["AdaptSettings", "AdaptedDepth", "adapt"]
 

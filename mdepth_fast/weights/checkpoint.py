@@ -1,0 +1,108 @@
+"""Models filled from files: what is published of each system, plain state dicts, checkpoints of this package."""
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mdepth_fast.models.base import DepthModel, Model
+from mdepth_fast.models.registry import create_model
+from mdepth_fast.models.resize import resize_to
+from mdepth_fast.weights.converted import converted_model, is_resized
+from mdepth_fast.weights.identify import fitting_models, likely, skeleton
+from mdepth_fast.weights.match import CLASSIFIER, METADATA, matched, unwrapped
+from mdepth_fast.weights.read import read_content
+
+__all__ = ["convert_content", "create_converted", "fitting_models", "load_checkpoint"]
+
+
+def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
+    """Fill `model` from `path`, all of it or, on an error, nothing.
+
+    A folder is a published one: encoder.pth and depth.pth for a depth net, pose_encoder.pth and pose.pth for a pose
+    net; the training size that encoder.pth holds becomes `model.input_size`. A file is what is published of the system
+    (see `translate` of the model), a state dict of the model, bare or under "model" or "state_dict" and with or without
+    the prefix of data-parallel training, a Lightning checkpoint of this package, or what `mdepth-fast convert` wrote.
+
+    FileNotFoundError names a missing file; ValueError names the file that cannot be read, or whose keys or shapes do
+    not fit, the first of these, and the model that they would fit. Warns where the constructor was told otherwise than
+    the weights need.
+    """
+    path = Path(path)
+    own = model.state_dict()
+    state: dict[str, Tensor] = {}
+    size = None
+    if path.is_dir():
+        for name, keys in model.published_files().items():
+            content = dict(model.translate_file(name, read_content(path / name)))
+            size = (content["height"], content["width"]) if content.keys() >= METADATA else size
+            content = {key: value for key, value in content.items() if key not in METADATA | CLASSIFIER}
+            expected = {key: own[to] for key, to in keys.items()}
+            found = matched(content, expected, path / name, functools.partial(likely, content))
+            state |= {keys[key]: value for key, value in found.items()}
+    else:
+        content = read_content(path)
+        state, options = _translated(model, own, content, path)
+        if path.suffix == ".safetensors":
+            options = converted_model(path)[1]
+        for option in model.published_options:
+            if option in options and getattr(model, option) != options[option]:
+                warnings.warn(
+                    f"{path}: these weights are meant for {option}={options[option]!r}, "
+                    f"the model was created with {getattr(model, option)!r}",
+                    stacklevel=2,
+                )
+    model.load_state_dict(state)
+    if size is not None and isinstance(model, DepthModel):
+        model.input_size = size
+
+
+def convert_content(
+    content: Mapping[str, Any], path: Path, name: str | None = None
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The content of a file as (name of a model, options for `create_model`, state dict of that model).
+
+    `name` None: the only registered model that takes the content. ValueError where none or several do.
+    """
+    if name is None:
+        fits = fitting_models(content)
+        if len(fits) > 1:
+            raise ValueError(f"{path}: {', '.join(fits)} take it alike; --model says which it is")
+        if not fits:
+            raise ValueError(f"{path}: no registered model takes it exactly; {likely(content)}")
+        name = fits[0]
+    model = skeleton(name)
+    state, options = _translated(model, model.state_dict(), content, path)
+    return name, options, state
+
+
+def create_converted(path: Path) -> Model:
+    """The model of a file that `write_converted` wrote, filled from it; ValueError for another file."""
+    name, options = converted_model(path)
+    if name is None:
+        raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
+    model = create_model(name, **options)
+    if is_resized(path):
+        resize_to(model, read_content(path))
+    else:
+        load_checkpoint(model, path)
+    return model
+
+
+def _translated(
+    model: Model, own: Mapping[str, Tensor], content: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of `model` in `content`, and the options that the model must be created with."""
+    inner = unwrapped(content, model.checkpoint_prefix)
+    translated = model.translate(inner)
+    options = {} if translated is inner else dict(model.published_options)
+    note = ""
+    if isinstance(content.get("state_dict"), Mapping):
+        start = model.checkpoint_prefix
+        if not any(key.startswith(start) for key in content["state_dict"]):
+            note = f"of a Lightning checkpoint it takes the keys {start}*, found none; "
+    return matched(translated, own, path, lambda: note + likely(content)), options

@@ -1,0 +1,31 @@
+"""Encoders filled from the weights of an ImageNet classifier."""
+
+import os
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mdepth_fast.weights.match import CLASSIFIER, matched, unwrapped
+from mdepth_fast.weights.read import read_content
+
+__all__ = ["load_encoder_weights"]
+
+
+def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> None:
+    """Fill an encoder from the state dict of its ImageNet classifier, the classifier's last layer `fc` left aside.
+
+    The keys of the file are those of `encoder` behind `prefix`, or what its `translate`, where it has one, makes them.
+    Where a ResNet takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal images
+    give the activations of one. Errors as in `load_checkpoint`.
+    """
+    path = Path(path)
+    content = {key: value for key, value in unwrapped(read_content(path), None).items() if key not in CLASSIFIER}
+    content = {key.removeprefix(prefix): value for key, value in content.items()}
+    if translate := getattr(encoder, "translate", None):
+        content = dict(translate(content))
+    own = encoder.state_dict()
+    stem = content.get("conv1.weight")
+    if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
+        images = own["conv1.weight"].shape[1] // 3
+        content["conv1.weight"] = stem.repeat(1, images, 1, 1) / images
+    encoder.load_state_dict(matched(content, own, path))

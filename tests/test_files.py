@@ -1,0 +1,167 @@
+"""Every file of a result appears whole or not at all, whichever part of the package writes it."""
+
+import ast
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mdepth_fast import visualize
+from mdepth_fast.files import replacing
+from mdepth_fast.netadapt import LatencyTable, Step, algorithm
+from mdepth_fast.training.checkpoint import AtomicCheckpointIO
+from mdepth_fast.weights import write_converted
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "new folder" / "file.txt"
+    with replacing(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == path.suffix
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError, match="half way"), replacing(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    with replacing(path) as one, replacing(path) as other:  # of two writers the last wins
+        one.write_text("one")
+        other.write_text("other")
+        assert path.read_text() == "old"
+    assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
+
+
+def write_latencies(path):
+    table = LatencyTable()
+    table.path = path
+    table.entries = {f"layer {number}": 1.0 for number in range(20)}
+    table.save()
+
+
+def write_steps(path):
+    store = algorithm._Store(path.parent)
+    store.content = {"steps": [number for number in range(100)]}
+    store._write()
+
+
+def write_iteration(path):
+    store = algorithm._Store(path.parent)
+    store.content = {}
+    store.add([Step("conv", 8, 6, 1.0, 0.5)], nn.Linear(60, 60))
+
+
+DEPTH = np.random.default_rng(0).random((50, 60)) + 0.5
+STATE = {"weight": torch.rand(50, 60)}
+WRITERS = {
+    "color.png": lambda path: visualize.write_png(path, visualize.colorize(DEPTH)),
+    "depth.png": lambda path: visualize.write_depth_png(path, DEPTH),
+    "depth.npy": lambda path: visualize.write_npy(path, DEPTH),
+    "without_suffix": lambda path: visualize.write_npy(path, DEPTH),
+    "panel.png": lambda path: visualize.draw_panel(path, [visualize.Cell("depth", DEPTH)]),
+    "weights.safetensors": lambda path: write_converted(path, "posecnn", {}, STATE, "test"),
+    "last.ckpt": lambda path: AtomicCheckpointIO().save_checkpoint({"state_dict": STATE}, path),
+    "latency.json": write_latencies,
+    "steps.json": write_steps,
+    "iteration_1.pt": write_iteration,
+}
+
+
+@contextmanager
+def full_disk(limit):
+    """No file of this process grows beyond `limit` bytes: writing more is an error, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_leaves_what_was_there(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path)
+    size = path.stat().st_size
+    assert size > 200
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for old in (None, b"what was there"):
+        if old is not None:
+            path.write_bytes(old)
+        # OSError, but torch.save raises RuntimeError and safetensors an error of its own.
+        with full_disk(size // 2), pytest.raises(Exception, match=r"File too large|requested and|unexpected pos"):
+            WRITERS[name](path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({} if old is None else {name: old})
+    WRITERS[name](path)
+    assert path.stat().st_size == size
+
+
+# Written in place, and why that is right.
+IN_PLACE = {
+    "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
+    "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
+}
+FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}
+
+
+def writes(node):
+    """Whether a call may write a file: of a writer's name, `.save(with an argument)`, `open` in a mode to write."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name == "open":
+        modes = [
+            part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        ]
+        return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+    if name in ("write_bytes", "write_text"):  # of a Path, which take the content alone
+        return len(node.args) == 1
+    return name in FUNCTIONS or (name == "save" and isinstance(node.func, ast.Attribute) and bool(node.args))
+
+
+def found_in(source):
+    """Calls that write, outside of every `with replacing(...)`."""
+
+    def search(node):
+        if isinstance(node, ast.With) and any("replacing(" in ast.unparse(item.context_expr) for item in node.items):
+            return
+        if writes(node):
+            yield ast.unparse(node)
+        for child in ast.iter_child_nodes(node):
+            yield from search(child)
+
+    return list(search(ast.parse(source)))
+
+
+def test_nothing_else_writes():
+    found = {}
+    for folder in ("mdepth_fast", "kernels", "benches"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            # /proc/self/clear_refs is a switch, not a file.
+            if calls := [call for call in found_in(path.read_text()) if call != "reset.write_text('5')"]:
+                found[name] = calls
+    assert found.keys() == IN_PLACE.keys(), found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.write_text(text)",
+        "torch.save(state, path)",
+        "image.save(path)",
+        "save_file(state, path)",
+        "file = path.open('w')",
+        "with open(path, 'ab') as file: file.write(data)",
+        "def write():\n    figure.savefig(path)",
+    ],
+)
+def test_a_writer_in_place_is_found(line):
+    assert found_in(line)
+    inner = "".join(f"    {part}\n" for part in line.split("\n"))
+    assert not found_in(f"with replacing(target) as path:\n{inner}")
+    assert not found_in("text = path.open().read()\nfile = open(path, 'rb')\ntable.save()")
