@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # These know no model, so that models can fill their encoders.
     tuple(f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "unpickle")),
     ("ops", "geometry"),
+    ("_op",),
     ("kernels", "_dispatch", "_native"),
     ("visualize", "files", "_source_tree"),
 )
