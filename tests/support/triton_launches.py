@@ -168,6 +168,10 @@ class Launch(NamedTuple):
         return f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
 
     @property
+    def dtypes(self) -> set[torch.dtype]:
+        return {value.dtype for value in self.arguments.values() if isinstance(value, torch.Tensor)}
+
+    @property
     def label(self) -> str:
         """Tells it from every launch that is compiled to other code."""
         constants = {name: value for name, value in self.arguments.items() if name.isupper()}

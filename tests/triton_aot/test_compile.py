@@ -49,8 +49,32 @@ def _compile(kernel, warps, arguments, capability, aligned, tmp_path, **options)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
+    as_older_tritons(monkeypatch)
+
+
+# What the kernels call of `ALLOWED`.
+FUNCTIONS = {
+    "edge_aware_smoothness._edges": ("exp",),
+    "ordinal_loss._forward": ("exp", "log"),
+    "ordinal_loss._backward": ("exp",),
+    "silog_loss._sums": ("log",),
+    "silog_loss._backward": ("log",),
+    "depth_metrics._metrics": ("log",),
+    "min_reprojection._identity": ("rsqrt",),
+    "min_reprojection._compare": ("rsqrt",),
+    "photometric_loss._forward": ("rsqrt",),
+    "photometric_loss.photometric_backward": ("rsqrt",),
+}
+
+
+def _less_than_double(launch, stages):
+    """Constants that were rounded to float32 and, where all tensors are doubles, whatever is narrower than these."""
+    found = rounded_constants(stages["ttir"])
+    if not launch.dtypes & {torch.float32, torch.float16, torch.bfloat16}:
+        found += narrow_operations(stages, FUNCTIONS.get(launch.name, ()))
+    return found
 
 
 def _check(launch, label, capability, aligned, table, tmp_path):
@@ -64,6 +88,7 @@ def _check(launch, label, capability, aligned, table, tmp_path):
     assert (stack, local) == (0, 0), f"{label} spills on sm_{capability}: {numbers}"
     assert shared <= SHARED_BYTES
     assert registers * warps * 32 <= REGISTERS_OF_AN_SM
+    assert _less_than_double(launch, compiled.asm) == []
     return compiled
 
 
@@ -82,50 +107,15 @@ def test_sizes_that_16_does_not_divide(label, table, tmp_path):
     _check(MAIN[label], label, 90, False, table, tmp_path)
 
 
-@pytest.mark.parametrize("label", OTHERS)
+@pytest.mark.parametrize("label", {**OTHERS, **OTHER_DOUBLE})
 def test_other_configurations(label, table, tmp_path):
-    _check(OTHERS[label], label, 90, True, table, tmp_path)
+    _check({**OTHERS, **OTHER_DOUBLE}[label], label, 90, True, table, tmp_path)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("label", DOUBLE)
 def test_double_precision(label, capability, table, tmp_path):
     _check(DOUBLE[label], label, capability, True, table, tmp_path)
-
-
-# What the kernels call of `ALLOWED`.
-FUNCTIONS = {
-    "edge_aware_smoothness._edges": ("exp",),
-    "ordinal_loss._forward": ("exp", "log"),
-    "ordinal_loss._backward": ("exp",),
-    "silog_loss._sums": ("log",),
-    "silog_loss._backward": ("log",),
-    "depth_metrics._metrics": ("log",),
-    "min_reprojection._identity": ("rsqrt",),
-    "min_reprojection._compare": ("rsqrt",),
-    "photometric_loss._forward": ("rsqrt",),
-    "photometric_loss.photometric_backward": ("rsqrt",),
-}
-
-
-def _less_than_double(launch, tmp_path):
-    stages = _compile(*launch, 90, True, tmp_path)[0].asm
-    return rounded_constants(stages["ttir"]) + narrow_operations(stages, FUNCTIONS.get(launch.name, ()))
-
-
-@pytest.mark.parametrize("label", {**DOUBLE, **OTHER_DOUBLE})
-def test_double_precision_is_double_throughout(label, monkeypatch, tmp_path):
-    as_older_tritons(monkeypatch)
-    launch = {**DOUBLE, **OTHER_DOUBLE}[label]
-    assert all(v.dtype != torch.float32 for v in launch.arguments.values() if isinstance(v, torch.Tensor))
-    assert _less_than_double(launch, tmp_path) == []
-
-
-@pytest.mark.parametrize("label", {**MAIN, **OTHERS})
-def test_what_single_precision_computes_in_double_has_constants_in_double(label, monkeypatch, tmp_path):
-    as_older_tritons(monkeypatch)
-    compiled, _ = _compile(*{**MAIN, **OTHERS}[label], 90, True, tmp_path)
-    assert rounded_constants(compiled.asm["ttir"]) == []
 
 
 @triton.jit
@@ -172,17 +162,18 @@ def _faults(x, out, WEIGHT: tl.constexpr, FAULT: tl.constexpr):
         ("float32 logarithm", "math.log"),
     ],
 )
-def test_less_than_double_is_seen(fault, says, monkeypatch, tmp_path):
-    as_older_tritons(monkeypatch)
+def test_less_than_double_is_seen(fault, says, tmp_path):
     x = torch.zeros(32, dtype=torch.float64)
-    found = _less_than_double(Launch(_faults, 1, {"x": x, "out": x, "WEIGHT": 0.85, "FAULT": fault}), tmp_path)
+    launch = Launch(_faults, 1, {"x": x, "out": x, "WEIGHT": 0.85, "FAULT": fault})
+    found = _less_than_double(launch, _compile(*launch, 90, True, tmp_path)[0].asm)
     print(*found, sep="\n")
     assert (found == []) if says is None else any(says in line for line in found)
 
 
 def test_every_exception_is_needed(tmp_path):
-    """No kernel may do more than it must, and none is forgotten."""
+    """No kernel may do more than it must, and no op and no double launch is left out."""
     assert sorted(RUNS) == sorted(case.name for case in triton_blocks.CASES)
+    assert all(torch.float32 not in launch.dtypes for launch in {**DOUBLE, **OTHER_DOUBLE}.values())
     for name, functions in FUNCTIONS.items():
         stages = _compile(*next(one for one in DOUBLE.values() if one.name == name), 90, True, tmp_path)[0].asm
         for function in functions:
