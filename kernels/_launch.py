@@ -110,6 +110,13 @@ def plane_size(height, width):
 
 
 @triton.jit
+def number(value, like):
+    """A Python number in the dtype of `like`. Before Triton 3.9, comparisons and `tl.fma` round a bare one to float32,
+    even among doubles: there it must have few digits (0, 1, -2.0), or come from here."""
+    return tl.full((), value, dtype=like.dtype)
+
+
+@triton.jit
 def offset(y, x, width):
     """Of pixel (y, x) in its plane, int64."""
     return y.to(tl.int64) * width + x

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, number, offset, tile_pixels
 
 # No pixel needs its neighbours: an image is one long row.
 FORWARD = Block(1, 512, 4)
@@ -121,7 +121,8 @@ def _backward(
     error, on = _errors(prediction, depth, valid, at, inside, MEASURED)
     c = _threshold(state, error, SHARE, LEAST)
     of_pixel = (tl.load(grad).to(tl.float64) / tl.maximum(tl.load(state + 1), 1.0)).to(error.dtype)
-    sign = tl.where(error > 0, 1.0, tl.where(error < 0, -1.0, 0.0))
+    one = number(1.0, error)
+    sign = tl.where(error > 0, one, tl.where(error < 0, -one, 0.0))
     slope = tl.where(tl.abs(error) <= c, sign, error * (1 / c))
     tl.store(grad_prediction + at, tl.where(on, of_pixel * slope, 0.0), mask=inside)
 

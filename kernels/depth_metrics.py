@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, number, offset, tile_pixels
 
 METRICS = Block(4, 128, 8)
 
@@ -40,7 +40,7 @@ def _metrics(
     image, tile, y, x, inside = tile_pixels(rows, columns, ROWS, COLUMNS)
     at = image * height * width + offset(y + top, x + left, width)
     truth = tl.load(ground_truth + at, mask=inside, other=0.0)
-    on = inside & (truth > LOW) & (truth < HIGH)
+    on = inside & (truth > number(LOW, truth)) & (truth < number(HIGH, truth))
     p = tl.load(prediction + at, mask=on, other=1.0).to(tl.float64)
     g = tl.where(on, truth, 1.0).to(tl.float64)
     if scale is not None:

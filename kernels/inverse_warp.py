@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, tile_origin, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, number, offset, tile_origin, tile_pixels
 from mdepth_fast.ops.inverse_warp import MIN_Z
 
 FORWARD = Block(8, 32, 4)
@@ -33,7 +33,7 @@ def camera_z(matrix, y, x, depth):
 
 @triton.jit
 def in_front(matrix, y, x, depth):
-    return camera_z(matrix, y, x, depth)[0] > _MIN_Z
+    return camera_z(matrix, y, x, depth)[0] > number(_MIN_Z, depth)
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def project(matrix, y, x, depth):
     nu = depth * eu + (b0 + column * b1)
     nv = depth * ev + d0
     z, ez = camera_z(matrix, y, x, depth)
-    valid = z > _MIN_Z
+    valid = z > number(_MIN_Z, z)
     inverse = 1 / tl.where(valid, z, 1.0)
     shift_u, shift_v = nu * inverse, nv * inverse
     inverse = tl.where(valid, inverse, 0.0)

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, plane_size
+from mdepth_fast.kernels._launch import Block, launch, number, offset, plane_size
 from mdepth_fast.ops.photometric_loss import C1, C2
 
 # A row of a tile is a strip, and marched by a warp; its columns overlap the next strip's by 4.
@@ -142,7 +142,7 @@ def window_moments(above, here, below):
     slope = above[0] - below[0]
     bend = tl.fma(here[0], -2.0, above[0] + below[0])
     spread = tl.fma(3 * slope, slope, (above[1] + here[1]) + below[1])
-    return tl.fma(bend, _THIRD, here[0]), tl.fma(bend, bend, spread)
+    return tl.fma(bend, number(_THIRD, bend), here[0]), tl.fma(bend, bend, spread)
 
 
 @triton.jit
@@ -205,7 +205,7 @@ def add_distances(totals, prediction, target, top, column, exists, left, right, 
         s_below, d_below = row_moments(p + (t - 1), left, right), row_moments(d, left, right)
         if step >= 2:
             distance = ssim_distance(window_moments(s_above, s_here, s_below), window_moments(d_above, d_here, d_below))
-            sums = sums + (totals[step - 2] + tl.fma(distance, SSIM, L1 * absolute),)
+            sums = sums + (totals[step - 2] + tl.fma(distance, number(SSIM, distance), L1 * absolute),)
         absolute = tl.abs(d)
         s_above, s_here, d_above, d_here = s_here, s_below, d_here, d_below
     return sums
@@ -287,8 +287,9 @@ def photometric_backward(
     dtype = prediction.dtype.element_ty
     zero = tl.zeros((ROWS, COLUMNS // 2, 2), dtype=dtype)
     # How often the windows to the left and to the right read a column.
-    from_left = tl.where(x == 0, 0.0, tl.where(x == 1, 2.0, 1.0)).to(dtype)
-    from_right = tl.where(x == width - 1, 0.0, tl.where(x == width - 2, 2.0, 1.0)).to(dtype)
+    one, two = number(1.0, zero), number(2.0, zero)
+    from_left = tl.where(x == 0, 0.0, tl.where(x == 1, two, one))
+    from_right = tl.where(x == width - 1, 0.0, tl.where(x == width - 2, two, one))
     windowed = exists & (x < width)
     s_above, s_here, d_above, d_here = (zero, zero), (zero, zero), (zero, zero), (zero, zero)
     s1, s2, d1, d2 = zero, zero, zero, zero  # one and two rows above
@@ -327,8 +328,8 @@ def photometric_backward(
                 terms = terms + (a_s - a_d,)
             # The gradient of row y - 2. (Windows above and below the image have no weight.)
             row = y - 2
-            from_above = tl.where(row == 1, 2.0, 1.0).to(dtype)
-            from_below = tl.where(row == height - 2, 2.0, 1.0).to(dtype)
+            from_above = tl.where(row == 1, two, one)
+            from_below = tl.where(row == height - 2, two, one)
             lower, sums = (), ()
             for k in tl.static_range(len(terms)):
                 before, after = beside(terms[k], left, right)

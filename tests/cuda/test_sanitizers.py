@@ -47,7 +47,9 @@ class _Recording:
             for at in range(offset, offset + 8 * count, 8) if kind == "P" else ():
                 (address,) = struct.unpack_from("Q", params, at)
                 if address:
-                    compared = name != "workspace" and not any(kernel.startswith("inverse_warp_scatter_f") for kernel, *_ in launches)
+                    compared = name != "workspace" and not any(
+                        kernel.startswith("inverse_warp_scatter_f") for kernel, *_ in launches
+                    )
                     buffers.append((ctypes.string_at(address, self.sizes[address]), at, compared))
         self.calls.append((op, params, buffers, launches))
         self.run(op, launches, params, device)
@@ -63,7 +65,9 @@ class _Recording:
         parts = [number(len(self.calls))]
         for op, params, buffers, launches in self.calls:
             parts += [text(op), text(params), number(len(buffers))]
-            parts += [part for content, at, compared in buffers for part in (text(content), number(at), number(compared))]
+            parts += [
+                part for content, at, compared in buffers for part in (text(content), number(at), number(compared))
+            ]
             parts.append(number(len(launches)))
             parts += [part for name, *sizes in launches for part in (text(name), *map(number, sizes))]
         path.write_bytes(b"".join(parts))

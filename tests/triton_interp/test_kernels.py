@@ -1,5 +1,7 @@
 """Every Triton kernel, interpreted, against the reference: numbers, borders, and the rules for what is not finite."""
 
+from functools import partial
+
 import pytest
 import torch
 import triton
@@ -8,6 +10,7 @@ import triton_blocks
 from cases import awkward_metrics, gradients
 from scenes import relative_error, scene
 from triton_blocks import CASES
+from triton_launches import Launch, launches
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels import _launch
@@ -42,6 +45,45 @@ def test_equals_reference_in_double(case, size):
 def test_tiles_smaller_than_the_image(case, monkeypatch):
     triton_blocks.set_blocks(monkeypatch, _launch.Block(4, 8, 4))
     assert_equal_in_double(case, case.inputs(batch=1, height=7, width=11, dtype=torch.float64))
+
+
+@per_op
+def test_the_tiles_that_ship(case, monkeypatch):
+    """Each that a launch can have, in single and double precision, on sizes that leave a remainder."""
+    triton_blocks.set_blocks(monkeypatch, None)
+    precisions = (torch.float32, torch.float64)
+    shipped = {launch.tile for dtype in precisions for launch in launches(dtype, True, [case.name]).values()}
+    ran = set()
+
+    def recorded(launch, kernel, programs, warps, **arguments):
+        ran.add(Launch(kernel, warps, arguments).tile)
+        launch(kernel, programs, warps, **arguments)
+
+    for module in triton_blocks.MODULES:
+        monkeypatch.setattr(module, "launch", partial(recorded, module.launch))
+    sizes = [dict(batch=1, height=5, width=67)]
+    if case.name == "nnconv5":
+        sizes = [dict(batch=1, height=3, width=9, channels=5, out_channels=count) for count in (3, 40)]
+        sizes.append(dict(batch=1, height=3, width=9, channels=64, out_channels=3))  # in parts
+    for size in sizes:
+        inputs = case.inputs(**size, dtype=torch.float64)
+        assert_equal_in_double(case, inputs)
+        want, want_grads = gradients(case, "reference", inputs)
+        got, got_grads = gradients(case, "triton", {name: value.float() for name, value in inputs.items()})
+        assert relative_error(got, want) < 1e-4 and relative_error(got_grads, want_grads) < 1e-2
+    if case.name == "inverse_warp":
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert_equal_in_double(case, inputs)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    if case.name == "min_reprojection":  # more sources have other strips
+        for dtype, tolerance in zip(precisions, (1e-4, 1e-12)):
+            target, sources, depths, K, T, _ = scene(1, 5, 67, 3, dtype=dtype)
+            arguments = target, sources, depths[0], K, T
+            got, want = (min_reprojection(*arguments, backend=name).loss for name in ("triton", "reference"))
+            assert relative_error([got], [want]) < tolerance
+    assert ran == shipped
 
 
 @per_op
