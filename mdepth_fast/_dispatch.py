@@ -27,6 +27,7 @@ __all__ = [
     "implementation",
     "native_implementation",
     "reasons",
+    "record",
     "register_autocast",
     "select",
     "use_backend",
@@ -38,6 +39,7 @@ _ORDER = {"cuda": ("cuda", "triton", "nvrtc"), "cpu": ("cpu",)}
 
 _implementations: dict[tuple[str, str], Callable[..., Any]] = {}
 _warned: set[str] = set()
+_records: list[list[tuple[str, str]]] = []
 
 
 class _Choice(threading.local):
@@ -79,6 +81,17 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _choice.set(before)
+
+
+@contextmanager
+def record() -> Iterator[list[tuple[str, str]]]:
+    """Yields a list to which every kernel call of any thread appends (name of the registered op, backend)."""
+    calls: list[tuple[str, str]] = []
+    _records.append(calls)
+    try:
+        yield calls
+    finally:
+        _records[:] = [one for one in _records if one is not calls]
 
 
 def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -191,6 +204,8 @@ def select(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
     candidates = (name,) if name and name != "reference" else _ORDER.get(device.type, ())
     for candidate in candidates:
         if why_not(op, candidate, device) is None:
+            for calls in _records:
+                calls.append((op, candidate))
             return _implementations[op, candidate]
     asked = f"backend {name!r}" if name else "a backend"
     raise RuntimeError(f"{op}: {asked} was asked for and cannot run: {_listing(op, device)}")
