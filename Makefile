@@ -13,7 +13,7 @@ bench:
 readme-figures:
 	python benches/report.py --tables
 
-# Every figure of this machine, measured anew on an idle machine: some 40 minutes on two cores.
+# Every figure of this machine, measured anew. It has to be idle; with DPT-Large and a training run, this takes long.
 bench-figures:
 	python benches/report.py
 	python benches/report.py --gradient-errors

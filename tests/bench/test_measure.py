@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +192,20 @@ def test_former_names():
     assert benchmark.CASES is CASES and benchmark.measure is core.measure
     assert all(hasattr(benchmark, name) for name in benchmark.__all__)
     assert benchmark.VARIANTS[0] == "eager" and "reference" in _dispatch.BACKENDS
+
+
+def test_the_benches_run():
+    """One of each kind, small, as `make bench` runs them all."""
+    root = Path(__file__).parents[2]
+    chosen = "test_op and silog_loss and (eager or cpu) or against_numpy and 11"
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-k", chosen, "-p", "no:cacheprovider"]
+    command += ["benches/bench_ops.py", "benches/bench_evaluation.py"]
+    environment = {**os.environ, "MDEPTH_BENCH_SIZE": "1x32x64", "MDEPTH_BENCH_ROUNDS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^  eager +\d+\.\d+ ms   ran: PyTorch / PyTorch$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  cpu +\d+\.\d+ ms   ran: cpu / cpu   \d+\.\dx eager$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  mdepth_fast +\d+\.\d+ ms +\d+\.\d+x numpy   ran: cpu$", done.stdout, re.MULTILINE)
 
 
 class TestCommand:
