@@ -278,6 +278,16 @@ def _run_sentence(record: Record) -> str:
 
 # The README's figures
 
+_HEADLINE_TABLE = (
+    "| forward + backward | device | time | against eager | against `torch.compile` | kept for backward "
+    "| peak extra memory |",
+    "|---|---|---|---|---|---|---|",
+)
+_FIGURE_TABLE = (
+    "| | size | device | baseline | fused | against baseline | against `torch.compile` | on a GPU |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
 
 def readme_figures(records: list[Record]) -> str:
     """What stands between the markers of the README, from the result files alone."""
@@ -285,31 +295,22 @@ def readme_figures(records: list[Record]) -> str:
     for record in sorted(records, key=lambda record: record["date"]):
         newest[record["case"], record["device"]["kind"]] = record
     versions = sorted({record["versions"]["torch"] for record in newest.values()})
-    lines = [
-        f"Float32; medians of runs in turn within one process; torch {', '.join(versions)}.",
-        "",
-        "| forward + backward | device | time | against eager | against `torch.compile` | kept for backward "
-        "| peak extra memory |",
-        "|---|---|---|---|---|---|---|",
+    lines = [f"Float32; medians of runs in turn within one process; torch {', '.join(versions)}."]
+    headlines = [
+        line for name in HEADLINES for kind in ("cpu", "cuda") for line in _headline(name, newest.get((name, kind)))
     ]
-    for name in HEADLINES:
-        for kind in ("cpu", "cuda"):
-            lines += _headline(name, newest.get((name, kind)))
-    lines += [
-        "",
-        "| | size | device | baseline | fused | against baseline | against `torch.compile` | on a GPU |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    if headlines:
+        lines += ["", *_HEADLINE_TABLE, *headlines]
     groups: dict[str, list[str]] = {}
     for name, case in CASES.items():
         if name not in HEADLINES:
             groups.setdefault(case.group or name, []).append(name)
-    others = {name for name, _ in newest} - set(CASES)
-    for title, names in groups.items():
-        lines += _figure_line(title, names, newest)
-    for name in sorted(others):
-        if newest.get((name, "cpu"), {}).get("title"):
-            lines += _figure_line(newest[name, "cpu"]["title"], [name], newest)
+    for name in sorted({name for name, _ in newest} - set(CASES)):
+        if title := newest.get((name, "cpu"), {}).get("title"):
+            groups[title] = [name]
+    figures = [line for title, names in groups.items() for line in _figure_line(title, names, newest)]
+    if figures:
+        lines += ["", *_FIGURE_TABLE, *figures]
     for _, record in sorted(newest.items()):
         if "errors" in record:
             lines += ["", *_error_table(record, whole=True)]
