@@ -17,8 +17,7 @@ readme-figures:
 bench-figures:
 	python benches/report.py
 	python benches/report.py --gradient-errors
-	pytest benches --save --full --deselect benches/bench_ops.py
-	$(MAKE) readme-figures
+	pytest benches --save --full --ignore benches/bench_ops.py
 
 # On a machine with a GPU, in minutes: every test that needs one, the sanitizers on a small run, the benches. The later
 # ones run whatever becomes of the first. They need no more than torch, triton and pytest, and CuPy for nvrtc.

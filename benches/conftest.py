@@ -32,7 +32,7 @@ _reasons: dict[str, dict[str, str]] = defaultdict(dict)
 
 def pytest_addoption(parser):
     group = parser.getgroup("mdepth_fast")
-    group.addoption("--save", action="store_true", dest="save_results", help="write result files and RESULTS.md")
+    group.addoption("--save", action="store_true", dest="save_results", help="write result files and the tables")
     group.addoption("--full", action="store_true", dest="full_size", help="published sizes, and what takes minutes")
 
 
@@ -109,12 +109,12 @@ def in_turn(benchmark, save):
 
 @pytest.fixture
 def save(request):
-    """Writes a result file and RESULTS.md where --save asks for it."""
+    """Writes a result file and the tables where --save asks for it."""
 
     def write(case, size, **content):
         if request.config.getoption("save_results"):
             report.write_record(RESULTS, case, size, FACTS, **content)
-            report.write_text(RESULTS.parent / "RESULTS.md", report.results_markdown(report.read_records(RESULTS)))
+            report.write_tables(RESULTS, RESULTS.parents[1] / "README.md")
 
     return write
 

@@ -26,13 +26,6 @@ RESULTS, README = HERE / "results", HERE.parent / "README.md"
 COMPILED_ELSEWHERE = ("monodepth_loss", "fastdepth_pruned")
 
 
-def write_tables() -> None:
-    """RESULTS.md and the README's figures, from all the result files there are."""
-    records = report.read_records(RESULTS)
-    report.write_text(HERE / "RESULTS.md", report.results_markdown(records))
-    report.write_text(README, report.replace_figures(README.read_text(), report.readme_figures(records)))
-
-
 def write_gradient_errors(device: torch.device) -> None:
     """Errors of the reprojection losses' gradients, of eager float32 and of the backend that is chosen first."""
     facts, size, seeds = report.device_facts(device), (1, 192, 640), list(range(10))
@@ -41,7 +34,7 @@ def write_gradient_errors(device: torch.device) -> None:
         backend = next(v for v in core.VARIANTS if v not in core.PLAIN and not _dispatch.why_not(case.op, v, device))
         errors[case.name] = core.gradient_errors(case, backend, MOTION_SCENES, seeds, size, device)
     report.write_record(RESULTS, "gradient_error", "x".join(map(str, size)), facts, seeds=seeds, errors=errors)
-    write_tables()
+    report.write_tables(RESULTS, README)
 
 
 def main() -> int:
@@ -57,7 +50,7 @@ def main() -> int:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.tables:
-        write_tables()
+        report.write_tables(RESULTS, README)
         return 0
     if arguments.gradient_errors:
         write_gradient_errors(device)
@@ -95,7 +88,7 @@ def main() -> int:
             floor_seconds=speed.floor(case, batch * height * width),
             rows=rows,
         )
-        write_tables()
+        report.write_tables(RESULTS, README)
     if wrong:
         print(f"not measured, see above: {', '.join(wrong)}")
     return 1 if wrong else 0

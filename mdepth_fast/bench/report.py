@@ -41,7 +41,7 @@ __all__ = [
     "results_markdown",
     "table",
     "write_record",
-    "write_text",
+    "write_tables",
 ]
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -75,7 +75,7 @@ def device_text(facts: dict[str, Any]) -> str:
     return f"{name}, {_SETS.get(facts['instruction_set'], facts['instruction_set'])}, {facts['threads']} threads{busy}"
 
 
-def write_text(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text)
 
@@ -95,7 +95,7 @@ def write_record(results: Path, case: str, size: str, device: dict[str, Any], **
     }
     folder = device["name"] + (f", {device['threads']} threads" if device["kind"] == "cpu" else "")
     path = results / re.sub(r"[^\w.-]+", "_", folder) / f"{case}.json"
-    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    _write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -392,3 +392,11 @@ def replace_figures(text: str, figures: str) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"README: expected one pair of lines {BEGIN} and {END}")
     return text[: text.index(BEGIN)] + f"{BEGIN}\n{figures}\n" + text[text.index(END) :]
+
+
+def write_tables(results: Path, readme: Path) -> None:
+    """Writes RESULTS.md beside the folder `results` and the README's figures, from all result files there are."""
+    records = read_records(results)
+    figures = replace_figures(readme.read_text(), readme_figures(records))
+    _write_text(results.with_name("RESULTS.md"), results_markdown(records))
+    _write_text(readme, figures)
