@@ -1,4 +1,4 @@
-.PHONY: install test bench lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test bench readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -8,6 +8,16 @@ test:
 
 bench:
 	pytest benches
+
+# RESULTS.md and the README's figures, from the files in benches/results alone.
+readme-figures:
+	python benches/report.py --tables
+
+# Every figure of this machine, measured anew. It has to be idle; with DPT-Large and a training run, this takes long.
+bench-figures:
+	python benches/report.py
+	python benches/report.py --gradient-errors
+	pytest benches --save --full --ignore benches/bench_ops.py
 
 # On a machine with a GPU, in minutes: every test that needs one, the sanitizers on a small run, the benches. The later
 # ones run whatever becomes of the first. They need no more than torch, triton and pytest, and CuPy for nvrtc.

@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     import torch
 
-    from mdepth_fast.benchmark import CASES, VARIANTS, chart, measure, table
+    from mdepth_fast.bench.cases import CASES
+    from mdepth_fast.bench.measure import VARIANTS, measure
+    from mdepth_fast.bench.report import chart, device_facts, device_text, table
     from mdepth_fast.cli._common import pick_device, progress
 
     names = arguments.cases or list(CASES)
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_text(device_facts(device))
 
     results = {}
     for name in names:

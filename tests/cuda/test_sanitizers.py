@@ -43,6 +43,7 @@ class _Recording:
 
     def launch(self, op, launches, params, device):
         buffers = []
+        atomics = any(re.match("inverse_warp_scatter_f", kernel) for kernel, *_ in launches)
         for name, offset, kind, count in _native.module().ops[op].params[1]:
             for at in range(offset, offset + 8 * count, 8) if kind == "P" else ():
                 (address,) = struct.unpack_from("Q", params, at)

@@ -169,7 +169,7 @@ def test_time_is_measured():
     net, example = make_net(8), torch.rand(1, 3, 8, 8)
     table = LatencyTable(runs=3)
     graph = ChannelGraph(net, example)
-    assert 0 < table.calibrate(graph, net, example) < 10 and table.line[0] > 0 and table.line[1] >= 0
+    assert table.calibrate(graph, net, example) > 0 and table.line[0] > 0 and table.line[1] >= 0
     assert len(table.entries) == 6 and all(seconds > 0 for seconds in table.entries.values())
 
 

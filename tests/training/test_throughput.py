@@ -1,9 +1,9 @@
 """Speed of a loader: what is counted as waiting, and what as the step."""
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,53 +14,66 @@ from PIL import Image
 
 from mdepth_fast.cli import main
 from mdepth_fast.data import Cached, RgbdFolder
-from mdepth_fast.training import setup
+from mdepth_fast.training import setup, throughput
 from mdepth_fast.training.throughput import TimedLoader, measure_loader, measure_training
 
 TINY = ["--model.name=tiny_depth", "--pose.name=tiny_pose", "--data.height=64", "--data.width=96", "--data.workers=0"]
 
 
+class Clock:
+    """Time that passes when a test says so, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
 class Slow:
     """Three batches of two an epoch, each after a pause."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.epochs = seconds, 0
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.epochs = clock, seconds, 0
 
     def __iter__(self) -> Iterator[Any]:
         self.epochs += 1
         for number in range(3):
-            time.sleep(self.seconds)
+            self.clock.sleep(self.seconds)
             yield {"target": torch.full((2, 3, 4, 4), number)}
 
 
-def test_waiting_and_steps_are_told_apart() -> None:
-    loader = Slow(0.03)
+def test_waiting_and_steps_are_told_apart(clock: Clock) -> None:
+    loader = Slow(clock, 0.03)
     seen: list[int] = []
 
     def step(batch: Any) -> None:
         seen.append(int(batch["target"][0, 0, 0, 0]))
-        time.sleep(0.01)
+        clock.sleep(0.01)
 
     speed = measure_loader(loader, 7, step)
     assert seen == [0, 1, 2, 0, 1, 2, 0, 1] and loader.epochs == 3
     assert (speed.batches, speed.images) == (7, 14)
-    # Sleeps are never shorter than asked for.
-    assert speed.first >= 0.03 and speed.waiting >= 7 * 0.03 and speed.seconds >= speed.waiting + 7 * 0.01
-    assert speed.images_per_second == 14 / speed.seconds <= 14 / 0.28
-    assert speed.waiting_share == speed.waiting / speed.seconds < 1
-    assert speed.seconds_per_batch == speed.seconds / 7
-    alone = measure_loader(Slow(0.03), 3)
-    assert alone.waiting_share > 0.5
-    busy = measure_loader(Slow(0), 3, lambda batch: time.sleep(0.03))
-    assert busy.waiting_share < 0.5
+    times = speed.first, speed.waiting, speed.seconds, speed.seconds_per_batch
+    assert times == pytest.approx((0.03, 7 * 0.03, 7 * 0.04, 0.04))
+    assert speed.images_per_second == pytest.approx(2 / 0.04) and speed.waiting_share == pytest.approx(0.75)
+    assert measure_loader(Slow(clock, 0.03), 3).waiting_share == pytest.approx(1)
+    assert measure_loader(Slow(clock, 0), 3, lambda batch: clock.sleep(0.03)).waiting_share == 0
 
 
-def test_errors() -> None:
+def test_errors(clock: Clock) -> None:
     with pytest.raises(ValueError, match="batches: expected at least 1, got 0"):
-        TimedLoader(Slow(0), 0)
+        TimedLoader(Slow(clock, 0), 0)
     with pytest.raises(ValueError, match="loader: expected batches, got none"):
         measure_loader([], 3)
-    assert len(TimedLoader(Slow(0), 4)) == 5
+    assert len(TimedLoader(Slow(clock, 0), 4)) == 5
 
 
 def test_steps_of_a_run() -> None:

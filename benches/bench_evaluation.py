@@ -1,24 +1,15 @@
-"""The depth metrics of one KITTI frame under the Garg crop, 375 x 1242: the op, and all eleven metrics from it against
-the NumPy code that evaluates most published networks, in turn within one process."""
-
-import os
-import statistics
-import time
+"""All eleven depth metrics of a KITTI frame under the Garg crop, 375 x 1242, from the op's sums, against the NumPy code
+that evaluates most published networks."""
 
 import numpy as np
 import pytest
 
 from mdepth_fast import ops
-from mdepth_fast.benchmark import lidar_frame
+from mdepth_fast.bench.cases import lidar_frame
 from mdepth_fast.evaluation import METRICS, get_protocol, metrics_of
 
 HEIGHT, WIDTH = 375, 1242
 WINDOW = get_protocol("kitti_garg_80").window(HEIGHT, WIDTH)
-ROUNDS = int(os.environ.get("MDEPTH_BENCH_ROUNDS", "5"))
-
-
-def test_depth_metrics(compare):
-    compare("depth_metrics")
 
 
 def numpy_metrics(prediction, ground_truth):
@@ -57,25 +48,14 @@ def fused_metrics(prediction, ground_truth):
 
 
 @pytest.mark.parametrize("scans", [1, 11])  # KITTI's annotated ground truth is gathered from eleven
-def test_against_numpy(benchmark, scans):
+def test_against_numpy(in_turn, device, scans):
     frame = lidar_frame(1, HEIGHT, WIDTH, scans)
-    maps = {numpy_metrics: [value[0, 0].numpy() for value in frame.values()], fused_metrics: list(frame.values())}
-    want, found = (function(*maps[function]) for function in maps)
+    arrays = [value[0, 0].numpy() for value in frame.values()]
+    tensors = [value.to(device) for value in frame.values()]
+    steps = {"numpy": lambda: numpy_metrics(*arrays), "mdepth_fast": lambda: fused_metrics(*tensors)}
+    want, found = (step() for step in steps.values())
     assert set(want) == set(METRICS)
     assert all(abs(found[key] - want[key]) < 1e-4 * abs(want[key]) for key in METRICS), (found, want)
-    times = {function: [] for function in maps}
-
-    def both():
-        for function, arguments in maps.items():
-            for _ in range(20):
-                start = time.perf_counter()
-                function(*arguments)
-                times[function].append(time.perf_counter() - start)
-
-    benchmark.pedantic(both, rounds=ROUNDS)
-    numpy, fused = (1e6 * statistics.median(times[function]) for function in maps)
-    benchmark.extra_info.update(numpy=numpy, fused=fused, ratio=numpy / fused)
-    share = float((frame["ground_truth"] > 0).double().mean())
-    print(
-        f"\nground truth at {share:.1%} of the pixels: {numpy / fused:.1f}x, NumPy {numpy:.0f} us, fused {fused:.0f} us"
-    )
+    case = f"kitti_metrics_{scans}_scans"
+    title = f"all metrics of a KITTI frame, ground truth of {scans} LiDAR scan{'s' * (scans > 1)}"
+    in_turn(case, f"1x{HEIGHT}x{WIDTH}", steps, title=title, rounds=100)

@@ -1,2 +1,0 @@
-def test_berhu_loss(compare):
-    compare("berhu_loss")

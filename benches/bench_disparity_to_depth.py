@@ -1,2 +1,0 @@
-def test_disparity_to_depth(compare):
-    compare("disparity_to_depth")

@@ -1,2 +1,0 @@
-def test_edge_aware_smoothness(compare):
-    compare("edge_aware_smoothness")

@@ -1,2 +1,0 @@
-def test_inverse_warp(compare):
-    compare("inverse_warp")

@@ -1,2 +1,0 @@
-def test_min_reprojection(compare):
-    compare("min_reprojection")

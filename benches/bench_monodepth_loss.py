@@ -1,2 +1,0 @@
-def test_monodepth_loss(compare):
-    compare("monodepth_loss")

@@ -1,2 +1,0 @@
-def test_ordinal_decode(compare):
-    compare("ordinal_decode")

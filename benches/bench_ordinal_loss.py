@@ -1,2 +1,0 @@
-def test_ordinal_loss(compare):
-    compare("ordinal_loss")

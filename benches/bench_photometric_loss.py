@@ -1,2 +1,0 @@
-def test_photometric_loss(compare):
-    compare("photometric_loss")

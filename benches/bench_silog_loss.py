@@ -1,2 +1,0 @@
-def test_silog_loss(compare):
-    compare("silog_loss")
