@@ -48,10 +48,8 @@ class _Recording:
             for at in range(offset, offset + 8 * count, 8) if kind == "P" else ():
                 (address,) = struct.unpack_from("Q", params, at)
                 if address:
-                    compared = name != "workspace" and not any(
-                        kernel.startswith("inverse_warp_scatter_f") for kernel, *_ in launches
-                    )
-                    buffers.append((ctypes.string_at(address, self.sizes[address]), at, compared))
+                    content = ctypes.string_at(address, self.sizes[address])
+                    buffers.append((content, at, name != "workspace" and not atomics))
         self.calls.append((op, params, buffers, launches))
         self.run(op, launches, params, device)
 
