@@ -482,6 +482,7 @@ void conv_stack(int dtype, int threads, std::vector<int64_t> size, std::vector<i
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mdepth_fast; use mdepth_fast.ops";
   m.attr("version") = MDEPTH_VERSION;
+  m.attr("sources") = MDEPTH_SOURCES;  // digests by mdepth_fast/_source_tree.py
   m.attr("compiler") = __VERSION__;
 #if defined(MDEPTH_HAS_OPENMP)
   m.attr("openmp") = true;

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import mdepth_fast
 from mdepth_fast import _dispatch, _native
 
 # A skip is counted and printed; with any other reason it fails the session.
@@ -22,8 +23,12 @@ def pytest_configure(config):
     reason = _native.unavailable()
     if reason:
         raise pytest.UsageError(f"the tests need the compiled module: {reason}")
-    # A child process started in the checkout must import the installed package, not the sources without the module.
+    # A child process must import the package that is tested here, whether that is the installed one (`pytest`) or the
+    # one in the checkout (`python -m pytest`), wherever it is started.
     os.environ["PYTHONSAFEPATH"] = "1"
+    package = Path(mdepth_fast.__file__).parents[1]
+    if package.samefile(Path(__file__).parents[1]):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Or torch lets no matrix product on a GPU pass as deterministic; it looks when the first one is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     select = _dispatch.select
