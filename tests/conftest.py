@@ -1,9 +1,16 @@
-"""Rules of every test session: which backends ran, and that nothing is skipped without a reason that is known."""
+"""Rules of every test session: which backends ran, and that nothing is skipped without a reason that is known.
+
+`pytest -n 2` (pytest-xdist) shares the files of tests among processes of one thread each: most tests are small, and two
+of them side by side keep two cores busier than one on two threads.
+"""
 
 import collections
 import os
 import random
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import numpy as np
 import pytest
@@ -11,6 +18,12 @@ import torch
 
 import mdepth_fast
 from mdepth_fast import _dispatch, _native
+
+# The files and tests of `pytest -m fast`: what all ops must hold, and some of each room. Other tests join them by
+# @pytest.mark.fast.
+FAST = ("ops/test_contract.py",)
+# Those that take longest, which must not be the last to start.
+LONGEST = ("kernels/test_triton.py", "packaging/test_packaging.py", "cuda/test_host.py", "ops/test_contract.py")
 
 # A skip is counted and printed; with any other reason it fails the session.
 KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
@@ -58,7 +71,13 @@ def seeded():
 
 
 def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+    fast = {here / name for name in FAST}
     for item in items:
+        if item.path in fast and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
 
@@ -78,8 +97,24 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == 0 and _problems():
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session.config.workeroutput["executed"] = dict(_executed)
+    elif exitstatus == 0 and _problems():
         session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _executed.update(getattr(node, "workeroutput", {}).get("executed", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one process, for what its fixtures build is worth minutes; in the order of above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def _problems():
