@@ -19,11 +19,37 @@ import torch
 import mdepth_fast
 from mdepth_fast import _dispatch, _native
 
-# The files and tests of `pytest -m fast`: what all ops must hold, and some of each room. Other tests join them by
-# @pytest.mark.fast.
-FAST = ("ops/test_contract.py",)
+TESTS = Path(__file__).parent
+
+# What `pytest -m fast` runs, as the names of its tests begin: what all ops must hold, and the quick part of each room.
+FAST = (
+    "cli/test_cli.py::TestTrain::test_prints_both_tables",
+    "cli/test_cli.py::test_wrong_usage",
+    "cli/test_visualize.py",
+    "data",
+    "evaluation",
+    "losses",
+    "models/test_predict.py",
+    "models/test_registry.py",
+    "netadapt/test_graph.py",
+    "ops/test_contract.py",
+    "ops/test_min_reprojection.py",
+    "packaging/test_packaging.py::test_import_is_light",
+    "packaging/test_packaging.py::test_what",
+    "test_geometry.py",
+    "training/test_config.py",
+    "training/test_module.py",
+)
 # Those that take longest, which must not be the last to start.
-LONGEST = ("kernels/test_triton.py", "packaging/test_packaging.py", "cuda/test_host.py", "ops/test_contract.py")
+LONGEST = (
+    "kernels/test_triton.py",
+    "packaging/test_packaging.py",
+    "cuda/test_host.py",
+    "cuda/test_compilers.py",
+    "cuda/test_sanitizers.py",
+    "ops/test_contract.py",
+    "ops/test_vectorised.py",
+)
 
 # A skip is counted and printed; with any other reason it fails the session.
 KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
@@ -70,13 +96,21 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Only what is needed is imported for `-m fast`."""
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
+        name = collection_path.relative_to(TESTS).as_posix()
+        return not any(name.startswith(entry.partition("::")[0]) for entry in FAST) or None
+    return None
+
+
 def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
-    order = {here / name: place for place, name in enumerate(LONGEST)}
+    if gone := [name for name in (*FAST, *LONGEST) if not (TESTS / name.partition("::")[0]).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py names what is not there: {', '.join(gone)}")
+    order = {TESTS / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
-    fast = {here / name for name in FAST}
     for item in items:
-        if item.path in fast and not item.get_closest_marker("slow"):
+        if item.nodeid.partition("tests/")[2].startswith(FAST):
             item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
@@ -97,7 +131,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["executed"] = dict(_executed)
     elif exitstatus == 0 and _problems():
         session.exitstatus = 1
