@@ -1,10 +1,14 @@
-.PHONY: install test bench readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast bench readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
 
 test:
-	MDEPTH_REQUIRE_BACKENDS=cpu pytest
+	MDEPTH_REQUIRE_BACKENDS=cpu pytest -n 2
+
+# After each change, in a minute and a half: what all ops must hold, and some of each room.
+test-fast:
+	MDEPTH_REQUIRE_BACKENDS=cpu pytest -n 2 -q -m fast
 
 bench:
 	pytest benches
@@ -39,11 +43,16 @@ gpu-sanitize:
 gpu-bench:
 	python benches/report.py --device cuda --minutes 3
 
+# Where clang-format is not installed, C++ and CUDA are left out: pip install ".[dev]" brings it.
+CLANG_FORMAT = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' | xargs clang-format
+
 lint:
 	ruff check .
 	ruff format --check .
 	mypy
+	if command -v clang-format > /dev/null; then $(CLANG_FORMAT) --dry-run --Werror; fi
 
 format:
 	ruff check --fix .
 	ruff format .
+	if command -v clang-format > /dev/null; then $(CLANG_FORMAT) -i; fi

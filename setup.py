@@ -1,6 +1,7 @@
 """Builds the native module with CMake; everything declarative lives in pyproject.toml."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class CMakeBuild(build_ext):
             f"-DMDEPTH_OUTPUT_DIR={target.parent}",
             f"-DMDEPTH_OUTPUT_NAME={target.name}",
             f"-DMDEPTH_CUDA={os.environ.get('MDEPTH_CUDA', 'auto')}",
+            f"-DMDEPTH_SOURCES={runpy.run_path(str(ROOT / 'mdepth_fast' / '_source_tree.py'))['digests']()}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         if archs := os.environ.get("MDEPTH_CUDA_ARCHS"):

@@ -50,8 +50,8 @@ void set_isa(const std::string& name) {
 struct Op {
   const char* name;
   Fields fields;
-  int (*cpu[3])(const void* params);   // by instruction set
-  Plan (*plan)(const void* params);    // null: no GPU kernels
+  int (*cpu[3])(const void* params);  // by instruction set
+  Plan (*plan)(const void* params);   // null: no GPU kernels
 };
 
 template <class Params, int (*kernel)(const Params&)>
@@ -65,8 +65,7 @@ Plan plan_of(const void* params) {
 }
 
 #if defined(MDEPTH_HAS_AVX512)
-#define MDEPTH_CPU(name, Params) \
-  {call<Params, baseline::name>, call<Params, avx2::name>, call<Params, avx512::name>}
+#define MDEPTH_CPU(name, Params) {call<Params, baseline::name>, call<Params, avx2::name>, call<Params, avx512::name>}
 #else
 #define MDEPTH_CPU(name, Params) {call<Params, baseline::name>, nullptr, nullptr}
 #endif
@@ -141,6 +140,7 @@ py::tuple described(const Fields& fields) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mdepth_fast; use mdepth_fast.ops";
   m.attr("version") = MDEPTH_VERSION;
+  m.attr("sources") = MDEPTH_SOURCES;  // digests by mdepth_fast/_source_tree.py
   m.attr("compiler") = __VERSION__;
 #if defined(MDEPTH_HAS_OPENMP)
   m.attr("openmp") = true;
@@ -148,17 +148,18 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.attr("max_scales") = kMaxScales;
-  m.attr("enums") = py::dict(
-      py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
-      py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
-      py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
-      py::arg("float16") = int(Product::kFloat16), py::arg("bfloat16") = int(Product::kBFloat16),
-      py::arg("eigen") = int(SilogForm::kEigen), py::arg("image_mean") = int(SilogForm::kImageMean),
-      py::arg("sqrt") = int(SilogForm::kSqrt), py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
+  m.attr("enums") =
+      py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
+               py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
+               py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
+               py::arg("float16") = int(Product::kFloat16), py::arg("bfloat16") = int(Product::kBFloat16),
+               py::arg("eigen") = int(SilogForm::kEigen), py::arg("image_mean") = int(SilogForm::kImageMean),
+               py::arg("sqrt") = int(SilogForm::kSqrt), py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
   m.def("isa", [] { return kIsaNames[active_isa]; });
   m.def("set_isa", &set_isa);
 
-  py::class_<Op> op(m, "Op", "A native function; its parameters are the bytes of `params`: size, (name, offset, kind, count)s");
+  py::class_<Op> op(m, "Op",
+                    "A native function; its parameters are the bytes of `params`: size, (name, offset, kind, count)s");
   op.def_property_readonly("params", [](const Op& self) { return described(self.fields); });
   op.def_property_readonly("has_plan", [](const Op& self) { return self.plan != nullptr; });
   op.def("cpu", &run_on_cpu);

@@ -164,7 +164,12 @@ def reasons(op: str, device: torch.device) -> dict[str, str | None]:
 
 
 def _has_kernel(op: str, device: torch.device) -> bool:
-    """Whether any backend can run `op`; it asks the compiled module and the driver, which no compiler can trace."""
+    """Whether any backend can run `op`; it asks the compiled module and the driver, which no compiler can trace.
+
+    An automatic choice does not paper over a broken installation: it is a RuntimeError.
+    """
+    if device.type in _ORDER and (reason := _native.unavailable()):
+        raise RuntimeError(f"{op}: {reason}; MDEPTH_BACKEND=reference runs plain PyTorch")
     return any(why_not(op, candidate, device) is None for candidate in _ORDER.get(device.type, ()))
 
 

@@ -45,7 +45,10 @@ def info_text() -> str:
     ]
     for op, backends in facts["backends"].items():
         lines.append(f"  {op}")
-        lines += [f"    {name:<10} {reason or 'available'}" for name, reason in backends.items()]
+        for name, reason in backends.items():
+            if reason and reason == native["reason"]:
+                reason = "needs the compiled module, see native"
+            lines.append(f"    {name:<10} {reason or 'available'}")
     return "\n".join(lines)
 
 

@@ -3,12 +3,15 @@
 import functools
 import importlib
 import struct
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mdepth_fast import _source_tree
 
 __all__ = [
     "Params",
@@ -29,21 +32,28 @@ CPU = torch.device("cpu")
 
 _module: ModuleType | None = None
 _reason: str | None = None
+_cuda_reason: str | None = None
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def _load() -> None:
-    global _module, _reason
+    global _module, _reason, _cuda_reason
     from mdepth_fast import __version__
 
     try:
         found = importlib.import_module("mdepth_fast._C")
     except ImportError as error:
-        _reason = f"the compiled module could not be loaded ({error}); build it with: pip install ."
+        _reason = f"the compiled module could not be loaded: {error}"
+        if "pip install" not in _reason:
+            _reason += "; build it with: pip install ."
         return
     if found.version != __version__:
         _reason = f"the compiled module is of version {found.version}, the package {__version__}; run: pip install ."
         return
+    if found.cuda and _source_tree.cuda_sources_changed(found.sources):
+        # Not for NVRTC, which compiles them as they are now.
+        _cuda_reason = "csrc/cuda is not what the module was built from; run pip install again"
+        warnings.warn(f"the cuda backend is off: {_cuda_reason}", RuntimeWarning, stacklevel=2)
     _module = found
 
 
@@ -73,6 +83,8 @@ def cuda_unavailable(device: torch.device) -> str | None:
         return _reason
     if _module.cuda is None:
         return "the module was built without CUDA (no nvcc); build it with nvcc on PATH: MDEPTH_CUDA=1 pip install ."
+    if _cuda_reason:
+        return _cuda_reason
     toolkit, architectures, driver = _module.cuda["toolkit"], _module.cuda["architectures"], _module.cuda_driver()
     if driver // 1000 < int(toolkit.split(".")[0]):
         return f"built with CUDA {toolkit}, the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}: too old"

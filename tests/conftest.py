@@ -1,15 +1,55 @@
-"""Rules of every test session: which backends ran, and that nothing is skipped without a reason that is known."""
+"""Rules of every test session: which backends ran, and that nothing is skipped without a reason that is known.
+
+`pytest -n 2` (pytest-xdist) shares the files of tests among processes of one thread each: most tests are small, and two
+of them side by side keep two cores busier than one on two threads.
+"""
 
 import collections
 import os
 import random
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
 import numpy as np
 import pytest
 import torch
 
+import mdepth_fast
 from mdepth_fast import _dispatch, _native
+
+TESTS = Path(__file__).parent
+
+# What `pytest -m fast` runs, as the names of its tests begin: what all ops must hold, and the quick part of each room.
+FAST = (
+    "cli/test_cli.py::TestTrain::test_prints_both_tables",
+    "cli/test_cli.py::test_wrong_usage",
+    "cli/test_visualize.py",
+    "data",
+    "evaluation",
+    "losses",
+    "models/test_predict.py",
+    "models/test_registry.py",
+    "netadapt/test_graph.py",
+    "ops/test_contract.py",
+    "ops/test_min_reprojection.py",
+    "packaging/test_packaging.py::test_import_is_light",
+    "packaging/test_packaging.py::test_what",
+    "test_geometry.py",
+    "training/test_config.py",
+    "training/test_module.py",
+)
+# Those that take longest, which must not be the last to start.
+LONGEST = (
+    "kernels/test_triton.py",
+    "packaging/test_packaging.py",
+    "cuda/test_host.py",
+    "cuda/test_compilers.py",
+    "cuda/test_sanitizers.py",
+    "ops/test_contract.py",
+    "ops/test_vectorised.py",
+)
 
 # A skip is counted and printed; with any other reason it fails the session.
 KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
@@ -30,8 +70,12 @@ def pytest_configure(config):
     reason = _native.unavailable()
     if reason:
         raise pytest.UsageError(f"the tests need the compiled module: {reason}")
-    # A child process started in the checkout must import the installed package, not the sources without the module.
+    # A child process must import the package that is tested here, whether that is the installed one (`pytest`) or the
+    # one in the checkout (`python -m pytest`), wherever it is started.
     os.environ["PYTHONSAFEPATH"] = "1"
+    package = Path(mdepth_fast.__file__).parents[1]
+    if package.samefile(Path(__file__).parents[1]):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Or torch lets no matrix product on a GPU pass as deterministic; it looks when the first one is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _dispatch._recorders.append(_executed)
@@ -53,8 +97,22 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Only what is needed is imported for `-m fast`."""
+    if config.option.markexpr == "fast" and collection_path.suffix == ".py":
+        name = collection_path.relative_to(TESTS).as_posix()
+        return not any(name.startswith(entry.partition("::")[0]) for entry in FAST) or None
+    return None
+
+
 def pytest_collection_modifyitems(items):
+    if gone := [name for name in (*FAST, *LONGEST) if not (TESTS / name.partition("::")[0]).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py names what is not there: {', '.join(gone)}")
+    order = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     for item in items:
+        if item.nodeid.partition("tests/")[2].startswith(FAST):
+            item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
 
@@ -74,8 +132,24 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == 0 and _problems():
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["executed"] = dict(_executed)
+    elif exitstatus == 0 and _problems():
         session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _executed.update(getattr(node, "workeroutput", {}).get("executed", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one process, for what its fixtures build is worth minutes; in the order of above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def _problems():

@@ -117,9 +117,7 @@ int backward(const BerhuLossParams& p) {
 
 }  // namespace
 
-int berhu_loss(const BerhuLossParams& p) {
-  return p.dtype == Dtype::kFloat64 ? forward<double>(p) : forward<float>(p);
-}
+int berhu_loss(const BerhuLossParams& p) { return p.dtype == Dtype::kFloat64 ? forward<double>(p) : forward<float>(p); }
 
 int berhu_loss_backward(const BerhuLossParams& p) {
   return p.dtype == Dtype::kFloat64 ? backward<double>(p) : backward<float>(p);

@@ -167,7 +167,8 @@ class ChannelsLast {
 
     panels = (vectors + kVectors - 1) / kVectors;
     panels = std::min<int64_t>(vectors, (panels + threads - 1) / threads * threads);
-    const int64_t groups = (threads + panels - 1) / panels;  // of pixels, where there are too few panels for the threads
+    const int64_t groups =
+        (threads + panels - 1) / panels;  // of pixels, where there are too few panels for the threads
     const int64_t columns = int64_t((width + kColumns - 1) / kColumns * kColumns - 1) * p.stride + p.kernel;
     const int64_t lists = p.kernel + (kLines - 1) * p.stride + 1;
     const int64_t size = p.rows == Rows::kPixel ? 0 : most * width * factors;  // of a part's rows

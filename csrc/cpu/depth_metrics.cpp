@@ -11,9 +11,9 @@ namespace mdepth {
 namespace MDEPTH_ISA {
 namespace {
 
-constexpr int kRun = 1024;            // pixels that are looked at together; twice as many are summed together
-constexpr int kBlock = 64;            // pixels that are tested together
-constexpr int kTaskPixels = 1 << 15;  // rows of about so many are a task
+constexpr int kRun = 1024;                  // pixels that are looked at together; twice as many are summed together
+constexpr int kBlock = 64;                  // pixels that are tested together
+constexpr int kTaskPixels = 1 << 15;        // rows of about so many are a task
 constexpr int64_t kThreadPixels = 1 << 18;  // below this a further thread costs more than it brings
 
 template <class T>
@@ -116,7 +116,8 @@ int run(const DepthMetricsParams& p) {
     int count = 0;
     for (int64_t y = first; y < std::min(first + band, p.bottom); ++y) {
       const int64_t row = (image * p.height + y) * p.width;
-      const T *prediction = static_cast<const T*>(p.prediction) + row, *truth = static_cast<const T*>(p.ground_truth) + row;
+      const T *prediction = static_cast<const T*>(p.prediction) + row,
+              *truth = static_cast<const T*>(p.ground_truth) + row;
       for (int64_t x = p.left; x < p.right; x += kRun) {
         const int n = int(std::min<int64_t>(kRun, p.right - x));
         if (count > kRun) {
@@ -138,9 +139,7 @@ int run(const DepthMetricsParams& p) {
 
 }  // namespace
 
-int depth_metrics(const DepthMetricsParams& p) {
-  return p.dtype == Dtype::kFloat64 ? run<double>(p) : run<float>(p);
-}
+int depth_metrics(const DepthMetricsParams& p) { return p.dtype == Dtype::kFloat64 ? run<double>(p) : run<float>(p); }
 
 }  // namespace MDEPTH_ISA
 }  // namespace mdepth

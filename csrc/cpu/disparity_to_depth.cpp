@@ -82,8 +82,7 @@ struct ColumnReaders {
       for (int64_t k = 0; k < most; ++k) {
         const bool reads = r.begin + k < r.end;
         at.get()[k * p.map_width + i] = reads ? int(r.begin + k) : int(p.width);
-        weight.get()[k * p.map_width + i] =
-            reads ? resize_weight<T>(r.begin + k, i, p.map_width, p.width) : T(0);
+        weight.get()[k * p.map_width + i] = reads ? resize_weight<T>(r.begin + k, i, p.map_width, p.width) : T(0);
       }
     }
   }

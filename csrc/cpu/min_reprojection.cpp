@@ -72,7 +72,7 @@ struct Kernel {
     for (int c = 0; c < 3; ++c) {
       const T *RESTRICT x0 = x[0][c], *RESTRICT x1 = x[1][c], *RESTRICT x2 = x[2][c];
       const T *RESTRICT y0 = y[0]->color[c] + kLead, *RESTRICT y1 = y[1]->color[c] + kLead,
-                       *RESTRICT y2 = y[2]->color[c] + kLead;
+                        *RESTRICT y2 = y[2]->color[c] + kLead;
       const T *RESTRICT mean = y[1]->mean[c] + kLead, *RESTRICT variance = y[1]->variance[c] + kLead;
       T* RESTRICT a = raw ? raw->v[3 * c] + kLead : nullptr;
       T* RESTRICT b = raw ? raw->v[3 * c + 1] + kLead : nullptr;
@@ -112,7 +112,7 @@ struct Kernel {
       const int above = reflect(y - 1, height) - begin, below = reflect(y + 1, height) - begin;
       for (int c = 0; c < 3; ++c) {
         const T *RESTRICT y0 = tile.target[above].color[c] + kLead, *RESTRICT y1 = row.color[c] + kLead,
-                         *RESTRICT y2 = tile.target[below].color[c] + kLead;
+                          *RESTRICT y2 = tile.target[below].color[c] + kLead;
         T *RESTRICT mean = row.mean[c] + kLead, *RESTRICT variance = row.variance[c] + kLead;
 #pragma omp simd
         for (int i = 0; i < t.n; ++i) {
@@ -179,7 +179,7 @@ struct Kernel {
     T *RESTRICT ru = out.du[0] + kLead, *RESTRICT gu = out.du[1] + kLead, *RESTRICT bu = out.du[2] + kLead;
     T *RESTRICT rv = out.dv[0] + kLead, *RESTRICT gv = out.dv[1] + kLead, *RESTRICT bv = out.dv[2] + kLead;
     T *RESTRICT shift_u = out.shift_u + kLead, *RESTRICT shift_v = out.shift_v + kLead,
-               *RESTRICT inv_z = out.inv_z + kLead;
+                *RESTRICT inv_z = out.inv_z + kLead;
     T *RESTRICT du_ddepth = out.du_ddepth + kLead, *RESTRICT dv_ddepth = out.dv_ddepth + kLead;
     const int w = width, h = height, first = t.x0 - kHalo, n = t.n;
 #pragma omp simd
@@ -256,8 +256,7 @@ struct Kernel {
     const int n = t.n;
 #pragma omp simd
     for (int i = 0; i < n; ++i) wins[i] = (chosen[i] == s && i >= begin && i < end) ? T(1) : T(0);
-    for (int k = 0; k < 9; ++k)
-      sum_columns(width, t, source.raw.v[k] + kLead, wins, source.sums[slot].v[k] + kLead);
+    for (int k = 0; k < 9; ++k) sum_columns(width, t, source.raw.v[k] + kLead, wins, source.sums[slot].v[k] + kLead);
   }
 
   // Gradient of row q by depth, and the row's share of the gradient by the projection.
@@ -266,7 +265,7 @@ struct Kernel {
     const int n = t.n, first = t.x0 - kHalo;
     const WarpedRow<T>& warped = source.warped[q % 3];
     const Coefficients<T>*above = &source.sums[(q + 2) % 3], *here = &source.sums[q % 3],
-                         *below = &source.sums[(q + 1) % 3];
+          *below = &source.sums[(q + 1) % 3];
     const T w_above = T(weight_above(q)), w_below = T(weight_below(q, height));
     const T* RESTRICT wins = source.wins[q % 3] + kLead;
     const T w_l1 = l1_third;
@@ -274,11 +273,11 @@ struct Kernel {
     T* RESTRICT gv = tile.distance + kLead;
     for (int c = 0; c < 3; ++c) {
       const T *RESTRICT a0 = above->v[3 * c] + kLead, *RESTRICT a1 = here->v[3 * c] + kLead,
-                       *RESTRICT a2 = below->v[3 * c] + kLead;
+                        *RESTRICT a2 = below->v[3 * c] + kLead;
       const T *RESTRICT b0 = above->v[3 * c + 1] + kLead, *RESTRICT b1 = here->v[3 * c + 1] + kLead,
-                       *RESTRICT b2 = below->v[3 * c + 1] + kLead;
+                        *RESTRICT b2 = below->v[3 * c + 1] + kLead;
       const T *RESTRICT c0 = above->v[3 * c + 2] + kLead, *RESTRICT c1 = here->v[3 * c + 2] + kLead,
-                       *RESTRICT c2 = below->v[3 * c + 2] + kLead;
+                        *RESTRICT c2 = below->v[3 * c + 2] + kLead;
       const T *RESTRICT x = warped.color[c] + kLead, *RESTRICT y = target.color[c] + kLead;
       const T *RESTRICT du = warped.du[c] + kLead, *RESTRICT dv = warped.dv[c] + kLead;
       const bool fresh = c == 0;

@@ -253,8 +253,8 @@ void pointwise_weight_gradient(const NnConv5WeightGradientsParams& p, int64_t o0
       for (int64_t o = o0; o < o1; o += kBlock) {
         const T* rows[kBlock];  // past the last channel: the last one again, and dropped
         for (int m = 0; m < kBlock; ++m)
-          rows[m] = static_cast<const T*>(p.grad_pointwise) + begin +
-                    (b * p.out_channels + std::min(o + m, o1 - 1)) * pixels;
+          rows[m] =
+              static_cast<const T*>(p.grad_pointwise) + begin + (b * p.out_channels + std::min(o + m, o1 - 1)) * pixels;
         Vector<T> sums[kBlock][kVectors];
         multiply<T, kBlock, kVectors>(buffers.panel, kPanel<T>, rows, n, sums);
         for (int m = 0; m < std::min<int64_t>(kBlock, o1 - o); ++m) {

@@ -54,9 +54,7 @@ int run(const OrdinalDecodeParams& p) {
 
 }  // namespace
 
-int ordinal_decode(const OrdinalDecodeParams& p) {
-  return p.dtype == Dtype::kFloat64 ? run<double>(p) : run<float>(p);
-}
+int ordinal_decode(const OrdinalDecodeParams& p) { return p.dtype == Dtype::kFloat64 ? run<double>(p) : run<float>(p); }
 
 }  // namespace MDEPTH_ISA
 }  // namespace mdepth

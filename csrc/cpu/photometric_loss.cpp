@@ -14,7 +14,7 @@ template <class T>
 struct alignas(64) Buffers {
   Row<T> x[3], y[3];  // ring of rows
   Row<T> raw[kCoefficients], sums[3][kCoefficients];
-  Row<T> grad[3];  // of a row, 0 outside the image
+  Row<T> grad[3];         // of a row, 0 outside the image
   Row<T> mean, variance;  // of the windows of y
   Row<T> loss;
 };
@@ -32,7 +32,6 @@ struct Rings {
     reflect_columns(width, t, b.y[row % 3] + kLead);
   }
 };
-
 
 template <class T>
 void forward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b) {
@@ -94,8 +93,8 @@ void backward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b)
         const T *RESTRICT x0 = b.x[above] + kLead, *RESTRICT x1 = b.x[here] + kLead, *RESTRICT x2 = b.x[below] + kLead;
         const T *RESTRICT y0 = b.y[above] + kLead, *RESTRICT y1 = b.y[here] + kLead, *RESTRICT y2 = b.y[below] + kLead;
         T *RESTRICT ax = b.raw[kAx] + kLead, *RESTRICT ay = b.raw[kAy] + kLead, *RESTRICT rb = b.raw[kB] + kLead,
-                   *RESTRICT rc = b.raw[kC] + kLead, *RESTRICT mean = b.mean + kLead,
-                   *RESTRICT variance = b.variance + kLead;
+                    *RESTRICT rc = b.raw[kC] + kLead, *RESTRICT mean = b.mean + kLead,
+                    *RESTRICT variance = b.variance + kLead;
 #pragma omp simd
         for (int i = 0; i < n; ++i) {
           const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};

@@ -90,8 +90,7 @@ static inline void reflect_columns(int width, const Tile& t, T* row) {
 // Sums over three columns, where `on`; the adjoint of the reflection is the second helping that columns 1 and W - 2 get
 // from the windows on the border. Lanes outside the image must be off.
 template <class T>
-static inline void sum_columns(int width, const Tile& t, const T* RESTRICT raw, const T* RESTRICT on,
-                               T* RESTRICT sum) {
+static inline void sum_columns(int width, const Tile& t, const T* RESTRICT raw, const T* RESTRICT on, T* RESTRICT sum) {
   const int first = t.x0 - kHalo, n = t.n;
 #pragma omp simd
   for (int i = 0; i < n; ++i) sum[i] = raw[i - 1] * on[i - 1] + raw[i] * on[i] + raw[i + 1] * on[i + 1];
@@ -103,9 +102,8 @@ static inline void sum_columns(int width, const Tile& t, const T* RESTRICT raw, 
 // arguments are the row's sums of the gradients by nu, nv, z, bare, times depth, and times depth * x.
 template <class T>
 static inline void add_projection_row(double* grad, int y, T u, T v, T z, T ud, T vd, T zd, T udx, T vdx, T zdx) {
-  const double rows[3][3] = {{double(udx), double(ud), double(u)},
-                             {double(vdx), double(vd), double(v)},
-                             {double(zdx), double(zd), double(z)}};
+  const double rows[3][3] = {
+      {double(udx), double(ud), double(u)}, {double(vdx), double(vd), double(v)}, {double(zdx), double(zd), double(z)}};
   for (int k = 0; k < 3; ++k) {
     grad[4 * k] += rows[k][0];
     grad[4 * k + 1] += rows[k][1] * double(y);

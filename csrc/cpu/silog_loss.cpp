@@ -31,7 +31,8 @@ struct Work {
 // Prediction, depth and residual of the pixels from `at` on that count, packed; how many.
 template <class T>
 int residuals(const SilogLossParams& p, int64_t at, int n, Buffers<T>& b) {
-  const T *depth_from = static_cast<const T*>(p.depth) + at, *prediction_from = static_cast<const T*>(p.prediction) + at;
+  const T *depth_from = static_cast<const T*>(p.depth) + at,
+          *prediction_from = static_cast<const T*>(p.prediction) + at;
   mark(p, at, n, depth_from, b.on);
   const int count = pack(b.on, n, depth_from, b.depth);
   if (!count) return 0;  // the sky of a LiDAR frame
@@ -112,9 +113,7 @@ int backward(const SilogLossParams& p) {
 
 }  // namespace
 
-int silog_loss(const SilogLossParams& p) {
-  return p.dtype == Dtype::kFloat64 ? forward<double>(p) : forward<float>(p);
-}
+int silog_loss(const SilogLossParams& p) { return p.dtype == Dtype::kFloat64 ? forward<double>(p) : forward<float>(p); }
 
 int silog_loss_backward(const SilogLossParams& p) {
   return p.dtype == Dtype::kFloat64 ? backward<double>(p) : backward<float>(p);

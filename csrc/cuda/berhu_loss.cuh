@@ -106,14 +106,14 @@ __device__ __forceinline__ void berhu_loss_backward_span(const BerhuLossParams& 
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_BERHU_LOSS_KERNELS(KERNEL)                                                                               \
-  KERNEL(berhu_loss_largest_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_largest_span<float>)       \
-  KERNEL(berhu_loss_largest_f64, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_largest_span<double>)      \
-  KERNEL(berhu_loss_state, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_state_all)                       \
-  KERNEL(berhu_loss_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_span<float>)                       \
-  KERNEL(berhu_loss_f64, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_span<double>)                      \
-  KERNEL(berhu_loss_sum, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_sum_all)                           \
-  KERNEL(berhu_loss_backward_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_backward_span<float>)     \
+#define MDEPTH_BERHU_LOSS_KERNELS(KERNEL)                                                                           \
+  KERNEL(berhu_loss_largest_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_largest_span<float>)   \
+  KERNEL(berhu_loss_largest_f64, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_largest_span<double>)  \
+  KERNEL(berhu_loss_state, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_state_all)                   \
+  KERNEL(berhu_loss_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_span<float>)                   \
+  KERNEL(berhu_loss_f64, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_span<double>)                  \
+  KERNEL(berhu_loss_sum, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_sum_all)                       \
+  KERNEL(berhu_loss_backward_f32, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_backward_span<float>) \
   KERNEL(berhu_loss_backward_f64, mdepth::kReduceThreads, BerhuLossParams, mdepth::berhu_loss_backward_span<double>)
 
 MDEPTH_BERHU_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)

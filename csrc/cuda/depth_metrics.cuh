@@ -23,8 +23,7 @@ __device__ __forceinline__ void depth_metrics_run(const DepthMetricsParams& p) {
     if (i >= count) break;
     const int64_t at = (p.top + int(i) / int(columns)) * p.width + p.left + int(i) % int(columns);
     if (!metrics_counted(truth[at], low, high)) continue;
-    const double depth =
-        metrics_depth(double(prediction[at]), scale, shift, p.inverse, p.min_depth, p.max_depth);
+    const double depth = metrics_depth(double(prediction[at]), scale, shift, p.inverse, p.min_depth, p.max_depth);
     const MetricsTerms t = metrics_terms(depth, double(truth[at]));
     const double all[kDepthSums] = {1.0,   t.abs_rel, t.sq_rel, t.sq_rel_kitti, t.sq_error, t.sq_log,
                                     t.log, t.abs_log, t.d1,     t.d2,           t.d3,       t.sq_inverse};
@@ -48,9 +47,9 @@ __device__ __forceinline__ void depth_metrics_sum(const DepthMetricsParams& p) {
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_DEPTH_METRICS_KERNELS(KERNEL)                                                                         \
-  KERNEL(depth_metrics_f32, mdepth::kRunThreads, DepthMetricsParams, mdepth::depth_metrics_run<float>)               \
-  KERNEL(depth_metrics_f64, mdepth::kRunThreads, DepthMetricsParams, mdepth::depth_metrics_run<double>)              \
+#define MDEPTH_DEPTH_METRICS_KERNELS(KERNEL)                                                            \
+  KERNEL(depth_metrics_f32, mdepth::kRunThreads, DepthMetricsParams, mdepth::depth_metrics_run<float>)  \
+  KERNEL(depth_metrics_f64, mdepth::kRunThreads, DepthMetricsParams, mdepth::depth_metrics_run<double>) \
   KERNEL(depth_metrics_sum, mdepth::kReduceThreads, DepthMetricsParams, mdepth::depth_metrics_sum)
 
 MDEPTH_DEPTH_METRICS_KERNELS(MDEPTH_DEFINE_KERNEL)

@@ -59,14 +59,14 @@ __device__ __forceinline__ void disparity_to_depth_backward_run(const DisparityT
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_DISPARITY_TO_DEPTH_KERNELS(KERNEL)                                               \
-  KERNEL(disparity_to_depth_f32, mdepth::PixelShape::kThreads, DisparityToDepthParams,          \
-         mdepth::disparity_to_depth_tile<float>)                                                \
-  KERNEL(disparity_to_depth_f64, mdepth::PixelShape::kThreads, DisparityToDepthParams,          \
-         mdepth::disparity_to_depth_tile<double>)                                               \
-  KERNEL(disparity_to_depth_backward_f32, mdepth::kRunThreads, DisparityToDepthParams,          \
-         mdepth::disparity_to_depth_backward_run<float>)                                        \
-  KERNEL(disparity_to_depth_backward_f64, mdepth::kRunThreads, DisparityToDepthParams,          \
+#define MDEPTH_DISPARITY_TO_DEPTH_KERNELS(KERNEL)                                      \
+  KERNEL(disparity_to_depth_f32, mdepth::PixelShape::kThreads, DisparityToDepthParams, \
+         mdepth::disparity_to_depth_tile<float>)                                       \
+  KERNEL(disparity_to_depth_f64, mdepth::PixelShape::kThreads, DisparityToDepthParams, \
+         mdepth::disparity_to_depth_tile<double>)                                      \
+  KERNEL(disparity_to_depth_backward_f32, mdepth::kRunThreads, DisparityToDepthParams, \
+         mdepth::disparity_to_depth_backward_run<float>)                               \
+  KERNEL(disparity_to_depth_backward_f64, mdepth::kRunThreads, DisparityToDepthParams, \
          mdepth::disparity_to_depth_backward_run<double>)
 
 MDEPTH_DISPARITY_TO_DEPTH_KERNELS(MDEPTH_DEFINE_KERNEL)

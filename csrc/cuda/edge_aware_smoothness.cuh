@@ -101,16 +101,16 @@ __device__ __forceinline__ void edge_aware_smoothness_finish(const EdgeAwareSmoo
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(KERNEL)                                             \
-  KERNEL(edge_aware_smoothness_f32, mdepth::PixelShape::kThreads, EdgeAwareSmoothnessParams,     \
-         mdepth::edge_aware_smoothness_tile<float>)                                              \
-  KERNEL(edge_aware_smoothness_f64, mdepth::PixelShape::kThreads, EdgeAwareSmoothnessParams,     \
-         mdepth::edge_aware_smoothness_tile<double>)                                             \
-  KERNEL(edge_aware_smoothness_sum, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,         \
-         mdepth::edge_aware_smoothness_sum)                                                    \
-  KERNEL(edge_aware_smoothness_finish_f32, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,    \
-         mdepth::edge_aware_smoothness_finish<float>)                                            \
-  KERNEL(edge_aware_smoothness_finish_f64, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,    \
+#define MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(KERNEL)                                          \
+  KERNEL(edge_aware_smoothness_f32, mdepth::PixelShape::kThreads, EdgeAwareSmoothnessParams,  \
+         mdepth::edge_aware_smoothness_tile<float>)                                           \
+  KERNEL(edge_aware_smoothness_f64, mdepth::PixelShape::kThreads, EdgeAwareSmoothnessParams,  \
+         mdepth::edge_aware_smoothness_tile<double>)                                          \
+  KERNEL(edge_aware_smoothness_sum, mdepth::kReduceThreads, EdgeAwareSmoothnessParams,        \
+         mdepth::edge_aware_smoothness_sum)                                                   \
+  KERNEL(edge_aware_smoothness_finish_f32, mdepth::kReduceThreads, EdgeAwareSmoothnessParams, \
+         mdepth::edge_aware_smoothness_finish<float>)                                         \
+  KERNEL(edge_aware_smoothness_finish_f64, mdepth::kReduceThreads, EdgeAwareSmoothnessParams, \
          mdepth::edge_aware_smoothness_finish<double>)
 
 MDEPTH_EDGE_AWARE_SMOOTHNESS_KERNELS(MDEPTH_DEFINE_KERNEL)

@@ -172,15 +172,15 @@ __device__ __forceinline__ void inverse_warp_scatter_rows(const InverseWarpParam
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_INVERSE_WARP_KERNEL(KERNEL, name, threads, function)                                        \
+#define MDEPTH_INVERSE_WARP_KERNEL(KERNEL, name, threads, function)                                         \
   KERNEL(name##_f32_border, threads, InverseWarpParams, mdepth::function<mdepth::Padding::kBorder, float>)  \
   KERNEL(name##_f32_zeros, threads, InverseWarpParams, mdepth::function<mdepth::Padding::kZeros, float>)    \
   KERNEL(name##_f64_border, threads, InverseWarpParams, mdepth::function<mdepth::Padding::kBorder, double>) \
   KERNEL(name##_f64_zeros, threads, InverseWarpParams, mdepth::function<mdepth::Padding::kZeros, double>)
-#define MDEPTH_INVERSE_WARP_KERNELS(KERNEL)                                                                          \
-  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp, mdepth::PixelShape::kThreads, inverse_warp_tile)                  \
-  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp_gather, mdepth::PixelShape::kThreads, inverse_warp_gather_tile)    \
-  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp_scatter, mdepth::PixelShape::kThreads, inverse_warp_scatter_tile)  \
+#define MDEPTH_INVERSE_WARP_KERNELS(KERNEL)                                                                            \
+  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp, mdepth::PixelShape::kThreads, inverse_warp_tile)                    \
+  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp_gather, mdepth::PixelShape::kThreads, inverse_warp_gather_tile)      \
+  MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp_scatter, mdepth::PixelShape::kThreads, inverse_warp_scatter_tile)    \
   MDEPTH_INVERSE_WARP_KERNEL(KERNEL, inverse_warp_scatter_ordered, mdepth::kOrderedThreads, inverse_warp_scatter_rows) \
   KERNEL(inverse_warp_sum, mdepth::kReduceThreads, InverseWarpParams, mdepth::inverse_warp_sum)
 

@@ -23,8 +23,8 @@ bool add_kernels(const Kernel* begin, const Kernel* end);
 }  // namespace mdepth
 
 #define MDEPTH_KERNEL_ENTRY(name, ...) {#name, reinterpret_cast<const void*>(&::mdepth_##name)},
-#define MDEPTH_ADD_KERNELS(list)                                         \
-  namespace {                                                            \
-  const mdepth::cuda::Kernel kernels[] = {list(MDEPTH_KERNEL_ENTRY)};    \
+#define MDEPTH_ADD_KERNELS(list)                                                        \
+  namespace {                                                                           \
+  const mdepth::cuda::Kernel kernels[] = {list(MDEPTH_KERNEL_ENTRY)};                   \
   const bool added = mdepth::cuda::add_kernels(std::begin(kernels), std::end(kernels)); \
   }

@@ -110,7 +110,7 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
   const int width = int(p.width), height = int(p.height), plane = width * height, sources = int(p.sources);
   const BlockOrigin origin = block_origin<Shape>(blockIdx.x, p.height, p.width);
   const int64_t tiles = p.batch * blocks_per_image<Shape>(p.height, p.width), numbers = 1 + p.sources * kProjection;
-  const int left = origin.x - 2, top = origin.y - 2;  // of the region
+  const int left = origin.x - 2, top = origin.y - 2;   // of the region
   const int x = left + 1 + lane, y = top + 1 + first;  // this thread's first pixel
   const int corner = first * Tile::kRegionColumns + lane;
   const bool owned_column = lane >= 1 && lane <= Shape::kWidth && x < width;
@@ -121,8 +121,8 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
   const auto load = [&](const T* image, T* region) {
 #pragma unroll 1
     for (int i = thread; i < kRegion; i += kThreads) {
-      const int at = inside(top + i / Tile::kRegionColumns, height) * width +
-                     inside(left + i % Tile::kRegionColumns, width);
+      const int at =
+          inside(top + i / Tile::kRegionColumns, height) * width + inside(left + i % Tile::kRegionColumns, width);
 #pragma unroll
       for (int c = 0; c < 3; ++c) region[c * kRegion + i] = image[int64_t(c) * plane + at];
     }
@@ -193,8 +193,8 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
       for (int i = thread; i < kRegion; i += kThreads) {
         const int row = i / Tile::kRegionColumns;
         const int u = inside(left + i % Tile::kRegionColumns, width), v = inside(top + row, height);
-        const Warp<T> w = warp_pixel<padding>(rows[row], source + int64_t(s) * 3 * plane, plane, u, v, depth[i],
-                                              width, height);
+        const Warp<T> w =
+            warp_pixel<padding>(rows[row], source + int64_t(s) * 3 * plane, plane, u, v, depth[i], width, height);
 #pragma unroll
         for (int c = 0; c < 3; ++c) scratch[c * kRegion + i] = w.color[c].value;
         seen[i] = w.at.inv_z > T(0);
@@ -282,8 +282,8 @@ __device__ __forceinline__ void min_reprojection_tile(const MinReprojectionParam
       for (int k = 0; k < kStrip; ++k) {
         if (!owned[k] || !needed[k]) continue;
         const T d = depth[corner + (k + 1) * Tile::kRegionColumns + 1];
-        const Warp<T> w = warp_pixel<padding>(rows[first + k + 1], source + int64_t(s) * 3 * plane, plane, x,
-                                              y + k, d, width, height);
+        const Warp<T> w = warp_pixel<padding>(rows[first + k + 1], source + int64_t(s) * 3 * plane, plane, x, y + k, d,
+                                              width, height);
         const T l1 = chosen[k] == s ? l1_third : T(0);
         T gu = T(0), gv = T(0);
 #pragma unroll

@@ -20,14 +20,14 @@ template <class Shape>
 struct NnConv5Block : Shape {
   using T = typename Shape::Sum;
   static constexpr int kPixels = Shape::kWidth * Shape::kHeight;
-  static constexpr int kStrip = sizeof(T) == 4 ? 8 : 4;       // pixels below each other in a depthwise product
-  static constexpr int kTeam = kPixels / kStrip;              // threads with the same input channel
-  static constexpr int kChunk = Shape::kThreads / kTeam;      // input channels
+  static constexpr int kStrip = sizeof(T) == 4 ? 8 : 4;   // pixels below each other in a depthwise product
+  static constexpr int kTeam = kPixels / kStrip;          // threads with the same input channel
+  static constexpr int kChunk = Shape::kThreads / kTeam;  // input channels
   static constexpr int kRegionWidth = Shape::kWidth + 2 * kReach;
   static constexpr int kRegion = kRegionWidth * (Shape::kHeight + 2 * kReach);
   static constexpr int kRegionStride = kRegion + (Shape::kWidth == 8 ? 8 : 0);  // a warp's channels: different banks
-  static constexpr int kTapStride = 28;                       // a multiple of 16 bytes
-  static constexpr int kSumStride = kPixels + 8;              // of neighbouring output channels: different banks
+  static constexpr int kTapStride = 28;                                         // a multiple of 16 bytes
+  static constexpr int kSumStride = kPixels + 8;  // of neighbouring output channels: different banks
   static constexpr int kMyRegion = kRegion / kTeam;
   static constexpr int kMyTaps = (kTaps * kTaps + kTeam - 1) / kTeam;
   static_assert(kNnConv5Part % kChunk == 0 && kRegion % kTeam == 0);
@@ -77,9 +77,7 @@ struct NnConv5Place {
 
 // Of a column of taps four lie together in shared memory, for one read, the fifth of all columns behind them: which tap
 // is at a place.
-__device__ __forceinline__ int tap_at(int place) {
-  return place < 4 * kTaps ? place % 4 * kTaps + place / 4 : place;
-}
+__device__ __forceinline__ int tap_at(int place) { return place < 4 * kTaps ? place % 4 * kTaps + place / 4 : place; }
 
 // A thread's share of the rectangle and the taps of an input channel, `Number` in global memory. It is fetched before
 // the pointwise product of the chunk before. Of the pixels with the border, one after another, a thread has every
@@ -138,8 +136,7 @@ __device__ __forceinline__ T scaled_relu(T value, T scale, T shift) {
 // One thread's strip of the depthwise product, scaled, shifted and rectified; 0 past the last input channel.
 template <class Block>
 __device__ __forceinline__ void depthwise_strip(const NnConv5Params& p, int c, const typename Block::T* region,
-                                                const typename Block::T* tap,
-                                                typename Block::T (&sum)[Block::kStrip]) {
+                                                const typename Block::T* tap, typename Block::T (&sum)[Block::kStrip]) {
   using T = typename Block::T;
 #pragma unroll
   for (int k = 0; k < Block::kStrip; ++k) sum[k] = T(0);
@@ -235,11 +232,11 @@ __device__ __forceinline__ void nnconv5_sum(const NnConv5Params& p) {
 template <class Shape>
 struct NnConv5Exact : NnConv5Block<Shape> {
   using Block = NnConv5Block<Shape>;
-  static constexpr int kMyPixels = 4;                           // a thread's, kLanes apart
-  static constexpr int kLanes = Block::kPixels / kMyPixels;     // threads whose pixels make up the rectangle
+  static constexpr int kMyPixels = 4;                        // a thread's, kLanes apart
+  static constexpr int kLanes = Block::kPixels / kMyPixels;  // threads whose pixels make up the rectangle
   static constexpr int kMyOutputs = Shape::kOutputs * kLanes / Shape::kThreads;
-  static constexpr int kActiveStride = Block::kPixels + Shape::kWidth;  // a warp's channels: different banks
-  static constexpr int kWeightStride = Shape::kOutputs + 4;     // the same for neighbouring channels
+  static constexpr int kActiveStride = Block::kPixels + Shape::kWidth;   // a warp's channels: different banks
+  static constexpr int kWeightStride = Shape::kOutputs + 4;              // the same for neighbouring channels
   static constexpr int kQuadStep = Shape::kThreads / Block::kChunk * 4;  // weights of four outputs are written together
   static constexpr int kMyQuads = (Shape::kOutputs + kQuadStep - 1) / kQuadStep;
 
@@ -368,8 +365,7 @@ template <bool whole, class Number, int steps>
 __device__ __forceinline__ void fetch_weights(const NnConv5Params& p, int channels, int o, int c0,
                                               unsigned (&weight)[steps][4]) {
   const int first = c0 + int(threadIdx.x) % 4 * kPerWord<Number>;
-  const Number* const row =
-      in_global(anew(static_cast<const Number*>(p.pw_weight) + int64_t(o) * channels + first));
+  const Number* const row = in_global(anew(static_cast<const Number*>(p.pw_weight) + int64_t(o) * channels + first));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int left = o + 8 * i < int(p.out_channels) ? channels - first : 0;
@@ -446,8 +442,7 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
     if (row % parts != part) continue;
     const int pixel = row * Block::kWidth + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      memory.sums[(my_output + i / 2 * 8) * Block::kSumStride + pixel + i % 2] = sum[row][i];
+    for (int i = 0; i < 4; ++i) memory.sums[(my_output + i / 2 * 8) * Block::kSumStride + pixel + i % 2] = sum[row][i];
   }
   __syncthreads();
   store_tile<Stored>(p, place, memory.sums);
@@ -458,17 +453,17 @@ __device__ __forceinline__ void nnconv5_tensor_tile(const NnConv5Params& p) {
 // name, threads, parameters, function
 #define MDEPTH_NNCONV5_KERNEL(KERNEL, name, ...) \
   KERNEL(nnconv5_##name, (mdepth::NnConv5Shape<float, 128>::kThreads), NnConv5Params, mdepth::__VA_ARGS__)
-#define MDEPTH_NNCONV5_KERNELS(KERNEL)                                                               \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_128, nnconv5_tile<float, 128>)                                   \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_64, nnconv5_tile<float, 64>)                                     \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_32, nnconv5_tile<float, 32>)                                     \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, f64, nnconv5_tile<double, 64>)                                       \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, tf32, nnconv5_tensor_tile<mdepth::Tf32, float>)                      \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, f16, nnconv5_tensor_tile<mdepth::Half, mdepth::Half>)                \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, bf16, nnconv5_tensor_tile<mdepth::BFloat16, mdepth::BFloat16>)       \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f32, nnconv5_sum<float, float>)                                  \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f64, nnconv5_sum<double, double>)                                \
-  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f16, nnconv5_sum<mdepth::Half, float>)                           \
+#define MDEPTH_NNCONV5_KERNELS(KERNEL)                                                         \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_128, nnconv5_tile<float, 128>)                             \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_64, nnconv5_tile<float, 64>)                               \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, f32_32, nnconv5_tile<float, 32>)                               \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, f64, nnconv5_tile<double, 64>)                                 \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, tf32, nnconv5_tensor_tile<mdepth::Tf32, float>)                \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, f16, nnconv5_tensor_tile<mdepth::Half, mdepth::Half>)          \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, bf16, nnconv5_tensor_tile<mdepth::BFloat16, mdepth::BFloat16>) \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f32, nnconv5_sum<float, float>)                            \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f64, nnconv5_sum<double, double>)                          \
+  MDEPTH_NNCONV5_KERNEL(KERNEL, sum_f16, nnconv5_sum<mdepth::Half, float>)                     \
   MDEPTH_NNCONV5_KERNEL(KERNEL, sum_bf16, nnconv5_sum<mdepth::BFloat16, float>)
 
 MDEPTH_NNCONV5_KERNELS(MDEPTH_DEFINE_KERNEL)

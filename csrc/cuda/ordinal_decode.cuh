@@ -28,8 +28,8 @@ __device__ __forceinline__ void ordinal_decode_run(const OrdinalDecodeParams& p)
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_ORDINAL_DECODE_KERNELS(KERNEL)                                                                        \
-  KERNEL(ordinal_decode_f32, mdepth::kRunThreads, OrdinalDecodeParams, mdepth::ordinal_decode_run<float>)            \
+#define MDEPTH_ORDINAL_DECODE_KERNELS(KERNEL)                                                             \
+  KERNEL(ordinal_decode_f32, mdepth::kRunThreads, OrdinalDecodeParams, mdepth::ordinal_decode_run<float>) \
   KERNEL(ordinal_decode_f64, mdepth::kRunThreads, OrdinalDecodeParams, mdepth::ordinal_decode_run<double>)
 
 MDEPTH_ORDINAL_DECODE_KERNELS(MDEPTH_DEFINE_KERNEL)

@@ -104,10 +104,10 @@ __device__ __forceinline__ void ordinal_loss_backward_run(const OrdinalLossParam
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_ORDINAL_LOSS_KERNELS(KERNEL)                                                                          \
-  KERNEL(ordinal_loss_f32, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_run<float>)                  \
-  KERNEL(ordinal_loss_f64, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_run<double>)                 \
-  KERNEL(ordinal_loss_sum, mdepth::kReduceThreads, OrdinalLossParams, mdepth::ordinal_loss_sum)                      \
+#define MDEPTH_ORDINAL_LOSS_KERNELS(KERNEL)                                                                           \
+  KERNEL(ordinal_loss_f32, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_run<float>)                   \
+  KERNEL(ordinal_loss_f64, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_run<double>)                  \
+  KERNEL(ordinal_loss_sum, mdepth::kReduceThreads, OrdinalLossParams, mdepth::ordinal_loss_sum)                       \
   KERNEL(ordinal_loss_backward_f32, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_backward_run<float>) \
   KERNEL(ordinal_loss_backward_f64, mdepth::kRunThreads, OrdinalLossParams, mdepth::ordinal_loss_backward_run<double>)
 

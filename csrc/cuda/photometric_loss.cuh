@@ -127,8 +127,7 @@ __device__ __forceinline__ void photometric_loss_backward_tile(const Photometric
       const T xa = here_a[k] - T(0.5), xb = here_b[k] - T(0.5);
       const T l1 = grad[k] * w_l1 * sign_of(here_a[k] - here_b[k]);
       const int64_t at = offset + int64_t(y + k) * width + x;
-      if (p.grad_prediction)
-        static_cast<T*>(p.grad_prediction)[at] = sum[k][0] + sum[k][2] * xa + sum[k][3] * xb + l1;
+      if (p.grad_prediction) static_cast<T*>(p.grad_prediction)[at] = sum[k][0] + sum[k][2] * xa + sum[k][3] * xb + l1;
       if (p.grad_target) static_cast<T*>(p.grad_target)[at] = sum[k][1] + sum[k][2] * xb + sum[k][3] * xa - l1;
     }
     __syncthreads();
@@ -138,14 +137,14 @@ __device__ __forceinline__ void photometric_loss_backward_tile(const Photometric
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_PHOTOMETRIC_LOSS_KERNELS(KERNEL)                                                           \
-  KERNEL(photometric_loss_f32, mdepth::WindowShape::kThreads, PhotometricLossParams,                      \
-         mdepth::photometric_loss_tile<float>)                                                            \
-  KERNEL(photometric_loss_f64, mdepth::WindowShape::kThreads, PhotometricLossParams,                      \
-         mdepth::photometric_loss_tile<double>)                                                           \
-  KERNEL(photometric_loss_backward_f32, mdepth::WindowGradientShape<float>::kThreads, PhotometricLossParams,     \
-         mdepth::photometric_loss_backward_tile<float>)                                                   \
-  KERNEL(photometric_loss_backward_f64, mdepth::WindowGradientShape<double>::kThreads, PhotometricLossParams,     \
+#define MDEPTH_PHOTOMETRIC_LOSS_KERNELS(KERNEL)                                                               \
+  KERNEL(photometric_loss_f32, mdepth::WindowShape::kThreads, PhotometricLossParams,                          \
+         mdepth::photometric_loss_tile<float>)                                                                \
+  KERNEL(photometric_loss_f64, mdepth::WindowShape::kThreads, PhotometricLossParams,                          \
+         mdepth::photometric_loss_tile<double>)                                                               \
+  KERNEL(photometric_loss_backward_f32, mdepth::WindowGradientShape<float>::kThreads, PhotometricLossParams,  \
+         mdepth::photometric_loss_backward_tile<float>)                                                       \
+  KERNEL(photometric_loss_backward_f64, mdepth::WindowGradientShape<double>::kThreads, PhotometricLossParams, \
          mdepth::photometric_loss_backward_tile<double>)
 
 MDEPTH_PHOTOMETRIC_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)

@@ -34,8 +34,7 @@ __device__ __forceinline__ void silog_loss_span(const SilogLossParams& p) {
     if (pixel.within >= plane) continue;
     const T depth = static_cast<const T*>(p.depth)[pixel.at];
     if (!counts(p, pixel.at, depth)) continue;
-    const double d =
-        double(silog_residual(static_cast<const T*>(p.prediction)[pixel.at], depth, p.log_prediction));
+    const double d = double(silog_residual(static_cast<const T*>(p.prediction)[pixel.at], depth, p.log_prediction));
     sum[kSilogCount] += 1;
     sum[kSilogSum] += d;
     sum[kSilogSquares] += d * d;
@@ -82,12 +81,12 @@ __device__ __forceinline__ void silog_loss_backward_span(const SilogLossParams& 
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_SILOG_LOSS_KERNELS(KERNEL)                                                                               \
-  KERNEL(silog_loss_f32, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_span<float>)                       \
-  KERNEL(silog_loss_f64, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_span<double>)                      \
-  KERNEL(silog_loss_sum, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_image)                             \
-  KERNEL(silog_loss_finish, 1, SilogLossParams, mdepth::silog_loss_all)                                                 \
-  KERNEL(silog_loss_backward_f32, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_backward_span<float>)     \
+#define MDEPTH_SILOG_LOSS_KERNELS(KERNEL)                                                                           \
+  KERNEL(silog_loss_f32, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_span<float>)                   \
+  KERNEL(silog_loss_f64, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_span<double>)                  \
+  KERNEL(silog_loss_sum, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_image)                         \
+  KERNEL(silog_loss_finish, 1, SilogLossParams, mdepth::silog_loss_all)                                             \
+  KERNEL(silog_loss_backward_f32, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_backward_span<float>) \
   KERNEL(silog_loss_backward_f64, mdepth::kReduceThreads, SilogLossParams, mdepth::silog_loss_backward_span<double>)
 
 MDEPTH_SILOG_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)

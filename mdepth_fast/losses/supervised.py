@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mdepth_fast.ops import _checks, berhu_loss, ordinal_loss, silog_loss
-from mdepth_fast.ops.silog_loss import Form
+from mdepth_fast.ops import _checks
+from mdepth_fast.ops.berhu_loss import berhu_loss
+from mdepth_fast.ops.ordinal_loss import ordinal_loss
+from mdepth_fast.ops.silog_loss import Form, silog_loss
 
 __all__ = [
     "BerHuLoss",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import disparity_to_depth
+from ..ops.disparity_to_depth import disparity_to_depth
 
 __all__ = ["DepthModel", "DepthPrediction", "DisparityModel", "Model", "PoseModel", "check_images", "stack_pair"]
 

@@ -306,7 +306,7 @@ def test_environment_variable_chooses(tmp_path):
         )
         assert out.stdout.strip() == want, out.stderr
     out = subprocess.run(
-        [sys.executable, "-c", "import mdepth_fast"],
+        [sys.executable, "-c", "import mdepth_fast.ops"],
         env={**os.environ, "MDEPTH_BACKEND": "gpu"},
         capture_output=True,
         text=True,
@@ -314,18 +314,31 @@ def test_environment_variable_chooses(tmp_path):
     assert out.returncode != 0 and "MDEPTH_BACKEND: expected one of" in out.stderr
 
 
-def test_automatic_fall_to_reference_is_announced_once(monkeypatch):
-    monkeypatch.setattr(_native, "_reason", "not built")
-    monkeypatch.setattr(_dispatch, "_warned", set())
+@pytest.fixture
+def forgetful():
+    """What can run is looked up anew before and after a test that changes it."""
     _dispatch.forget()
-    try:
-        with pytest.warns(RuntimeWarning, match="photometric_loss runs as plain PyTorch on cpu: cpu: not built"):
-            assert _dispatch.uses_reference("photometric_loss", "", torch.device("cpu"))
-        with pytest.raises(RuntimeError, match="not built"):
-            _dispatch.resolve("photometric_loss", "cpu", torch.device("cpu"))
-    finally:
-        monkeypatch.undo()
-        _dispatch.forget()
+    yield
+    _dispatch.forget()
+
+
+def test_without_the_compiled_module_only_the_reference_by_name_runs(forgetful, monkeypatch):
+    monkeypatch.setattr(_native, "_reason", "not built")
+    case = next(case for case in CASES if case.name == "photometric_loss")
+    with pytest.raises(RuntimeError, match=r"^photometric_loss: not built; MDEPTH_BACKEND=reference runs plain"):
+        case.call(None, **case.inputs())
+    with pytest.raises(RuntimeError, match="not built"):
+        _dispatch.resolve("photometric_loss", "cpu", torch.device("cpu"))
+    case.call("reference", **case.inputs())
+    with mdepth_fast.use_backend("reference"):
+        case.call(None, **case.inputs())
+
+
+def test_automatic_fall_to_reference_is_announced_once(forgetful, monkeypatch):
+    monkeypatch.setattr(_dispatch, "_implementations", {})
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="photometric_loss runs as plain PyTorch on cpu: cpu: photometric_loss has"):
+        assert _dispatch.uses_reference("photometric_loss", "", torch.device("cpu"))
 
 
 def test_native_boundary_rejects_what_the_kernels_cannot_take():

@@ -1,4 +1,7 @@
-"""What is built and shipped: from the sdist, as a wheel, editable; no torch in the build, none in the module."""
+"""What is built and shipped: from the sdist, as a wheel, editable; no torch in the build, none in the module.
+
+And what then runs in the root of a checkout, whose own mdepth_fast/ comes before the installed one.
+"""
 
 import os
 import re
@@ -12,28 +15,94 @@ from pathlib import Path
 
 import pytest
 
+import mdepth_fast
+from mdepth_fast import _source_tree
+from mdepth_fast.cli import _COMMANDS
+
 ROOT = Path(__file__).parents[2]
 MODULE = Path(__import__("mdepth_fast._C").__file__).parent
 
 
-def run(*command, **options):
+# A compiler launcher for CMake. What these tests look at does not depend on the optimiser, so it is off; and every
+# build after the first takes its objects from the first, where command, source and headers are the same.
+LAUNCHER = """#!{python}
+import hashlib, pathlib, shutil, subprocess, sys
+command = sys.argv[1:] + ["-O0"]
+if "-c" not in command or "/csrc/" not in command[command.index("-c") + 1]:
+    sys.exit(subprocess.run(command).returncode)
+source, output = (pathlib.Path(command[command.index(flag) + 1]) for flag in ("-c", "-o"))
+csrc = next(parent for parent in source.parents if parent.name == "csrc")
+key = hashlib.sha256(" ".join(command).replace(str(csrc), "").encode() + source.read_bytes())
+for header in sorted(csrc.rglob("*.h")):
+    key.update(header.read_bytes())
+kept = pathlib.Path({folder!r}) / key.hexdigest()
+if not kept.exists():
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+    shutil.copyfile(output, kept)
+shutil.copyfile(kept, output)
+if "-MF" in command:
+    pathlib.Path(command[command.index("-MF") + 1]).write_text(f"{{output}}: {{source}}\\n")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launcher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("objects")
+    script = folder / "launcher"
+    script.write_text(LAUNCHER.format(python=sys.executable, folder=str(folder)))
+    script.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMAKE_CXX_COMPILER_LAUNCHER", str(script))
+        yield
+
+
+def start(*command, **options):
     environment = {**os.environ, "MDEPTH_CUDA": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH", "MDEPTH_BACKEND", "MDEPTH_REQUIRE_BACKENDS"):
+        environment.pop(name, None)
     environment.update(options.pop("env", {}))
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, **options)
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, **options)
+
+
+def run(*command, **options):
+    done = start(*command, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A copy of the project as git would give it, so that nothing is written into the checkout."""
-    target = tmp_path_factory.mktemp("source") / "mdepth_fast"
+def copy_of_the_project(target):
+    """As git would give it, so that nothing is written into the checkout."""
     ignore = shutil.ignore_patterns(
         ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", "runs", ".venv", ".*_cache"
     )
     shutil.copytree(ROOT, target, ignore=ignore, symlinks=True)
     return target
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return copy_of_the_project(tmp_path_factory.mktemp("source") / "mdepth_fast")
+
+
+@pytest.fixture(scope="module")
+def new_environment(tmp_path_factory):
+    """Makes a virtual environment, which sees all that this one has but for this package; returns its Python."""
+    everything = tmp_path_factory.mktemp("everything")
+    for site in (Path(path) for path in sys.path if path.endswith("site-packages")):
+        for entry in site.iterdir():
+            ours = entry.name.startswith(("mdepth_fast", "__editable__")) or entry.suffix == ".pth"
+            if not ours and not (everything / entry.name).exists():
+                (everything / entry.name).symlink_to(entry)
+
+    def make():
+        folder = tmp_path_factory.mktemp("environment")
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
+        (site,) = (folder / "lib").glob("python*/site-packages")
+        (site / "everything.pth").write_text(f"{everything}\n")
+        return folder / "bin" / "python"
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +114,7 @@ def sdist(source, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory):
+def wheel(sdist, new_environment, tmp_path_factory):
     """Built from the sdist, so whatever that forgets is missed here; and as if for the second time.
 
     A build under isolation leaves a CMake cache whose tools are gone when the next one comes.
@@ -58,7 +127,7 @@ def wheel(sdist, tmp_path_factory):
     cache = folder / "build" / f"temp.{platform}" / "cmake" / "CMakeCache.txt"
     cache.parent.mkdir(parents=True)
     cache.write_text("CMAKE_MAKE_PROGRAM:FILEPATH=/gone/ninja\nCMAKE_GENERATOR:INTERNAL=Ninja\n")
-    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, folder)
+    run(new_environment(), "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, folder)
     assert "/gone/" not in cache.read_text(), "the build used another folder than this test means"
     (archive,) = out.glob("*.whl")
     return archive
@@ -103,23 +172,118 @@ def test_wheel_installs_beside_torch_and_runs(wheel, tmp_path):
     ]
 
 
-def test_editable_install(source, tmp_path):
-    """In an environment of its own, which sees torch and the build tools of this one."""
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
-    python = tmp_path / "env" / "bin" / "python"
-    parent = tmp_path / "parent"  # all that this environment has, but for this package
-    parent.mkdir()
-    for folder in (Path(path) for path in sys.path if path.endswith("site-packages")):
-        for entry in folder.iterdir():
-            if not entry.name.startswith(("mdepth_fast", "__editable__")) and not (parent / entry.name).exists():
-                (parent / entry.name).symlink_to(entry)
-    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (site / "parent.pth").write_text(f"{parent}\n")
-    run(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", source)
-    code = "import mdepth_fast, mdepth_fast.kernels, mdepth_fast._C as c; print(mdepth_fast.__file__, c.__file__)"
-    package, module = run(python, "-c", code, cwd=tmp_path).split()
-    assert Path(package) == source / "mdepth_fast" / "__init__.py"
-    assert Path(module).parent == source / "mdepth_fast"
+SCRIPT = """
+import importlib.util, warnings, torch, mdepth_fast, mdepth_fast.kernels
+from mdepth_fast import _native, ops
+warnings.simplefilter("error")
+x = torch.rand(1, 3, 8, 9, requires_grad=True)
+ops.photometric_loss(x, x.detach().flip(3)).mean().backward()
+csrc = importlib.util.find_spec("mdepth_fast.csrc").submodule_search_locations
+print(mdepth_fast.__file__, mdepth_fast.kernels.__file__, *csrc)
+print(_native.module().__file__)
+"""
+
+
+class Installed:
+    """A checkout that was installed from into an environment of its own, plainly or editable."""
+
+    def __init__(self, folder, python, options):
+        self.python, self.options = python, options
+        self.root = copy_of_the_project(folder / "checkout")
+        (self.root / "mine.py").write_text(SCRIPT)
+        self.install()
+
+    def install(self):
+        run(self.python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", *self.options, self.root)
+
+    def ways(self, root=None):
+        """What one starts in the root of a checkout: name, process."""
+        root = root or self.root
+        test = "tests/ops/test_edge_aware_smoothness.py"
+        yield "-c", start(self.python, "-c", SCRIPT, cwd=root)
+        yield "script", start(self.python, root / "mine.py", cwd=root.parent)
+        yield "info", start(self.python, "-m", "mdepth_fast", "info", cwd=root)
+        pytest_line = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", test)
+        yield "pytest", start(self.python, *pytest_line, cwd=root, env={"MDEPTH_REQUIRE_BACKENDS": "cpu"})
+
+    def runs_the_kernels(self, module_folder):
+        """Whether every way runs the kernels of the module in that folder, with the rest taken from the checkout."""
+        for name, done in self.ways():
+            assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+            if name in ("-c", "script"):
+                parts, module = done.stdout.splitlines()
+                there = [self.root / part for part in ("mdepth_fast/__init__.py", "kernels/__init__.py", "csrc")]
+                assert parts.split() == list(map(str, there))
+                assert Path(module).parent == module_folder
+            elif name == "info":
+                backends = done.stdout.partition("backends\n")[2]
+                ops = re.findall(r"^  (\w+)$", backends, re.M)
+                assert len(re.findall(r"^    cpu +available$", backends, re.M)) == len(ops) > 5
+        return True
+
+    def stops_with(self, reason, root=None):
+        """Whether every way ends with a line that gives the reason, and what to do about it."""
+        for name, done in self.ways(root):
+            text = done.stdout if name == "info" else done.stdout + done.stderr
+            lines = [line for line in text.splitlines() if "the compiled module could not be loaded" in line]
+            assert len(lines) == 1 and reason in lines[0] and "run: pip install" in lines[0], f"{name}\n{text}"
+            assert (done.returncode != 0) == (name != "info"), name
+        return True
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, new_environment, wheel):  # after the wheel, whose build is the one that compiles
+    return Installed(tmp_path_factory.mktemp("plain"), new_environment(), [])
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory, new_environment, wheel):
+    return Installed(tmp_path_factory.mktemp("editable"), new_environment(), ["-e"])
+
+
+def test_in_the_checkout_after_pip_install(plain, editable):
+    (site,) = (plain.python.parents[1] / "lib").glob("python*/site-packages")
+    assert plain.runs_the_kernels(site / "mdepth_fast")
+    # Nor does a module that an editable install left there long ago get in the way.
+    (module,) = (editable.root / "mdepth_fast").glob("_C.*.so")
+    old = plain.root / "mdepth_fast" / module.name
+    old.write_bytes(module.read_bytes().replace(b"mdepth_fast.sources=", b"mdepth_fast.sources=0"))
+    assert run(plain.python, "-c", SCRIPT, cwd=plain.root).splitlines()[1].startswith(str(site))
+    old.unlink()
+
+
+def test_in_the_checkout_after_an_editable_install(editable, tmp_path):
+    assert editable.runs_the_kernels(editable.root / "mdepth_fast")
+    out = run(editable.python, "-c", SCRIPT, cwd=tmp_path)  # and so elsewhere
+    assert out.split()[0] == str(editable.root / "mdepth_fast" / "__init__.py")
+
+
+def test_in_a_checkout_that_is_not_installed(editable, plain):
+    """Here the environment has another one's editable install: its kernels are not taken for this one's."""
+    assert editable.stops_with("has not been built for this environment", plain.root)
+
+
+@pytest.mark.parametrize("kind", ["plain", "editable"])
+def test_in_a_checkout_whose_sources_have_changed(kind, request):
+    """Last: it edits the checkouts."""
+    installed = request.getfixturevalue(kind)
+    with (installed.root / "csrc" / "cpu" / "photometric_loss.cpp").open("a") as file:
+        file.write("// edited\n")
+    assert installed.stops_with("was built from other C++ sources than those in")
+    backend = {"MDEPTH_BACKEND": "reference"}
+    assert start(installed.python, "-c", SCRIPT.rpartition("print")[0], cwd=installed.root, env=backend).returncode == 0
+    installed.install()
+    run(installed.python, "-c", SCRIPT, cwd=installed.root)
+
+
+def test_edited_cuda_sources_turn_off_the_kernels_that_were_built_from_them_alone(tmp_path):
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    before = _source_tree.digests(tmp_path)
+    with (tmp_path / "csrc" / "cuda" / "silog_loss.cuh").open("a") as file:
+        file.write("// edited\n")
+    after = _source_tree.digests(tmp_path)
+    assert before.partition("+")[0] == after.partition("+")[0] and before != after
+    assert before == _source_tree.digests(ROOT)
 
 
 def test_the_build_asks_for_no_torch():
@@ -137,12 +301,45 @@ def test_the_module_links_no_torch():
     assert {Path(name).name for name in libraries if not name.startswith("/lib64/ld")} <= allowed
 
 
+def imported(code):
+    """The modules that are there after `code`, in a process of its own."""
+    out = run(sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)", env=SAME_PACKAGE)
+    return set(out.splitlines()[-1].split())
+
+
+# Of `run`, which tests installations: the package that this session tests.
+SAME_PACKAGE = {name: os.environ[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH") if name in os.environ}
+OPTIONAL = {"cupy", "triton", "torchvision", "timm", "lightning", "skimage", "PIL", "matplotlib"}
+
+
 def test_import_is_light():
-    """Nothing optional comes with it; `benches/bench_startup.py` has its time."""
-    code = (
-        "import sys, mdepth_fast, mdepth_fast.ops, mdepth_fast.losses;"
-        "optional = ('cupy', 'triton', 'torchvision', 'timm', 'lightning', 'skimage', 'PIL', 'matplotlib');"
-        "print([name for name in optional if name in sys.modules])"
-    )
-    modules = run(sys.executable, "-c", code, env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")})
-    assert modules.strip() == "[]"
+    """The package alone needs nothing of others; the ops and losses torch, and nothing optional.
+
+    `benches/bench_startup.py` has its time.
+    """
+    bare = imported("import mdepth_fast; mdepth_fast.__version__")
+    assert not bare & {*OPTIONAL, "torch", "numpy"}
+    assert {name for name in bare if name.startswith("mdepth_fast")} == {"mdepth_fast", "mdepth_fast._source_tree"}
+    assert not imported("import mdepth_fast.ops, mdepth_fast.losses") & OPTIONAL
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], *([name, "--help"] for name in _COMMANDS)])
+def test_help_comes_without_torch(words):
+    code = f"from mdepth_fast.cli import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"
+    modules = imported(code)
+    assert not modules & {*OPTIONAL, "torch", "numpy", "jsonargparse", "yaml"}
+
+
+@pytest.mark.parametrize("name", mdepth_fast.__all__)
+def test_what_the_package_promises_is_there(name):
+    """Each first in a process of its own would take minutes: here as `__getattr__` gives it, whatever came before."""
+    assert mdepth_fast.__getattr__(name) is getattr(mdepth_fast, name) if name in LAZY else hasattr(mdepth_fast, name)
+    assert name in dir(mdepth_fast)
+
+
+LAZY = set(mdepth_fast.__all__) - {"__version__", "load"}
+
+
+def test_what_the_package_does_not_have():
+    with pytest.raises(AttributeError, match=r"^module 'mdepth_fast' has no attribute 'models_'$"):
+        _ = mdepth_fast.models_

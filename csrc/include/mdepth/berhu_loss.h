@@ -11,7 +11,7 @@ struct BerhuLossParams {
   Dtype dtype;
   int threads;
   int64_t batch, height, width;
-  double threshold;        // share of the largest error
+  double threshold;  // share of the largest error
   bool measured;
   const void* prediction;  // (B, 1, H, W)
   const void* depth;       // (B, 1, H, W)

@@ -28,8 +28,8 @@ struct DepthMetricsParams {
   double* sums;                      // out (B, kDepthSums)
   double* workspace;                 // GPU
 };
-MDEPTH_FIELDS(DepthMetricsParams, dtype, threads, batch, height, width, top, bottom, left, right, min_valid,
-              max_valid, min_depth, max_depth, inverse, prediction, ground_truth, scale, shift, sums, workspace)
+MDEPTH_FIELDS(DepthMetricsParams, dtype, threads, batch, height, width, top, bottom, left, right, min_valid, max_valid,
+              min_depth, max_depth, inverse, prediction, ground_truth, scale, shift, sums, workspace)
 
 // Where the ground truth counts; NaN compares with nothing.
 template <class T>

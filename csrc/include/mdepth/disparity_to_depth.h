@@ -19,8 +19,8 @@ struct DisparityToDepthParams {
   const void* grad;       // (B, 1, H, W); backward only, as is all below
   void* grad_disparity;   // out (B, 1, map height, map width)
 };
-MDEPTH_FIELDS(DisparityToDepthParams, dtype, threads, batch, height, width, map_height, map_width, min_depth,
-              max_depth, disparity, depth, grad, grad_disparity)
+MDEPTH_FIELDS(DisparityToDepthParams, dtype, threads, batch, height, width, map_height, map_width, min_depth, max_depth,
+              disparity, depth, grad, grad_disparity)
 
 MDEPTH_HD double inverse_depth_at_0(const DisparityToDepthParams& p) { return 1.0 / p.max_depth; }
 MDEPTH_HD double inverse_depth_range(const DisparityToDepthParams& p) { return 1.0 / p.min_depth - 1.0 / p.max_depth; }

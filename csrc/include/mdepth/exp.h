@@ -16,7 +16,8 @@ MDEPTH_HD float exp_negative(float x) {
   const float k = floor_of(bounded * 1.44269504088896341f + 0.5f);
   const float r = (k * 0.693359375f - bounded) + k * -2.12194440e-4f;
   const float poly =
-      1.0f + r * (1.0f + r * (0.5f + r * (1.66666667e-1f + r * (4.16666410e-2f + r * (8.3333377e-3f + r * 1.388889e-3f)))));
+      1.0f +
+      r * (1.0f + r * (0.5f + r * (1.66666667e-1f + r * (4.16666410e-2f + r * (8.3333377e-3f + r * 1.388889e-3f)))));
   // 2^-k by its bits; a NaN's k does not matter, poly is NaN then.
   union {
     unsigned bits;

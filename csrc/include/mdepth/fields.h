@@ -62,9 +62,9 @@ struct Fields {
 #define MDEPTH_EACH2() MDEPTH_EACH1
 
 #define MDEPTH_FIELD(Params, member) field_of<decltype(Params::member)>(#member, offsetof(Params, member)),
-#define MDEPTH_FIELDS(Params, ...)                                                                   \
-  inline Fields fields(Tag<Params>) {                                                                \
-    static constexpr Field all[] = {MDEPTH_EACH(MDEPTH_FIELD, Params, __VA_ARGS__)};                 \
+#define MDEPTH_FIELDS(Params, ...)                                                                     \
+  inline Fields fields(Tag<Params>) {                                                                  \
+    static constexpr Field all[] = {MDEPTH_EACH(MDEPTH_FIELD, Params, __VA_ARGS__)};                   \
     static_assert(complete(all, sizeof(Params), alignof(Params)), #Params ": a member is not listed"); \
-    return {all, int(sizeof(all) / sizeof(all[0])), sizeof(Params)};                                 \
+    return {all, int(sizeof(all) / sizeof(all[0])), sizeof(Params)};                                   \
   }

@@ -41,8 +41,7 @@
 // The CPU kernels exist once per instruction set, in a namespace of its name. Each returns 0, or 1 when memory for its row
 // buffers could not be had.
 #define MDEPTH_CPU_PROTOTYPE(name, Params) int name(const Params&);
-#define MDEPTH_CPU_PROTOTYPES \
-  MDEPTH_OPS(MDEPTH_CPU_PROTOTYPE) MDEPTH_CPU_OPS(MDEPTH_CPU_PROTOTYPE)
+#define MDEPTH_CPU_PROTOTYPES MDEPTH_OPS(MDEPTH_CPU_PROTOTYPE) MDEPTH_CPU_OPS(MDEPTH_CPU_PROTOTYPE)
 
 namespace mdepth {
 namespace baseline {

@@ -17,7 +17,7 @@ struct SilogLossParams {
   int threads;
   int64_t batch, height, width;
   double variance_focus, scale;
-  bool log_prediction;     // prediction is log(depth)
+  bool log_prediction;  // prediction is log(depth)
   bool measured;
   const void* prediction;  // (B, 1, H, W)
   const void* depth;       // (B, 1, H, W)
