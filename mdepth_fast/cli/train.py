@@ -10,14 +10,14 @@ class _Help(argparse.Action):
     """Help that ends with the presets, or with what the one given needs and every setting of it, type and value."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        from mdepth_fast.training.config import config_parser, list_presets, preset_notes
+        from mdepth_fast.systems import SYSTEMS, config_parser, list_presets, preset_notes
 
         parser.print_help()
         preset = getattr(namespace, "preset", None)
         if preset is None:
-            for task in ("self_supervised", "supervised"):
-                print(f"\n{task.replace('_', '-')} presets:")
-                for name in list_presets(task):
+            for system in SYSTEMS.values():
+                print(f"\npresets of {system.name}: {system.about}")
+                for name in list_presets(system.name):
                     print(f"  {name:20}{preset_notes(name)[0]}")
         else:
             if preset in list_presets():
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.training.config import load_config
+    from mdepth_fast.systems import load_config
 
     config = load_config(arguments.preset, arguments.overrides)
     from mdepth_fast.training.run import train
@@ -57,5 +57,5 @@ def run(arguments: argparse.Namespace) -> None:
     if result.skipped:
         print(f"skipped {len(result.skipped)} samples that could not be read")
     print(result.table())
-    print(f"checkpoint: {result.checkpoint}")
+    print(result.checkpoints())
     print(f"panel: {result.panel}")
