@@ -43,6 +43,11 @@ class TrainingModule(LightningModule):
         self._epoch_loss: Tensor | float = 0.0
         self._epoch_steps = 0
 
+    @property
+    def depth_net(self) -> Any:
+        """The network of the system; its name from before there were systems of another kind."""
+        return self.system.net
+
     def state_dict(self, *args: Any, **options: Any) -> Any:
         return self.system.state_dict(*args, **options)
 
