@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -213,6 +214,26 @@ class Recorder(Callback):
                 file.write(json.dumps({"step": step, "loss": loss, "lr": rate}) + "\n")
         if step == self.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Untouched(Callback):
+    """Fails where a training step changes the global random numbers of torch, NumPy or Python; counts the steps."""
+
+    def __init__(self) -> None:
+        self.steps, self.before = 0, self.state()
+
+    @staticmethod
+    def state() -> list[Any]:
+        # Python's and NumPy's generators as plain values: both keep their words in tuples and arrays.
+        name, words, *rest = np.random.get_state()  # noqa: NPY002
+        return [torch.get_rng_state().tolist(), random.getstate(), name, list(words), rest]
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = self.state()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.state() == self.before, "a training step drew from the global random numbers"
+        self.steps += 1
 
 
 class Validations(Callback):
