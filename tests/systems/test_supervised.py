@@ -13,9 +13,9 @@ from mdepth_fast.data import DataError
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.inference import evaluate, load_trained
 from mdepth_fast.models import create_model
+from mdepth_fast.systems import load_config
 from mdepth_fast.systems.supervised import Supervised, SupervisedLossConfig, build_loss
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.systems import load_config
 from mdepth_fast.training.module import TrainingModule
 from mdepth_fast.training.run import train
 

@@ -39,11 +39,11 @@ def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path, tas
         assert actual[step]["loss"] == pytest.approx(line["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["supervised, 5 samples", "self-supervised, 7 samples", "1 sample"])
+@pytest.mark.parametrize("case", ["self-supervised, 7 samples", "supervised, 1 sample"])
 def test_two_processes_validate_as_one(tmp_path: Path, case: str) -> None:
     """With batch norms, whose statistics differ between processes when a validation begins."""
     config: dict[str, Any] = {"output": str(tmp_path), "trainer__max_epochs": 2}
-    count = 5 if "5" in case else 7 if "7" in case else 1
+    count = 7 if "7" in case else 1
     if "self" in case:
         config |= {"data__length": 7, "data__batch_size": 2, "protocol": "kitti_eigen"}
     else:
@@ -52,7 +52,9 @@ def test_two_processes_validate_as_one(tmp_path: Path, case: str) -> None:
         config |= {"root": str(root), "data__val_split": str(held_out), "stages": {"coarse": 6}}
     run = spawn(tmp_path / "record", {**config, **TWO})
     assert run.returncode == 0, run.stderr
-    assert "sync_dist" not in run.stderr and "Warning" not in run.stderr, run.stderr
+    # torch itself says in C++ that a step had no unused parameters after all.
+    warned = [line for line in run.stderr.splitlines() if "warn" in line.lower() and "reducer.cpp" not in line]
+    assert not warned and "sync_dist" not in run.stderr, run.stderr
 
     logged = [
         [json.loads(line) for line in (tmp_path / f"record.val.{rank}").read_text().splitlines()] for rank in (0, 1)

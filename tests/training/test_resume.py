@@ -125,9 +125,7 @@ def test_a_run_from_before_systems_had_names_goes_on(tmp_path: Path) -> None:
         torch.save(values, path)
         path.with_name("config.yaml").write_text(yaml.safe_dump(config))
         lines: list[str] = []
-        resumed = train(
-            load_config(str(path.with_name("config.yaml"))), resume=str(path.parent), say=lines.append
-        )
+        resumed = train(load_config(str(path.with_name("config.yaml"))), resume=str(path.parent), say=lines.append)
         assert expected is not None and resumed is not None
         assert not any("other settings" in line for line in lines)
         assert resumed.after == expected.after
