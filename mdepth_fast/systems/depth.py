@@ -131,7 +131,7 @@ class DepthSystem(System[C]):
         prediction = depth.numpy()
         unit = self.depth_net.unit or "relative"
         cells = [Cell("image", image.permute(1, 2, 0).numpy())]
-        if measured is not None:
+        if measured is not None and (measured > 0).any():
             truth = F.interpolate(measured[None], prediction.shape, mode="nearest")[0, 0].numpy()
             valid = truth > 0
             title = "prediction"

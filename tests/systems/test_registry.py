@@ -1,7 +1,7 @@
 """Systems by name, and whose presets are whose."""
 
 from importlib import resources
-from typing import Any
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -39,7 +39,7 @@ def test_a_name_is_taken_once() -> None:
 
     class Third(System[Config]):
         name = "third"
-        presets: Any = {"fcrn_nyu": None}
+        presets = MappingProxyType({"fcrn_nyu": None})
 
     with pytest.raises(ValueError, match="Third: 'fcrn_nyu' belongs to the system supervised already"):
         register_system(Third)

@@ -120,3 +120,4 @@ def test_a_validation_without_a_number_is_never_the_best(tmp_path: Path) -> None
     result = train(settings(root, tmp_path, data__val_split=str(unknown), trainer__max_epochs=1))
     assert result is not None and result.after is not None
     assert math.isnan(result.after["abs_rel"]) and result.best is None
+    assert result.panel.is_file()
