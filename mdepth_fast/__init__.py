@@ -58,7 +58,7 @@ def load(path: "str | _Path", device: "str | torch.device" = "cpu") -> "DepthMod
     `path` is a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, or a
     folder with Monodepth2's encoder.pth and depth.pth. Raises FileNotFoundError or ValueError for anything else.
     """
-    from mdepth_fast.training.trained import load_trained
+    from mdepth_fast.inference import load_trained
 
     network: DepthModel = load_trained(path, device).net
     return network

@@ -101,12 +101,12 @@ def _run_loader(words: list[str]) -> None:
     from tempfile import TemporaryDirectory
 
     from mdepth_fast.data import Cached
-    from mdepth_fast.training.config import load_config
-    from mdepth_fast.training.setup import build_loader, training_data
+    from mdepth_fast.systems import load_config, system_of
+    from mdepth_fast.training.loader import build_loader
     from mdepth_fast.training.throughput import measure_loader, measure_training
 
     config = load_config(options.preset, overrides)
-    dataset: Any = training_data(config)
+    dataset: Any = system_of(config).training_data(config)
     batch, workers = config.data.batch_size, config.data.workers
     print(f"loader of {config.run}: {len(dataset)} samples, batches of {batch}, {workers} workers", flush=True)
     with TemporaryDirectory(prefix="mdepth-cache-") as temporary:

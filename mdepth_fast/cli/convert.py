@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _read(source: Path, name: str | None, trust_pickle: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    from mdepth_fast.inference import load_trained
     from mdepth_fast.models import create_model
-    from mdepth_fast.training.trained import load_trained
     from mdepth_fast.weights import convert_content, load_checkpoint, read_content, read_pickled_module
 
     if source.is_dir() and name:

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
     )
+    parser.add_argument(
+        "--checkpoint", choices=("last", "best"), help="which one of a run folder (default: last; see trainer.monitor)"
+    )
     parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file that says what to evaluate on")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, instead of the preset's")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
@@ -26,29 +29,23 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from mdepth_fast.cli._common import pick_device, progress
-    from mdepth_fast.evaluation import Evaluator, get_protocol
-    from mdepth_fast.models import DisparityModel
-    from mdepth_fast.training.config import SelfSupervisedConfig, load_config
-    from mdepth_fast.training.setup import evaluation_data
-    from mdepth_fast.training.trained import evaluate, load_trained
+    from mdepth_fast.inference import evaluate, load_trained
+    from mdepth_fast.systems import load_config, system_of
 
-    trained = load_trained(arguments.weights, pick_device(arguments.device))
+    trained = load_trained(arguments.weights, pick_device(arguments.device), checkpoint=arguments.checkpoint)
     preset = arguments.data or trained.config
     if preset is None:
         raise ValueError("--data: published weights do not say what to evaluate on; expected a preset or .yaml file")
-    size = []
-    if isinstance(load_config(preset), SelfSupervisedConfig) and isinstance(trained.net, DisparityModel):
-        # Such data are resized to what the network was trained at, unless an override says otherwise; another network
-        # takes the images as the files have them.
-        size = [f"--data.{name}={value}" for name, value in zip(("height", "width"), trained.net.input_size or ())]
-    config = load_config(preset, [*size, *arguments.overrides])
-    dataset = evaluation_data(config)
+    system = system_of(load_config(preset))
+    config = load_config(preset, [*system.data_settings(trained.net), *arguments.overrides])
+    dataset = system.evaluation_data(config)
     if dataset is None:
         raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split, or --data.depth (folder)")
-    protocol = get_protocol(arguments.protocol or config.protocol)
+    evaluator = system.evaluator(arguments.protocol or config.protocol)
     if arguments.flip:
-        protocol = replace(protocol, flip=True)
-    evaluator = Evaluator(protocol)
+        evaluator = system.evaluator(replace(evaluator.protocol, flip=True))
     with progress("evaluating") as track:
-        evaluate(trained.net, dataset, evaluator, workers=config.data.workers, track=track)
+        evaluate(
+            trained.net, dataset, evaluator, workers=config.data.workers, track=track, sample=system.evaluate_sample
+        )
     print(evaluator.table())

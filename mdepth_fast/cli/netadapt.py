@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.cli._common import pick_device
     from mdepth_fast.models import list_models
     from mdepth_fast.netadapt.run import AdaptSettings, adapt
-    from mdepth_fast.training.config import SupervisedConfig, list_presets, load_config
+    from mdepth_fast.systems import list_presets, load_config
+    from mdepth_fast.systems.supervised import SupervisedConfig
 
     model = arguments.model
     preset = arguments.data

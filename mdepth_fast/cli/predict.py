@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
     )
+    parser.add_argument(
+        "--checkpoint", choices=("last", "best"), help="which one of a run folder (default: last; see trainer.monitor)"
+    )
     parser.add_argument("input", type=Path, help="image, or folder of images or video frames")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data.samples import list_images, read_depth, read_image
-    from mdepth_fast.training.trained import load_trained
+    from mdepth_fast.inference import load_trained
     from mdepth_fast.visualize import color_range, colorize, write_depth_png, write_npy, write_png
 
     source, output = arguments.input, arguments.output
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{source}: no such image or folder")
 
     device = pick_device(arguments.device)
-    trained = load_trained(arguments.weights, device)
+    trained = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint)
 
     def depth_path(path: Path) -> Path:
         return output / f"{path.stem}_depth.{arguments.format}"

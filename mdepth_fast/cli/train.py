@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 TAKES_OVERRIDES = True
 
@@ -10,21 +11,34 @@ class _Help(argparse.Action):
     """Help that ends with the presets, or with what the one given needs and every setting of it, type and value."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        from mdepth_fast.training.config import config_parser, list_presets, preset_notes
-
         parser.print_help()
         preset = getattr(namespace, "preset", None)
         if preset is None:
-            for task in ("self_supervised", "supervised"):
-                print(f"\n{task.replace('_', '-')} presets:")
-                for name in list_presets(task):
-                    print(f"  {name:20}{preset_notes(name)[0]}")
+            for system, presets in _packaged_presets().items():
+                print(f"\npresets of {system}:")
+                for name, about in sorted(presets.items()):
+                    print(f"  {name:20}{about}")
         else:
+            from mdepth_fast.systems import config_parser, list_presets, preset_notes
+
             if preset in list_presets():
                 print("", *preset_notes(preset), sep="\n")
             print(f"\nsettings of {preset} (type, value):\n")
             print(config_parser(preset).format_help().partition("\n\n")[2].partition("\n\n")[2])
         parser.exit()
+
+
+def _packaged_presets() -> dict[str, dict[str, str]]:
+    """By system the presets of this package, each with the first line of its notes.
+
+    They are read as text: to import the systems takes torch, and seconds.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
+        lines = path.read_text().splitlines()
+        (system,) = [line.removeprefix("system: ") for line in lines if line.startswith("system: ")]
+        found.setdefault(system, {})[path.stem] = lines[0].removeprefix("# ")
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.training.config import load_config
+    from mdepth_fast.systems import load_config
 
     config = load_config(arguments.preset, arguments.overrides)
     from mdepth_fast.training.run import train
@@ -57,5 +71,5 @@ def run(arguments: argparse.Namespace) -> None:
     if result.skipped:
         print(f"skipped {len(result.skipped)} samples that could not be read")
     print(result.table())
-    print(f"checkpoint: {result.checkpoint}")
+    print(result.checkpoints())
     print(f"panel: {result.panel}")

@@ -1,6 +1,7 @@
 """From a batch of images with measured depth to what a training step needs: scale, rotation, crop, flip and colour."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import torch
@@ -309,32 +310,37 @@ def _check_resize(resize: Any) -> int | tuple[int | None, int | None] | None:
     return resize[0], resize[1]
 
 
-_EIGEN_KITTI: dict[str, Any] = {"scale": (1.0, 1.2), "rotate": 0.0}
-_BTS: dict[str, Any] = {"scale": _NONE, "recolor": 0.5, "gamma": (0.9, 1.1), "color": (0.9, 1.1)}
-
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    # Eigen, Puhrsch, Fergus, NIPS 2014.
-    "eigen_nyu": {"height": 228, "width": 304, "resize": (240, 320), "drop_extremes": True},
-    "eigen_kitti": {"height": 172, "width": 576, "resize": (184, 612), **_EIGEN_KITTI},
-    # Laina et al., 3DV 2016.
-    "fcrn_nyu": {"height": 228, "width": 304, "resize": (240, 320)},
-    # Fu et al., CVPR 2018. KITTI: 385 rows, the width as it is.
-    "dorn_nyu": {"height": 257, "width": 353, "resize": (288, 384)},
-    "dorn_kitti": {"height": 385, "width": 513, "resize": (385, None), **_EIGEN_KITTI},
-    # Wofk et al., ICRA 2019.
-    "fastdepth_nyu": {
-        "height": 224,
-        "width": 224,
-        "resize": 250,
-        "crop_size": (228, 304),
-        "crop": "centre",
-        "color": _NONE,
-        "jitter": (0.4, 0.4, 0.4),
-    },
+# The preset, or other file of `mdepth_fast/configs`, whose `augment` section each recipe is.
+_RECIPES = {
+    "eigen_nyu": "eigen2014_nyu",  # Eigen, Puhrsch, Fergus, NIPS 2014
+    "eigen_kitti": "eigen2014_kitti",
+    "fcrn_nyu": "fcrn_nyu",  # Laina et al., 3DV 2016
+    "dorn_nyu": "dorn_nyu",  # Fu et al., CVPR 2018; KITTI: 385 rows, the width as it is
+    "dorn_kitti": "dorn_kitti",
+    "fastdepth_nyu": "fastdepth_nyu",  # Wofk et al., ICRA 2019
     # As BTS trains (arXiv 1907.10326). The data sets crop first: `NYU_TRAINING_CROP`, "kb".
-    "bts_nyu": {"height": 416, "width": 544, **_BTS, "rotate": 2.5, "brightness": (0.75, 1.25), "max_depth": 10.0},
-    "bts_kitti": {"height": 352, "width": 704, **_BTS, "rotate": 1.0, "brightness": (0.9, 1.1), "max_depth": 80.0},
-    # Ranftl et al., ICCV 2021: square crops of images whose shorter side is 384.
-    "dpt": {"height": 384, "width": 384, "resize": 384, "scale": _NONE, "rotate": 0.0, "color": _NONE},
+    "bts_nyu": "dpt_nyu",
+    "bts_kitti": "dpt_kitti",
+    "dpt": "augmentations/dpt",  # Ranftl et al., ICCV 2021
 }
+
+
+class _Recipes(Mapping[str, dict[str, Any]]):
+    """Read when they are asked for: importing the package needs no YAML."""
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        import yaml
+
+        file = resources.files("mdepth_fast").joinpath("configs", *f"{_RECIPES[name]}.yaml".split("/"))
+        section = yaml.safe_load(file.read_text())["augment"]
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_RECIPES)
+
+    def __len__(self) -> int:
+        return len(_RECIPES)
+
+
+AUGMENTATIONS: Mapping[str, dict[str, Any]] = _Recipes()
 """Arguments of `DepthAugment` for each recipe: `DepthAugment(**AUGMENTATIONS["fcrn_nyu"])`."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -83,6 +84,23 @@ class Evaluator:
         self._sums += other._sums
         self._ratios += other._ratios
         self._pixels += other._pixels
+
+    def gather(self) -> "Evaluator":
+        """An evaluator of the images of all processes of a distributed run, the same in each; else this one.
+
+        Every process has to call it, with images of its own: none is counted twice that one process has seen.
+        """
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self
+        own = (self._sums, self._ratios, [(values.cpu(), truth.cpu()) for values, truth in self._pixels])
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, own)
+        whole = Evaluator(self.protocol)
+        for sums, ratios, pixels in parts:
+            whole._sums += sums
+            whole._ratios += ratios
+            whole._pixels += pixels
+        return whole
 
     def compute(self) -> dict[str, float]:
         """Averages over the images with ground truth (NaN when there is none), and the counts.

@@ -118,7 +118,7 @@ class MonodepthLoss(nn.Module):
         target: Tensor,
         sources: Tensor,
         K: Tensor,
-        T: Tensor,
+        T: Tensor | Sequence[Tensor],
         pyramid: Sequence[Tensor] | None = None,
         *,
         source_K: Tensor | None = None,
@@ -131,7 +131,7 @@ class MonodepthLoss(nn.Module):
         target: Tensor,
         sources: Tensor,
         K: Tensor,
-        T: Tensor,
+        T: Tensor | Sequence[Tensor],
         pyramid: Sequence[Tensor] | None = None,
         *,
         source_K: Tensor | None = None,
@@ -143,7 +143,7 @@ class MonodepthLoss(nn.Module):
         target: Tensor,
         sources: Tensor,
         K: Tensor,
-        T: Tensor,
+        T: Tensor | Sequence[Tensor],
         pyramid: Sequence[Tensor] | None = None,
         *,
         source_K: Tensor | None = None,
@@ -154,7 +154,9 @@ class MonodepthLoss(nn.Module):
         Args:
             disparities: sigmoid maps (B, 1, h_s, w_s) in [0, 1]; position s in the list is scale s.
             target: (B, 3, H, W) in [0, 1]. sources: (B, S, 3, H, W). Neither gets a gradient.
-            K: (B, 3, 3) in pixels of the target. T: (B, S, 4, 4), target camera to source camera.
+            K: (B, 3, 3) in pixels of the target.
+            T: (B, S, 4, 4), target camera to source camera; or a sequence of them, one for each map (posecnn, whose
+                translation is scaled by the inverse depth of each).
             pyramid: the target at every map's size, (B, 3, h_s, w_s); by area averaging where None.
             source_K: (B, S, 3, 3), `K` where None.
 
@@ -165,6 +167,8 @@ class MonodepthLoss(nn.Module):
             raise TypeError(f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}")
         if pyramid is not None and len(pyramid) != len(disparities):
             raise ValueError(f"pyramid: expected {len(disparities)} images, as many as disparities, got {len(pyramid)}")
+        if not isinstance(T, Tensor) and len(T) != len(disparities):
+            raise ValueError(f"T: expected a tensor, or {len(disparities)} of them, one for each map, got {len(T)}")
         for s, one in enumerate(disparities):
             if one.dim() != 4 or one.shape[:2] != (target.shape[0], 1):
                 raise ValueError(
@@ -176,7 +180,15 @@ class MonodepthLoss(nn.Module):
                 disparity_to_depth(one, target.shape[2:], min_depth=self.min_depth, max_depth=self.max_depth)
                 for one in maps
             ]
-            photometric, selection = self.min_reprojection(target, sources, depths, K, T, source_K=source_K)
+            if isinstance(T, Tensor):
+                photometric, selection = self.min_reprojection(target, sources, depths, K, T, source_K=source_K)
+            else:
+                scales = [
+                    self.min_reprojection(target, sources, depth, K, one, source_K=source_K)
+                    for depth, one in zip(depths, T)
+                ]
+                photometric = torch.stack([scale.loss for scale in scales])
+                selection = [scale.selection for scale in scales]
             if pyramid is None:
                 pyramid = image_pyramid(target, maps)
             smooth = [edge_aware_smoothness(one, image) for one, image in zip(maps, pyramid)]

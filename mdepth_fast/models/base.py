@@ -62,6 +62,7 @@ class DepthModel(Model):
 
     checkpoint_prefix = "depth_net."
     multiple: ClassVar[int] = 32  # height and width that the net takes are multiples of it
+    takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
     interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
@@ -144,6 +145,8 @@ class DepthModel(Model):
 
 class DisparityModel(DepthModel):
     """A net whose `forward` gives sigmoid maps at several scales, with the range that turns them into depth."""
+
+    takes_views = True
 
     def __init__(
         self,

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Subset
 
 from mdepth_fast.data import DepthAugment, EvaluationView, SkipBroken, collate_depth
 from mdepth_fast.evaluation import Evaluator
+from mdepth_fast.inference import evaluate
 from mdepth_fast.netadapt import Adapted, LatencyTable, measure_latency, netadapt
-from mdepth_fast.training.config import SupervisedConfig
+from mdepth_fast.systems import system_of
+from mdepth_fast.systems.supervised import SupervisedConfig, build_loss
 from mdepth_fast.training.loader import BatchSampler
 from mdepth_fast.training.module import make_optimizer
-from mdepth_fast.training.setup import build_depth_net, build_loss, training_data
-from mdepth_fast.training.trained import evaluate
 from mdepth_fast.weights import write_converted
 
 __all__ = ["AdaptSettings", "AdaptedDepth", "adapt"]
@@ -73,7 +73,7 @@ def adapt(
 
     Raises ValueError as `netadapt`, and where the data are too few for `holdout` and a batch.
     """
-    dataset = training_data(config)
+    dataset = system_of(config).training_data(config)
     if config.data.skip_bad:
         dataset = SkipBroken(dataset)
     if not 0 < settings.holdout <= len(dataset) - config.data.batch_size:
@@ -86,7 +86,7 @@ def adapt(
     view = EvaluationView(Subset(dataset, sorted(held)), config.data.view, DepthAugment(**vars(config.augment)))
 
     torch.manual_seed(config.seed)
-    net = build_depth_net(config).to(device)
+    net = system_of(config).starting_net(config, {}).to(device)
     loss = build_loss(config.loss, net).to(device)
     augment = DepthAugment(**vars(config.augment))
 

@@ -1,33 +1,19 @@
-"""Checkpoints that are whole or absent, and the way back from a checkpoint to a network."""
+"""The checkpoints of a run: whole or absent, the last one and the best one."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from mdepth_fast.files import replacing
+from mdepth_fast.systems.saved import read_checkpoint
 
-__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
+__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "KeepBest", "read_checkpoint"]
 
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a file of `torch.save`, tensors and plain values only.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, or not a checkpoint; the message names it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        values = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError ...
-        raise ValueError(f"{path}: cannot be read as a checkpoint, it is truncated or of another kind") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a dictionary, got {type(values).__name__}")
-    return values
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,3 +27,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read_checkpoint(path, map_location)
+
+
+class KeepBest(Callback):
+    """Writes best.ckpt after every validation that is better than all before it; a resumed run knows those.
+
+    Args:
+        folder: of the run.
+        monitor: the logged metric, such as val/abs_rel.
+        mode: "min" or "max".
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        self.path, self.monitor, self.mode = folder / BEST, monitor, mode
+        self.value, self.step = math.nan, -1
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        value = float(trainer.callback_metrics[self.monitor])
+        better = value < self.value if self.mode == "min" else value > self.value
+        if math.isfinite(value) and (better or self.step < 0):
+            # Every process comes here with the same value: saving is done together.
+            self.value, self.step = value, trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "mode": self.mode, "value": self.value, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Values of another metric say nothing about this one.
+        if (state["monitor"], state["mode"]) == (self.monitor, self.mode):
+            self.value, self.step = state["value"], state["step"]

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["BatchSampler", "TrainLoader"]
+from mdepth_fast.systems import system_of
+
+__all__ = ["BatchSampler", "TrainLoader", "build_loader", "evaluation_loader"]
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -71,3 +73,44 @@ class TrainLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.steps.done = state["batches"]
+
+
+def build_loader(
+    config: Any, dataset: Any, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> TrainLoader:
+    """The training loader of one process of a run."""
+    data = config.data
+    sampler = BatchSampler(
+        len(dataset), data.batch_size, seed=config.seed, repeat=data.repeat, rank=rank, world_size=world_size
+    )
+    return TrainLoader(
+        dataset,
+        sampler,
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=system_of(config).collate,
+    )
+
+
+class _Share(Dataset[Any]):
+    """Every `world_size`-th sample, from `rank` on; where others have one more, nothing: an empty dictionary.
+
+    So every process takes as many steps as the others, which distributed forward passes need, and no sample comes
+    twice.
+    """
+
+    def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
+        self.dataset, self.rank, self.world_size = dataset, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.world_size)
+
+    def __getitem__(self, index: int) -> Any:
+        position = index * self.world_size + self.rank
+        return self.dataset[position] if position < len(self.dataset) else {}
+
+
+def evaluation_loader(config: Any, dataset: Any, *, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+    """One process's share of the evaluation data, a sample a batch; empty batches are to be passed over."""
+    return DataLoader(_Share(dataset, rank, world_size), num_workers=config.data.workers)

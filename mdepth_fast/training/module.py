@@ -1,37 +1,19 @@
-"""What both kinds of training share as a LightningModule: optimiser, schedule, random numbers, validation."""
+"""Any system as a LightningModule: optimiser, schedule, random numbers, validation."""
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
-from mdepth_fast.evaluation import METRICS, Evaluator
-from mdepth_fast.models import DepthModel
-from mdepth_fast.training.config import AnyConfig, OptimizerConfig
-from mdepth_fast.training.trained import evaluate_sample
+from mdepth_fast.systems import OptimizerConfig, StepInfo, System
+from mdepth_fast.training.randomness import seeded
 
-__all__ = ["DepthModule", "Preview", "make_optimizer"]
-
-_SHOWN = ("abs_rel", "rmse", "d1")
-
-C = TypeVar("C", bound=AnyConfig)
-
-
-class Preview(NamedTuple):
-    """What a panel shows of one sample."""
-
-    image: Tensor
-    """uint8 (3,h,w)"""
-    depth: Tensor
-    """(h,w), predicted"""
-    truth: Tensor | None
-    """(1,h',w'), metres, 0 = none; None where there is no ground truth"""
-    selection: Tensor | None
-    """int8 (h,w), negative where auto-masking leaves a pixel out; None where there is none to show"""
+__all__ = ["TrainingModule", "make_optimizer"]
 
 
 def make_optimizer(options: OptimizerConfig, groups: Iterable[Any]) -> torch.optim.Optimizer:
@@ -44,30 +26,33 @@ def make_optimizer(options: OptimizerConfig, groups: Iterable[Any]) -> torch.opt
     return kind(groups, eps=options.eps, **common)
 
 
-class DepthModule(LightningModule, Generic[C]):
-    """The base of the modules of both tasks, which add their `training_step`.
+class TrainingModule(LightningModule):
+    """Trains a system.
 
     Args:
-        config: optimiser, seed and validation protocol are used here; the whole is stored in every checkpoint.
-        depth_net: the network that is validated, and that `mdepth_fast.training.load_trained` reads back.
+        system: what is trained; optimiser, seed and protocol are those of its configuration, and checkpoints hold its
+            parameters under their own names.
     """
 
-    def __init__(self, config: C, depth_net: DepthModel) -> None:
+    def __init__(self, system: System[Any]) -> None:
         super().__init__()
-        self.config: C = config
-        self.depth_net: Any = depth_net
-        self.evaluator = Evaluator(config.protocol)
+        self.system = system
+        self.config: Any = system.config
+        self.evaluator = system.evaluator(self.config.protocol)
         # Sum and number of the losses since the last epoch that a plateau was looked for in.
         self._epoch_loss: Tensor | float = 0.0
         self._epoch_steps = 0
 
-    def describe(self, samples: int) -> str:
-        """What is trained on, in words: `training NAME` comes before it."""
-        raise NotImplementedError
+    @property
+    def depth_net(self) -> Any:
+        """The network of the system; its name from before there were systems of another kind."""
+        return self.system.net
 
-    def preview(self, sample: Any) -> Preview:
-        """A prediction for one sample, on the CPU in eval mode."""
-        raise NotImplementedError
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return self.system.state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
+        return self.system.load_state_dict(state_dict, *args, **options)
 
     def _seed(self, batch_idx: int, use: str = "") -> int:
         """A seed for one step, a function of where it is in the run: a resumed run draws the same numbers."""
@@ -89,19 +74,24 @@ class DepthModule(LightningModule, Generic[C]):
             )
         self.log("loss", mean, prog_bar=True, **options)
         for name, value in parts.items():
-            self.log(name, value, sync_dist=self.trainer.world_size > 1, **options)
+            self.log(name, value.detach(), sync_dist=self.trainer.world_size > 1, **options)
 
     def _looks(self) -> bool:
         """Whether numbers of this step are looked at, which waits for the device."""
         return self.global_step % self.config.trainer.log_every_n_steps == 0
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups of an optimiser; a group may have a rate of its own."""
-        return [{"params": list(self.parameters())}]
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        main = self.trainer.is_global_zero
+        info = StepInfo(self.global_step, self._generator(batch_idx), self._looks() and main)
+        with seeded(self._seed(batch_idx, "dropout"), self.device):
+            terms = self.system.step(batch, info)
+        loss = terms.pop("loss")
+        self._report(loss, batch["name"], **terms)
+        return loss
 
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
-        groups = self.parameter_groups(options.lr)
+        groups = self.system.parameter_groups(options.lr)
         optimizer = make_optimizer(options, groups)
         scheduler: LRScheduler
         if options.schedule == "constant":
@@ -130,21 +120,43 @@ class DepthModule(LightningModule, Generic[C]):
         self._epoch_loss, self._epoch_steps = 0.0, 0
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluator = Evaluator(self.config.protocol)
+        self.share_buffers()
+        self.evaluator = self.system.evaluator(self.config.protocol)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """A batch of one evaluation sample; every process sees all of them."""
-        evaluate_sample(self.depth_net, batch, self.evaluator)
+        """A batch of one evaluation sample, of this process's share of them."""
+        if batch:
+            self.system.evaluate_sample(self.system.net, batch, self.evaluator)
 
     def on_validation_epoch_end(self) -> None:
+        self.evaluator = self.evaluator.gather()
         summary = self.evaluator.compute()
-        for key in METRICS:
-            self.log(f"val/{key}", summary[key], prog_bar=key in _SHOWN)
+        for key in self.system.metrics:
+            # In double precision. Every process has the same number, so that their mean is that number.
+            value = torch.tensor(summary[key], dtype=torch.float64)
+            shown = key in self.system.shown
+            self.log(f"val/{key}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+
+    def evaluate(self, loader: Iterable[Any]) -> Any:
+        """An evaluator of all data, outside of validation: every process calls this with the loader of its share."""
+        self.share_buffers()
+        evaluator = self.system.evaluator(self.config.protocol)
+        for batch in loader:
+            if batch:
+                self.system.evaluate_sample(self.system.net, batch, evaluator)
+        return evaluator.gather()
+
+    def share_buffers(self) -> None:
+        """Gives every process the buffers of the first: the statistics of batch norms are each process's own."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for buffer in self.system.buffers():
+                dist.broadcast(buffer, 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mdepth_fast"] = {
             "config": self.config.to_dict(),
             "epoch_loss": (float(self._epoch_loss), self._epoch_steps),
+            **self.system.extra_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One training run from a configuration to a folder: checkpoint, curves, metrics before and after, panel."""
+"""One training run from a configuration to a folder: checkpoints, curves, metrics before and after, panel."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -17,37 +17,49 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader
 
 from mdepth_fast.data import SkipBroken
-from mdepth_fast.evaluation import Evaluator, Protocol
 from mdepth_fast.files import replacing
-from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mdepth_fast.training.config import AnyConfig, SupervisedConfig
-from mdepth_fast.training.module import DepthModule
-from mdepth_fast.training.panel import write_panel
-from mdepth_fast.training.self_supervised import SelfSupervisedDepth
-from mdepth_fast.training.setup import build_depth_net, build_loader, build_pose_net, evaluation_data, training_data
-from mdepth_fast.training.supervised import SupervisedDepth
-from mdepth_fast.training.trained import evaluate
+from mdepth_fast.systems import Config, System, system_of
+from mdepth_fast.training.checkpoint import LAST, AtomicCheckpointIO, KeepBest, read_checkpoint
+from mdepth_fast.training.loader import build_loader, evaluation_loader
+from mdepth_fast.training.module import TrainingModule
+from mdepth_fast.visualize import draw_panel
 
 __all__ = ["TrainResult", "build_module", "find_checkpoint", "new_run_folder", "quieten", "train"]
-
-_CHECKPOINT = "last.ckpt"
-T = TypeVar("T")
 
 
 @dataclass
 class TrainResult:
-    """What a run left behind; metrics are None where the data have no ground truth."""
+    """What a run left behind; metrics are None where the data have no ground truth.
+
+    checkpoint, step: the last of the run. best, best_step, best_value: that of the best validation by
+    `trainer.monitor`, which need not be the last; None where nothing was validated, or nothing monitored.
+    """
 
     folder: Path
     checkpoint: Path
     panel: Path
-    protocol: Protocol
+    protocol: Any
     before: dict[str, float] | None
     after: dict[str, float] | None
     skipped: list[int]
+    step: int = 0
+    best: Path | None = None
+    best_step: int | None = None
+    best_value: float | None = None
+    monitor: str | None = None
+    monitor_mode: str = "min"
+
+    def checkpoints(self) -> str:
+        """Which checkpoint is which, a line each."""
+        lines = [f"checkpoint: {self.checkpoint} (the last, step {self.step})"]
+        if self.best is not None:
+            which = "smallest" if self.monitor_mode == "min" else "largest"
+            lines.append(
+                f"best: {self.best} (the {which} {self.monitor}, {self.best_value:.4g}, step {self.best_step})"
+            )
+        return "\n".join(lines)
 
     def table(self) -> str:
         """Metrics before and after training under the line that states their protocol."""
@@ -63,7 +75,7 @@ class TrainResult:
         return "\n".join(lines)
 
 
-def new_run_folder(config: AnyConfig) -> Path:
+def new_run_folder(config: Config) -> Path:
     """Makes <output>/<run>/<next free number>."""
     parent = Path(config.output) / config.run
     parent.mkdir(parents=True, exist_ok=True)
@@ -78,23 +90,23 @@ def new_run_folder(config: AnyConfig) -> Path:
         return folder
 
 
-def find_checkpoint(config: AnyConfig, resume: str) -> Path:
+def find_checkpoint(config: Config, resume: str) -> Path:
     """The checkpoint to go on from: a file, a run folder, or "auto" for the newest run of this name that has one."""
     if resume == "auto":
         parent = Path(config.output) / config.run
-        found = sorted(parent.glob(f"*/{_CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+        found = sorted(parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
         if not found:
-            raise FileNotFoundError(f"resume: no {_CHECKPOINT} in any run under {parent}")
+            raise FileNotFoundError(f"resume: no {LAST} in any run under {parent}")
         return found[-1]
     path = Path(resume)
-    path = path / _CHECKPOINT if path.is_dir() else path
+    path = path / LAST if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"resume: no such checkpoint: {path}")
     return path
 
 
 def train(
-    config: AnyConfig,
+    config: Any,
     *,
     resume: str | None = None,
     callbacks: Iterable[Callback] = (),
@@ -117,29 +129,29 @@ def train(
     if checkpoint:
         _compare(config, read_checkpoint(checkpoint), say)
 
-    dataset = training_data(config)
+    kind = system_of(config)
+    monitor = _check_monitor(config, kind)
+    dataset = kind.training_data(config)
     if config.data.skip_bad:
         dataset = SkipBroken(dataset)
-    held_out = evaluation_data(config)
+    held_out = kind.evaluation_data(config)
     module = build_module(config, dataset)
     folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
 
-    options = vars(config.trainer).copy()
-    every = options.pop("checkpoint_every_n_steps")
-    if steps := options.pop("val_every_n_steps"):
-        options |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
-    stages = config.stages if isinstance(config, SupervisedConfig) else {}
-    if stages:
-        limits = [sum(stages.values()), config.trainer.max_steps]
-        options["max_steps"] = min(limit for limit in limits if limit >= 0)
+    best = KeepBest(folder, monitor, config.trainer.monitor_mode) if monitor and held_out is not None else None
+    record = folder / "metrics.json"
+    table = _Tables(at_start=checkpoint is None, write=record if main else None)
     bar = sys.stdout.isatty()
+    options, every = trainer_options(config, module.system)
     trainer = Trainer(
         **options,
         logger=TensorBoardLogger(folder.parent, name=None, version=folder.name),
         callbacks=[
             ModelCheckpoint(
-                dirpath=folder, filename=Path(_CHECKPOINT).stem, every_n_train_steps=every, enable_version_counter=False
+                dirpath=folder, filename=Path(LAST).stem, every_n_train_steps=every, enable_version_counter=False
             ),
+            *([best] if best else []),
+            table,
             *([RichProgressBar()] if bar else []),
             *callbacks,
         ],
@@ -147,33 +159,19 @@ def train(
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the batch sampler shares out every global batch itself
+        use_distributed_sampler=False,  # the loaders share out every global batch and the evaluation themselves
     )
-    if isinstance(module, SupervisedDepth) and isinstance(trainer.strategy, DDPStrategy):
-        # Parameters that a published file has and nothing reads (DPT), or that another stage trains.
-        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-    loader = build_loader(
-        config,
-        dataset,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        pin_memory=trainer.strategy.root_device.type == "cuda",
-    )
-    held_out_loader = None
-    if held_out is not None:
-        held_out_loader = DataLoader(held_out, num_workers=config.data.workers)
+    share: dict[str, Any] = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    loader = build_loader(config, dataset, **share, pin_memory=trainer.strategy.root_device.type == "cuda")
+    table.loader = held_out_loader = evaluation_loader(config, held_out, **share) if held_out is not None else None
 
-    record = folder / "metrics.json"
-    before = None
     if main:
         if checkpoint and record.is_file():
-            before = json.loads(record.read_text())["before"]
+            table.before = json.loads(record.read_text())["before"]
         elif not checkpoint:
-            before = _evaluate(module, held_out, trainer.strategy.root_device, config)
             with replacing(folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-            _write_metrics(record, before, None)
-        say(f"training {config.model.name} {module.describe(len(dataset))}, into {folder}")
+        say(f"training {module.system.describe(len(dataset))}, into {folder}")
     try:
         trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
     except SystemExit as stop:
@@ -181,56 +179,117 @@ def train(
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    trainer.save_checkpoint(folder / _CHECKPOINT)
+    trainer.save_checkpoint(folder / LAST)
     if not main:
         return None
-    after = _evaluate(module, held_out, trainer.strategy.root_device, config)
-    _write_metrics(record, before, after)
-    write_panel(folder / "panel.png", module.cpu(), held_out[0] if held_out is not None else dataset[0])
-    return TrainResult(
+    result = TrainResult(
         folder,
-        folder / _CHECKPOINT,
+        folder / LAST,
         folder / "panel.png",
         module.evaluator.protocol,
-        before,
-        after,
+        table.before,
+        table.after,
         dataset.broken if isinstance(dataset, SkipBroken) else [],
+        step=trainer.global_step,
     )
+    kept: dict[str, Any] = {"last": {"step": result.step}}
+    if best and best.step >= 0:
+        result.best, result.best_step, result.best_value = best.path, best.step, best.value
+        result.monitor, result.monitor_mode = best.monitor, best.mode
+        kept["best"] = {"step": best.step, "monitor": best.monitor, "mode": best.mode, "value": best.value}
+    _write_metrics(record, table.before, table.after, kept)
+    _write_panel(result.panel, module, held_out[0] if held_out is not None else dataset[0])
+    return result
 
 
-def build_module(config: AnyConfig, dataset: Any) -> DepthModule[Any]:
+def build_module(config: Config, dataset: Any) -> TrainingModule:
     """The module that trains as configured on this data set."""
-    if isinstance(config, SupervisedConfig):
-        net, model = build_depth_net(config), config.model
-        frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-        if frozen and not (config.stages or model.weights or model.encoder_weights):
-            raise ValueError(
-                f"model.weights: {model.name} does not train {len(frozen)} of its parameters, {frozen[0]} among them, "
-                "and starts without weights for them; give --model.encoder_weights=FILE or --model.weights=FILE"
-            )
-        return SupervisedDepth(config, net)
-    sources = tuple(dataset.sources)
-    return SelfSupervisedDepth(config, build_depth_net(config, sources), build_pose_net(config, sources), sources)
+    return TrainingModule(system_of(config).create(config, dataset))
 
 
-def _evaluate(module: DepthModule[Any], held_out: Any, device: torch.device, config: AnyConfig) -> Any:
-    if held_out is None:
-        return None
-    evaluator = Evaluator(config.protocol)
-    evaluate(module.depth_net.to(device), held_out, evaluator, workers=config.data.workers)
-    return evaluator.compute()
+def trainer_options(config: Config, system: System[Any]) -> tuple[dict[str, Any], int]:
+    """Arguments of Lightning's Trainer that the configuration says, and the steps between checkpoints."""
+    options = vars(config.trainer).copy()
+    every = options.pop("checkpoint_every_n_steps")
+    del options["monitor"], options["monitor_mode"]
+    if steps := options.pop("val_every_n_steps"):
+        options |= {"val_check_interval": steps, "check_val_every_n_epoch": None}
+    limits = [limit for limit in (system.last_step, config.trainer.max_steps) if limit is not None and limit >= 0]
+    options["max_steps"] = min(limits, default=-1)
+    options["strategy"] = _strategy(config, system)
+    return options, every
 
 
-def _write_metrics(path: Path, before: Any, after: Any) -> None:
+def _strategy(config: Config, system: System[Any]) -> Any:
+    """The strategy as configured; where that is DDP, one that bears parameters without a gradient if it has to."""
+    given = config.trainer
+    name = given.strategy
+    if name in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        # Their processes begin within the run, with the loaders of the first.
+        raise ValueError(
+            f"trainer.strategy: expected one that starts a program for each device, such as ddp, got {name}"
+        )
+    if name not in ("auto", "ddp") or not system.leaves_parameters_unused:
+        return name
+    if name == "auto":
+        # Only Lightning knows what "auto" makes of these devices.
+        probe = Trainer(accelerator=given.accelerator, devices=given.devices, num_nodes=given.num_nodes, logger=False)
+        if not isinstance(probe.strategy, DDPStrategy):
+            return name
+    return DDPStrategy(find_unused_parameters=True)
+
+
+def _check_monitor(config: Config, system: type[System[Any]]) -> str | None:
+    monitor = config.trainer.monitor
+    if monitor is not None and monitor.removeprefix("val/") not in system.metrics:
+        known = ", ".join(f"val/{metric}" for metric in system.metrics)
+        raise ValueError(f"trainer.monitor: expected null or one of {known}, got {monitor!r}")
+    return None if monitor is None else f"val/{monitor.removeprefix('val/')}"
+
+
+class _Tables(Callback):
+    """Evaluates before the first step and after the last one, in all processes together."""
+
+    def __init__(self, *, at_start: bool, write: Path | None) -> None:
+        self.loader: Any = None
+        self.at_start, self.write = at_start, write
+        self.before: dict[str, float] | None = None
+        self.after: dict[str, float] | None = None
+
+    def on_fit_start(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        if self.at_start:
+            self.before = self._evaluate(pl_module)
+            if self.write is not None:
+                _write_metrics(self.write, self.before, None, {})
+
+    def on_train_end(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        self.after = self._evaluate(pl_module)
+
+    def _evaluate(self, module: TrainingModule) -> dict[str, float] | None:
+        if self.loader is None:
+            return None
+        summary: dict[str, float] = module.evaluate(self.loader).compute()
+        return summary
+
+
+def _write_panel(path: Path, module: TrainingModule, sample: Any) -> None:
+    with torch.inference_mode():
+        cells = module.cpu().eval().system.panel(sample)
+    draw_panel(path, list(cells), title=str(sample["name"]))
+
+
+def _write_metrics(path: Path, before: Any, after: Any, checkpoints: dict[str, Any]) -> None:
+    values = {"before": before, "after": after, "checkpoints": checkpoints}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _compare(config: AnyConfig, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
+def _compare(config: Config, checkpoint: dict[str, Any], say: Callable[[str], None]) -> None:
     """Says which settings are not those of the interrupted run: its curve goes on exactly only where none is."""
     if "mdepth_fast" not in checkpoint:
         raise ValueError("resume: the checkpoint was not written by `mdepth-fast train`")
-    old, new = _flat(checkpoint["mdepth_fast"]["config"]), _flat(config.to_dict())
+    # What the run did not know of had its default.
+    old, new = _flat(Config.from_dict(checkpoint["mdepth_fast"]["config"]).to_dict()), _flat(config.to_dict())
     changed = [f"{key} {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
     if changed:
         say(f"resuming with other settings than the run had: {', '.join(changed)}")

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from mdepth_fast.training.config import AnyConfig
-from mdepth_fast.training.setup import build_loader
+from mdepth_fast.training.loader import build_loader
 
 __all__ = ["LoaderSpeed", "TimedLoader", "measure_loader", "measure_training"]
 
@@ -98,7 +97,7 @@ def measure_loader(
     return timed.speed
 
 
-def measure_training(config: AnyConfig, dataset: Any, steps: int = 20) -> LoaderSpeed:
+def measure_training(config: Any, dataset: Any, steps: int = 20) -> LoaderSpeed:
     """Speed of the first training steps of a run of this configuration on one device, and their waiting."""
     from lightning import Trainer
 

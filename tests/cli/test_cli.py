@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mdepth_fast.cli import main
-from mdepth_fast.training.trained import load_trained
+from mdepth_fast.inference import load_trained
 
 TINY = ["--model.name=tiny_depth", "--data.height=64", "--data.width=96", "--data.repeat=2", "--trainer.max_epochs=2"]
 NUMBERS = r"(?:\s+\d+\.\d{3}){9}"
@@ -64,7 +64,10 @@ class TestTrain:
         assert lines[3].split()[:2] == ["abs_rel", "sq_rel"]
         assert re.fullmatch(rf"before {NUMBERS}", lines[4])
         assert re.fullmatch(rf"after  {NUMBERS}", lines[5])
-        assert lines[6:] == [f"checkpoint: {folder / 'last.ckpt'}", f"panel: {folder / 'panel.png'}"]
+        assert lines[6] == f"checkpoint: {folder / 'last.ckpt'} (the last, step 4)"
+        best = re.escape(f"best: {folder / 'best.ckpt'} (the smallest val/abs_rel, ")
+        assert re.fullmatch(rf"{best}[\d.]+, step [24]\)", lines[7])
+        assert lines[8:] == [f"panel: {folder / 'panel.png'}"]
         assert captured.err == ""
         metrics = json.loads((folder / "metrics.json").read_text())
         assert f"{metrics['before']['abs_rel']:9.3f}" in lines[4]
@@ -301,7 +304,8 @@ class TestSupervised:
         assert lines[2].startswith("protocol fcrn: ")
         assert lines[3].split() == ["abs_rel", "rmse", "log10", "d1", "d2", "d3"], "the columns of the protocol"
         assert re.fullmatch(r"after  (?:\s+\d+\.\d{3}){6}", lines[5])
-        assert lines[6:] == [f"checkpoint: {folder / 'last.ckpt'}", f"panel: {folder / 'panel.png'}"]
+        assert lines[6] == f"checkpoint: {folder / 'last.ckpt'} (the last, step 3)"
+        assert lines[-1] == f"panel: {folder / 'panel.png'}"
         assert captured.err == ""
 
     def test_eval_repeats_the_numbers_of_training(self, supervised: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,11 +385,12 @@ def test_wrong_usage_exits_with_2() -> None:
         assert stop.value.code == 2
 
 
-def test_help_lists_the_presets_of_both_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_presets_of_every_system(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0
-    before, _, after = capsys.readouterr().out.partition("supervised presets:")[2].partition("\nsupervised presets:")
+    out = capsys.readouterr().out
+    before, _, after = out.partition("presets of monodepth2: ")[2].partition("\npresets of supervised: ")
     assert re.search(r"^  kitti_mono +Monodepth2", before, re.MULTILINE)
     assert re.search(r"^  fcrn_nyu +FCRN", after, re.MULTILINE)
     with pytest.raises(SystemExit):

@@ -15,8 +15,8 @@ from released_blobs import released_blobs
 from safetensors.torch import load_file, save_file
 
 from mdepth_fast.cli import main
+from mdepth_fast.inference import load_trained
 from mdepth_fast.models import DORN, create_model, load_checkpoint, registry
-from mdepth_fast.training.trained import load_trained
 from mdepth_fast.weights import converted_model, read_pickled_module
 
 # A training script of somebody else: a whole net, statistics that pruning has turned into parameters, and a result

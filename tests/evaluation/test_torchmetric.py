@@ -81,6 +81,11 @@ def test_bad_input() -> None:
         DepthMetric("mine")
 
 
+# What one evaluator a process gives together: every alignment, that by the median of the whole set among them.
+EVALUATED = {**PROTOCOLS, "median": replace(PLAIN, alignment="median")}
+EVALUATED["median_set"] = replace(PLAIN, alignment="median_set")
+
+
 def _process(rank: int, folder: Path, queue: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
@@ -92,8 +97,14 @@ def _process(rank: int, folder: Path, queue: Any) -> None:
         metric.update(prediction[rank::2], truth[rank::2])
         found[name] = {key: value.item() for key, value in metric.compute().items()}
         assert metric.images.sum() == 3 - rank  # its own again after computing
+    gathered = {}
+    for name, protocol in EVALUATED.items():
+        evaluator = Evaluator(protocol)
+        for index in range(rank, len(truth), 2):
+            evaluator.update(prediction[index], truth[index])
+        gathered[name] = evaluator.gather().compute()
     dist.destroy_process_group()
-    queue.put(found)
+    queue.put((found, gathered))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork of a process with threads
@@ -108,6 +119,12 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     finally:
         for worker in workers:
             worker.kill()
-    for found in results:
+    for found, gathered in results:
         for name, protocol in PROTOCOLS.items():
             assert found[name] == pytest.approx(of_evaluator(protocol), rel=1e-12)
+        for name, protocol in EVALUATED.items():
+            evaluator = Evaluator(protocol)
+            for prediction, truth in zip(*frames()):
+                evaluator.update(prediction, truth)
+            assert evaluator.gather() is evaluator, "one process has all there is"
+            assert gathered[name] == pytest.approx(evaluator.compute(), rel=1e-12)

@@ -10,10 +10,10 @@ from tiny_run import tiny_supervised, write_frames
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdepth_fast.cli import main
+from mdepth_fast.inference import load_trained
 from mdepth_fast.netadapt import ChannelGraph, resources
 from mdepth_fast.netadapt.run import AdaptSettings, adapt
 from mdepth_fast.training.setup import build_depth_net
-from mdepth_fast.training.trained import load_trained
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 from mdepth_fast.models import register_model
 from mdepth_fast.models.base import DepthModel, DisparityModel, Kind, PoseModel
-from mdepth_fast.training.config import AnyConfig, Config, SelfSupervisedConfig, SupervisedConfig
+from mdepth_fast.systems import Config
+from mdepth_fast.systems.monodepth2 import Monodepth2Config
+from mdepth_fast.systems.supervised import SupervisedConfig
 from mdepth_fast.training.run import train
 
 
@@ -150,7 +154,7 @@ def write_frames(root: Path, count: int = 8, size: tuple[int, int] = (48, 64), h
 def tiny_supervised(root: Path | str, **changes: Any) -> SupervisedConfig:
     """Frames of `write_frames` for an eight-layer network, four steps an epoch."""
     values: dict[str, Any] = {
-        "task": "supervised",
+        "system": "supervised",
         "run": "tiny",
         "protocol": "nyu",
         "data": {"name": "rgbd_folder", "root": str(root), "val_split": str(root), "batch_size": 2},
@@ -160,10 +164,10 @@ def tiny_supervised(root: Path | str, **changes: Any) -> SupervisedConfig:
         "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "schedule": "constant"},
         "trainer": {"max_epochs": 5, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},
     }
-    return changed(values, changes)  # type: ignore[return-value]
+    return changed(values, changes)
 
 
-def tiny_config(**changes: Any) -> SelfSupervisedConfig:
+def tiny_config(**changes: Any) -> Monodepth2Config:
     """Synthetic scenes at 64x96, video and stereo sources, four steps an epoch."""
     values: dict[str, Any] = {
         "run": "tiny",
@@ -181,10 +185,10 @@ def tiny_config(**changes: Any) -> SelfSupervisedConfig:
         "optimizer": {"lr": 1e-3, "step_size": 2, "gamma": 0.5},
         "trainer": {"max_epochs": 5, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},
     }
-    return changed(values, changes)  # type: ignore[return-value]
+    return changed(values, changes)
 
 
-def changed(values: dict[str, Any], changes: dict[str, Any]) -> AnyConfig:
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> Any:
     """The configuration of `values` under changes such as data__batch_size=4."""
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -212,9 +216,50 @@ class Recorder(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Untouched(Callback):
+    """Fails where a training step changes the global random numbers of torch, NumPy or Python; counts the steps."""
+
+    def __init__(self) -> None:
+        self.steps, self.before = 0, self.state()
+
+    @staticmethod
+    def state() -> list[Any]:
+        # Python's and NumPy's generators as plain values: both keep their words in tuples and arrays.
+        name, words, *rest = np.random.get_state()  # noqa: NPY002
+        return [torch.get_rng_state().tolist(), random.getstate(), name, list(words), rest]
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = self.state()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.state() == self.before, "a training step drew from the global random numbers"
+        self.steps += 1
+
+
+class Validations(Callback):
+    """Writes what each process logged of its validations: `path` and the rank, a line each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        logged = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        with self.path.with_name(f"{self.path.name}.{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps({"step": trainer.global_step, **logged}) + "\n")
+
+
 def read_record(path: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return {line["step"]: line for line in lines}
+
+
+def spawn(record: Path, config: dict[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own; its processes take one thread each."""
+    arguments = json.dumps({"record": str(record), "config": config, **options})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, __file__, arguments], capture_output=True, text=True, env=environment, timeout=240
+    )
 
 
 if __name__ == "__main__":
@@ -224,5 +269,8 @@ if __name__ == "__main__":
     train(
         tiny_supervised(**config) if "root" in config else tiny_config(**config),
         resume=options.get("resume"),
-        callbacks=[Recorder(Path(options["record"]), options.get("kill_after"))],
+        callbacks=[
+            Recorder(Path(options["record"]), options.get("kill_after")),
+            Validations(Path(f"{options['record']}.val")),
+        ],
     )

@@ -1,4 +1,4 @@
-"""What both kinds of training share: optimisers, schedules, parameter groups, the mean loss of an epoch."""
+"""What training any system has in common: optimisers, schedules, parameter groups, the mean loss of an epoch."""
 
 from typing import Any
 
@@ -7,30 +7,32 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from mdepth_fast.models.base import DepthModel
-from mdepth_fast.training.config import Config, OptimizerConfig
+from mdepth_fast.systems import Config, OptimizerConfig, StepInfo, System
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
-from mdepth_fast.training.module import DepthModule
+from mdepth_fast.training.module import TrainingModule
 
 
-class Net(DepthModel):
-    def __init__(self) -> None:
-        super().__init__(unit="m", input_size=None)
+class Known(System[Config]):
+    """Its loss is what `losses` says, by epoch and step, else the mean of the batch."""
+
+    metrics = ("abs_rel",)
+
+    def __init__(self, settings: Any, losses: list[list[float]] | None = None) -> None:
+        super().__init__(settings)
         self.encoder, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.given = iter([loss for epoch in losses or () for loss in epoch])
 
+    @classmethod
+    def evaluator(cls, protocol: Any) -> Any:
+        return None
 
-class Module(DepthModule[Any]):
-    """Its loss is the first parameter of the head times what the batch says, so that losses are known."""
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        scale = batch.float().mean()
-        loss = 0.0 * sum(p.sum() for p in self.parameters()) + scale
-        self._report(loss, ["sample"] * len(batch))
-        return loss
+    def step(self, batch: dict[str, Any], info: StepInfo) -> dict[str, Tensor]:
+        loss = next(self.given, batch["value"].float().mean())
+        return {"loss": 0.0 * sum(p.sum() for p in self.parameters()) + loss}
 
 
 def fit(
-    module: DepthModule[Any], *, epochs: int = 2, values: int = 8, batch_size: int = 2, **options: Any
+    module: TrainingModule, *, epochs: int = 2, values: int = 8, batch_size: int = 2, **options: Any
 ) -> list[list[float]]:
     """The learning rates of every group at every step."""
     used: list[list[float]] = []
@@ -50,16 +52,17 @@ def fit(
         callbacks=[Watch()],
         **options,
     )
-    trainer.fit(module, TrainLoader(range(values), BatchSampler(values, batch_size)))  # type: ignore[arg-type]
+    samples: Any = [{"name": "sample", "value": value} for value in range(values)]
+    trainer.fit(module, TrainLoader(samples, BatchSampler(values, batch_size)))
     return used
 
 
 def config(**optimizer: Any) -> Any:
-    return Config.from_dict({"protocol": "synthetic", "optimizer": optimizer})
+    return Config(protocol="synthetic", optimizer=OptimizerConfig(**optimizer))
 
 
-def build(settings: Any) -> Module:
-    return Module(settings, Net())
+def build(settings: Any, losses: list[list[float]] | None = None) -> TrainingModule:
+    return TrainingModule(Known(settings, losses))
 
 
 def test_poly_follows_its_formula_at_every_step() -> None:
@@ -81,25 +84,11 @@ def test_steps_are_taken_at_the_end_of_epochs() -> None:
     assert [rates[0] for rates in used] == pytest.approx([1.0] * 8 + [0.1] * 8 + [0.01] * 4)
 
 
-class Given(Module):
-    """The loss is what `losses` says, by epoch and step."""
-
-    def __init__(self, settings: Any, losses: list[list[float]]) -> None:
-        super().__init__(settings, Net())
-        self.losses = losses
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        given = self.losses[self.current_epoch][batch_idx]
-        loss = 0.0 * sum(p.sum() for p in self.parameters()) + given
-        self._report(loss, ["sample"] * len(batch))
-        return loss
-
-
 def test_a_plateau_of_the_mean_training_loss_drops_the_rate() -> None:
     """Patience 1: the second epoch in a row that does not lower the mean is one too many, whatever its steps do."""
     losses = [[6.0, 0.0, 6.0], [5.0, 0.0, 4.0], [4.0, 2.0, 3.0], [3.0, 4.0, 2.0], [2.0, 6.0, 1.0], [1.0, 4.0, 1.0]]
     assert [sum(epoch) / 3 for epoch in losses] == [4, 3, 3, 3, 3, 2]
-    module = Given(config(name="sgd", lr=1.0, schedule="plateau", gamma=0.5, patience=1), [*losses, *losses])
+    module = build(config(name="sgd", lr=1.0, schedule="plateau", gamma=0.5, patience=1), [*losses, *losses])
     used = fit(module, epochs=12, values=6)
     rates = [step[0] for step in used[::3]]
     # Dropped after epochs 3, 7 and 9.

@@ -1,28 +1,19 @@
-"""A run that is killed and resumed goes on with the same numbers; two processes train as one."""
+"""A run that is killed and resumed goes on with the same numbers."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_run
 import torch
-from tiny_run import Recorder, read_record, tiny_config, tiny_supervised, write_frames
+import yaml
+from tiny_run import Recorder, read_record, spawn, tiny_config, tiny_supervised, write_frames
 
+from mdepth_fast.inference import load_trained
+from mdepth_fast.systems import load_config
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.run import train
-
-
-def spawn(record: Path, config: dict[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
-    arguments = json.dumps({"record": str(record), "config": config, **options})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, tiny_run.__file__, arguments], capture_output=True, text=True, env=environment, timeout=240
-    )
 
 
 @pytest.mark.parametrize(("every", "workers"), [(3, 0), (4, 2)], ids=["mid-epoch", "end of epoch, loader workers"])
@@ -112,24 +103,30 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("task", ["self_supervised", "supervised"])
-def test_two_processes_train_as_one_on_the_same_global_batch(tmp_path: Path, task: str) -> None:
-    """Without batch norm and augmentation: statistics and random numbers belong to a process, the rest is shared."""
-    config: dict[str, Any] = {"output": str(tmp_path), "data__batch_size": 4, "augment__flip": 0.0}
-    config["trainer__max_epochs"] = 3
-    if task == "supervised":
-        # Every stage leaves parameters without a gradient, and each has others.
-        config |= {"root": str(write_frames(tmp_path / "frames", holes=0)), "stages": {"coarse": 3, "fine": 3}}
-        config |= {"model__name": "tiny_metric_without_norm", "augment__recolor": 0.0, "augment__scale": [1, 1]}
-        config |= {"augment__rotate": 0.0, "augment__crop": "centre"}
-    else:
-        config |= {"model__name": "tiny_depth_without_norm", "pose__name": "tiny_pose_without_norm"}
-        config |= {"augment__jitter": 0.0}
-    build = tiny_supervised if task == "supervised" else tiny_config
-    train(build(**config), callbacks=[Recorder(tmp_path / "one", None)])
-    two = spawn(tmp_path / "two", {**config, "trainer__devices": 2, "trainer__strategy": "ddp"})
-    assert two.returncode == 0, two.stderr
-    expected, actual = read_record(tmp_path / "one"), read_record(tmp_path / "two")
-    assert sorted(expected) == sorted(actual) == list(range(1, 7))
-    for step, line in expected.items():
-        assert actual[step]["loss"] == pytest.approx(line["loss"], rel=1e-5)
+def test_a_run_from_before_systems_had_names_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint and its config.yaml say `task`, know no monitor, and have one checkpoint's state."""
+    root = write_frames(tmp_path / "frames")
+    for build, task in ((tiny_config, "self_supervised"), (partial(tiny_supervised, root), "supervised")):
+        settings: dict[str, Any] = {"trainer__max_epochs": 2, "run": task, "model__weights": None}
+        if task == "supervised":
+            settings |= {"stages": {"coarse": 8}, "data__val_split": str(root)}
+        expected = train(build(**settings, output=str(tmp_path / "whole")))
+        with pytest.raises(RuntimeError, match="stopped"):
+            train(
+                build(**settings, output=str(tmp_path / "part"), trainer__checkpoint_every_n_steps=3),
+                callbacks=[_Stop(tmp_path / f"{task}.json", 5)],
+            )
+        path = tmp_path / "part" / task / "001" / "last.ckpt"
+        values = read_checkpoint(path)
+        config = values["mdepth_fast"]["config"]
+        del config["system"], config["trainer"]["monitor"], config["trainer"]["monitor_mode"]
+        config["task"] = task
+        values["callbacks"] = {key: state for key, state in values["callbacks"].items() if "ModelCheckpoint" in key}
+        torch.save(values, path)
+        path.with_name("config.yaml").write_text(yaml.safe_dump(config))
+        lines: list[str] = []
+        resumed = train(load_config(str(path.with_name("config.yaml"))), resume=str(path.parent), say=lines.append)
+        assert expected is not None and resumed is not None
+        assert not any("other settings" in line for line in lines)
+        assert resumed.after == expected.after
+        assert load_trained(path).config.system == ("monodepth2" if task == "self_supervised" else task)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mdepth_fast.evaluation import Evaluator, Protocol
+from mdepth_fast.inference import evaluate
 from mdepth_fast.models.base import DepthModel
-from mdepth_fast.training.trained import evaluate
 
 
 class Brightness(DepthModel):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mdepth_fast.data import DataError
 from mdepth_fast.evaluation import Evaluator
+from mdepth_fast.inference import evaluate, load_trained
 from mdepth_fast.models import create_model
+from mdepth_fast.systems import load_config
+from mdepth_fast.systems.supervised import Supervised, SupervisedLossConfig, build_loss
 from mdepth_fast.training.checkpoint import read_checkpoint
-from mdepth_fast.training.config import DepthLossConfig, load_config
+from mdepth_fast.training.module import TrainingModule
 from mdepth_fast.training.run import train
-from mdepth_fast.training.setup import build_loss, evaluation_data, training_data
-from mdepth_fast.training.supervised import SupervisedDepth
-from mdepth_fast.training.trained import evaluate, load_trained
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ class TestStages:
     def test_bad_stages_are_refused(self, frames: Path) -> None:
         config = tiny_supervised(frames, stages={"coarse": 0})
         with pytest.raises(ValueError, match=r"stages\.coarse: expected at least one step, got 0"):
-            SupervisedDepth(config, TinyMetric())
+            Supervised(config, TinyMetric())
         with pytest.raises(ValueError, match="stage: expected coarse or fine, got 'medium'"):
-            SupervisedDepth(tiny_supervised(frames, stages={"medium": 3}), TinyMetric())
+            Supervised(tiny_supervised(frames, stages={"medium": 3}), TinyMetric())
         net = TinyMetric()
         net.__class__ = type("Plain", (TinyMetric,), {"stage": property()})
         with pytest.raises(ValueError, match="stages: tiny_metric is not trained in stages"):
-            SupervisedDepth(tiny_supervised(frames, stages={"coarse": 3}), net)
+            Supervised(tiny_supervised(frames, stages={"coarse": 3}), net)
 
 
 def test_frozen_batch_norms_keep_everything(frames: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_parameter_groups_are_those_of_the_network(frames: Path) -> None:
     net = TinyMetric()
     net.stage = "coarse"
     net.coarse[0][0].requires_grad_(False)
-    module = SupervisedDepth(tiny_supervised(frames, optimizer__weight_decay=5e-4), net)
+    module = TrainingModule(Supervised(tiny_supervised(frames, optimizer__weight_decay=5e-4), net))
     optimizer = module.configure_optimizers()["optimizer"]
     first, last = optimizer.param_groups
     assert (first["lr"], last["lr"]) == pytest.approx((0.01, 0.1))
@@ -171,18 +171,18 @@ def test_lists_of_frames(frames: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text("\n".join([*lines, "images/000.png None 518.8579"]))
     lists = {f"data__{key}": str(tmp_path / f"{name}.txt") for key, name in (("split", "train"), ("val_split", "val"))}
     config = tiny_supervised(frames, data__name="depth_list", **lists)
-    dataset, held_out = training_data(config), evaluation_data(config)
+    dataset, held_out = Supervised.training_data(config), Supervised.evaluation_data(config)
     assert [len(dataset), len(held_out)] == [6, 2]
-    expected = training_data(tiny_supervised(frames))
+    expected = Supervised.training_data(tiny_supervised(frames))
     assert torch.equal(dataset[3]["depth"], expected[3]["depth"]), "in millimetres both"
     assert torch.equal(held_out[1]["target"], expected[7]["target"])
-    assert evaluation_data(tiny_supervised(frames, data__val_split=None)) is None
+    assert Supervised.evaluation_data(tiny_supervised(frames, data__val_split=None)) is None
 
 
 @pytest.mark.parametrize("name", ["silog", "berhu", "l1", "l2", "log_l1", "ssi"])
 def test_every_loss_by_its_name(name: str) -> None:
     options = {"silog": {"form": "sqrt", "variance_focus": 0.85}, "berhu": {"threshold": 0.3}}.get(name, {})
-    loss = build_loss(DepthLossConfig(name, options), TinyMetric())  # type: ignore[arg-type]
+    loss = build_loss(SupervisedLossConfig(name, options), TinyMetric())  # type: ignore[arg-type]
     depth = torch.rand(2, 1, 24, 32) + 1
     depth[:, :, ::3] = 0
     output = (1.1 * depth + 0.3 * torch.rand(depth.shape) + 0.1).requires_grad_()
@@ -196,7 +196,7 @@ def test_every_loss_by_its_name(name: str) -> None:
 
 def test_an_ordinal_loss_has_the_bins_of_the_network() -> None:
     net = create_model("dorn_resnet101_nyu", layers=50, width=4, window=(33, 41), K=7, pool=4)
-    loss = build_loss(DepthLossConfig("ordinal"), net)
+    loss = build_loss(SupervisedLossConfig("ordinal"), net)
     assert loss.thresholds.tolist() == pytest.approx(net.thresholds.tolist())
     assert len(loss.thresholds) == 8
 
@@ -223,7 +223,7 @@ def test_a_cache_decodes_once(frames: Path, tmp_path: Path) -> None:
         data__cache=str(tmp_path / "cache"),
         data__cache_size=[32, 48],
     )
-    dataset = training_data(config)
+    dataset = Supervised.training_data(config)
     assert dataset[0]["target"].shape == (3, 32, 48)
     for index in range(8):
         dataset[index]
@@ -244,7 +244,7 @@ def test_every_view_is_evaluated_and_drawn(frames: Path, tmp_path: Path) -> None
         # Eight frames with their own trained network, again: as the validation in training and `mdepth-fast eval` do.
         evaluator = Evaluator(config.protocol)
         trained = load_trained(result.folder)
-        evaluate(trained.net, evaluation_data(config), evaluator)
+        evaluate(trained.net, Supervised.evaluation_data(config), evaluator)
         assert evaluator.compute() == result.after
         scores[view] = result.after["abs_rel"]
     assert len(set(scores.values())) == 4

@@ -20,7 +20,7 @@ def test_every_preset_is_valid_and_names_a_protocol() -> None:
     """Those of measured depth have tests of their own."""
     names = list_presets("self_supervised")
     assert names == ["folder", "kitti_mono", "kitti_mono_stereo", "kitti_stereo", "motorcycle", "synthetic"]
-    assert list_presets() == sorted([*names, *list_presets("supervised")])
+    assert set(list_presets()) >= {*names, *list_presets("supervised")}
     for name in names:
         config = load_config(name)
         assert isinstance(config, SelfSupervisedConfig)

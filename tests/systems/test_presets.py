@@ -1,5 +1,6 @@
 """The presets of the supervised systems: their numbers, a few steps of each on real frames, and that each can learn."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import pytest
 import torch
 from lightning import Callback
 from small_systems import SMALL, write_kitti, write_nyu
+from tiny_run import Untouched
 
-from mdepth_fast.data import AUGMENTATIONS
+from mdepth_fast.data import AUGMENTATIONS, Augment, DepthAugment
 from mdepth_fast.evaluation import PROTOCOLS
+from mdepth_fast.inference import load_trained
 from mdepth_fast.models import create_model
-from mdepth_fast.training.config import list_presets, load_config, preset_notes
+from mdepth_fast.systems import list_presets, load_config, preset_notes
+from mdepth_fast.systems.supervised import SupervisedAugmentConfig
+from mdepth_fast.systems.views import AugmentConfig
 from mdepth_fast.training.run import train
-from mdepth_fast.training.trained import load_trained
 
 PRESETS = list_presets("supervised")
 
@@ -50,12 +54,39 @@ RECIPES: dict[str, tuple[Any, ...]] = {
     "dpt_kitti": ("adamw", 1e-4, 0.0, 1e-2, 4, "poly", None),
 }
 EPOCHS = {"fcrn_nyu": 20, "fastdepth_nyu": 20, "dpt_nyu": 50, "dpt_kitti": 50}
-AUGMENTS = {
-    "eigen2014_nyu": "eigen_nyu",
-    "eigen2014_kitti": "eigen_kitti",
-    "dpt_nyu": "bts_nyu",
-    "dpt_kitti": "bts_kitti",
+# Published: size of the network's input, of the resized image, range of the scale, largest rotation, and what else is
+# not Eigen's.
+_PLAIN = (1.0, 1.0)
+AUGMENTS: dict[str, tuple[Any, ...]] = {
+    "eigen2014_nyu": ((228, 304), (240, 320), (1.0, 1.5), 5.0, {"drop_extremes": True}),
+    "eigen2014_kitti": ((172, 576), (184, 612), (1.0, 1.2), 0.0, {}),
+    "fcrn_nyu": ((228, 304), (240, 320), (1.0, 1.5), 5.0, {}),
+    "dorn_nyu": ((257, 353), (288, 384), (1.0, 1.5), 5.0, {}),
+    "dorn_kitti": ((385, 513), (385, None), (1.0, 1.2), 0.0, {}),
+    "fastdepth_nyu": (
+        (224, 224),
+        250,
+        (1.0, 1.5),
+        5.0,
+        {"crop_size": (228, 304), "crop": "centre", "color": _PLAIN, "jitter": (0.4, 0.4, 0.4)},
+    ),
+    "dpt_nyu": (
+        (416, 544),
+        None,
+        _PLAIN,
+        2.5,
+        {"recolor": 0.5, "gamma": (0.9, 1.1), "brightness": (0.75, 1.25), "color": (0.9, 1.1), "max_depth": 10.0},
+    ),
+    "dpt_kitti": (
+        (352, 704),
+        None,
+        _PLAIN,
+        1.0,
+        {"recolor": 0.5, "gamma": (0.9, 1.1), "brightness": (0.9, 1.1), "color": (0.9, 1.1), "max_depth": 80.0},
+    ),
 }
+RECIPES_OF_DATA = {"eigen2014_nyu": "eigen_nyu", "eigen2014_kitti": "eigen_kitti"}
+RECIPES_OF_DATA |= {"dpt_nyu": "bts_nyu", "dpt_kitti": "bts_kitti"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -71,12 +102,28 @@ def test_a_preset_holds_the_published_recipe(preset: str) -> None:
         assert optimizer.end == (1e-5 if preset.startswith("dpt") else 0)
     if preset == "fastdepth_nyu":
         assert (optimizer.step_size, optimizer.gamma) == (5, 0.1)
-    # The recipes of the data package say the same of the augmentation.
-    of_data = AUGMENTATIONS[AUGMENTS.get(preset, preset)]
-    from_config = vars(config.augment)
-    for name, default in {**vars(type(config.augment)()), **{"crop_size": None, "max_depth": None}}.items():
-        value, expected = from_config[name], of_data.get(name, default)
-        assert (tuple(value) if isinstance(value, list) else value) == expected, name
+    (height, width), resize, scale, rotate, others = AUGMENTS[preset]
+    expected = {"height": height, "width": width, "resize": resize, "scale": scale, "rotate": rotate, **others}
+    eigen = {**vars(SupervisedAugmentConfig()), **expected}
+    found_augment = {key: _tuple(value) for key, value in vars(config.augment).items()}
+    assert found_augment == eigen
+    # The recipe of the data package is the same.
+    recipe = DepthAugment(**AUGMENTATIONS[RECIPES_OF_DATA.get(preset, preset)])
+    assert repr(recipe) == repr(DepthAugment(**found_augment))
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def test_defaults_of_a_configuration_are_those_of_what_it_configures() -> None:
+    for section, kind in ((SupervisedAugmentConfig, DepthAugment), (AugmentConfig, Augment)):
+        parameters = inspect.signature(kind).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        assert {name: value for name, value in vars(section()).items() if name in defaults} == {
+            name: value for name, value in defaults.items() if name in vars(section())
+        }
+        assert set(vars(section())) <= set(parameters)
 
 
 def test_rates_of_eigens_layers() -> None:
@@ -131,11 +178,11 @@ def test_a_few_steps_on_real_frames(preset: str, request: pytest.FixtureRequest,
     words += ["--data.val_split=val"] if preset.endswith("kitti") else []
     staged = preset.startswith("eigen")
     words += ["--stages={coarse: 1, fine: 1}"] if staged else ["--trainer.max_steps=2"]
-    losses, lines = Losses(), []
+    losses, untouched, lines = Losses(), Untouched(), []
     config = load_config(preset, words)
-    result = train(config, callbacks=[losses], say=lines.append)
+    result = train(config, callbacks=[losses, untouched], say=lines.append)
     assert result is not None and result.before is not None and result.after is not None
-    assert len(losses.values) == 2
+    assert len(losses.values) == untouched.steps == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses.values)
     assert result.after["images"] == 1
     assert all(math.isfinite(result.after[column]) for column in PROTOCOLS[config.protocol].columns)

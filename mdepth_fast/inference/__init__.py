@@ -1,0 +1,5 @@
+"""Trained networks: reading them back, measuring them, predicting with them."""
+
+from mdepth_fast.inference.trained import Trained, evaluate, evaluate_sample, load_trained, predict_sample
+
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]

@@ -1,0 +1,138 @@
+"""What the configuration of every run holds: dataclasses, which a system extends by sections of its own.
+
+The dataclasses are the only schema: `load_config` lets jsonargparse read types, defaults and help texts from them.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from mdepth_fast.systems.names import get_system
+
+__all__ = ["Config", "OptimizerConfig", "TrainerConfig", "system_of"]
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser and its schedule.
+
+    Args:
+        name: adam, adamw or sgd.
+        lr: learning rate; where the paper multiplies it for some layers, so does the network's `parameter_groups`.
+        momentum: of sgd.
+        weight_decay: L2 penalty; decoupled from the gradient in adamw.
+        eps: of adam and adamw.
+        schedule: constant; step, times `gamma` at the END of every `step_size`-th epoch; poly, every step from lr down
+            to `end` as (1 - step / steps) ** power; plateau, times `gamma` at the end of an epoch as soon as more than
+            `patience` epochs in a row have not lowered the mean training loss.
+        step_size: step: epochs between the drops.
+        gamma: step and plateau: factor of a drop.
+        power: poly: exponent.
+        end: poly: learning rate after the last step.
+        patience: plateau: epochs without improvement that are put up with.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    schedule: Literal["constant", "step", "poly", "plateau"] = "step"
+    step_size: int = 15
+    gamma: float = 0.1
+    power: float = 0.9
+    end: float = 0.0
+    patience: int = 2
+
+
+@dataclass
+class TrainerConfig:
+    """How long and where to train; most of it goes to Lightning's Trainer.
+
+    Args:
+        max_epochs: epochs to train.
+        max_steps: optimiser steps to train, if that comes first; -1 for no such limit.
+        accelerator: cpu, gpu, mps or auto.
+        devices: number of devices, a list of them, or auto.
+        num_nodes: machines.
+        strategy: auto, ddp, ...
+        precision: 32-true, 16-mixed, bf16-mixed, ...
+        accumulate_grad_batches: batches per optimiser step.
+        gradient_clip_val: largest gradient norm, or null.
+        sync_batchnorm: batch statistics over all processes (GPU).
+        deterministic: only deterministic algorithms.
+        log_every_n_steps: steps between the logged values.
+        checkpoint_every_n_steps: steps between the checkpoints.
+        check_val_every_n_epoch: epochs between the validations.
+        val_every_n_steps: training batches between them instead, or null.
+        monitor: what best.ckpt is the best by: val/ and a metric of the system; null keeps last.ckpt alone.
+        monitor_mode: min where less of it is better, max where more is.
+    """
+
+    max_epochs: int = 20
+    max_steps: int = -1
+    accelerator: str = "auto"
+    devices: int | list[int] | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    sync_batchnorm: bool = False
+    deterministic: bool = False
+    log_every_n_steps: int = 50
+    checkpoint_every_n_steps: int = 250
+    check_val_every_n_epoch: int = 1
+    val_every_n_steps: int | None = None
+    monitor: str | None = "val/abs_rel"
+    monitor_mode: Literal["min", "max"] = "min"
+
+
+@dataclass
+class Config:
+    """What every run has. A system adds its `data`, `model` and other sections, and says in `system` which one it is.
+
+    Its `data` section has batch_size, repeat, workers and skip_bad.
+
+    Args:
+        run: name of the run; results go to <output>/<run>/<number>.
+        output: folder of all runs.
+        seed: of the initial weights, the order of the samples and the augmentation.
+        protocol: evaluation protocol, see `mdepth_fast.evaluation`.
+    """
+
+    run: str = "run"
+    output: str = "runs"
+    seed: int = 0
+    protocol: str = "motorcycle"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, as checkpoints and YAML files hold it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Any":
+        """The inverse of `to_dict`: the configuration of the system that the values name.
+
+        What is missing takes its default; without a system it is monodepth2. Files written before systems had names
+        say `task` in place of `system`.
+        """
+        kind = system_of(values).config_class
+        default = kind()
+        sections = {entry.name: type(getattr(default, entry.name)) for entry in fields(kind)}
+        given = {key: value for key, value in values.items() if key not in ("task", "system")}
+        return kind(
+            **{
+                key: sections[key](**value) if is_dataclass(sections.get(key)) else value
+                for key, value in given.items()
+            }
+        )
+
+
+def system_of(values: "Config | dict[str, Any]") -> Any:
+    """The class of the system that a configuration, or its values, are for."""
+    if isinstance(values, Config):
+        values = {"system": getattr(values, "system", "monodepth2")}
+    key = "system" if "system" in values else "task"
+    return get_system(values.get(key, "monodepth2"), key)

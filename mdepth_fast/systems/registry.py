@@ -1,0 +1,115 @@
+"""The systems by name, and the presets of all of them."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mdepth_fast.systems.config import Config, system_of
+from mdepth_fast.systems.names import SYSTEMS, get_system
+from mdepth_fast.systems.system import System
+
+__all__ = [
+    "SYSTEMS",
+    "config_parser",
+    "get_system",
+    "list_presets",
+    "load_config",
+    "packaged_presets",
+    "preset_notes",
+    "register_system",
+]
+
+S = TypeVar("S", bound=type[System[Any]])
+
+
+def register_system(system: S) -> S:
+    """Class decorator that makes a system and its presets known to `train`, `eval` and `predict` by their names.
+
+    ValueError for a name, an alias or a preset that another system has.
+    """
+    names = (system.name, *system.aliases)
+    for other in SYSTEMS.values():
+        taken = {*names} & {other.name, *other.aliases} | {*system.presets} & {*other.presets}
+        if taken:
+            raise ValueError(f"{system.__name__}: {sorted(taken)[0]!r} belongs to the system {other.name} already")
+    SYSTEMS[system.name] = system
+    return system
+
+
+def packaged_presets(*names: str) -> dict[str, Any]:
+    """Presets that are files of `mdepth_fast/configs`."""
+    folder = resources.files("mdepth_fast") / "configs"
+    return {name: folder / f"{name}.yaml" for name in names}
+
+
+def _presets() -> dict[str, Any]:
+    return {name: path for system in SYSTEMS.values() for name, path in system.presets.items()}
+
+
+def list_presets(system: str | None = None) -> list[str]:
+    """Names of the presets, all or those of one system."""
+    return sorted(_presets() if system is None else get_system(system).presets)
+
+
+def preset_notes(name: str) -> list[str]:
+    """The lines of comment that a preset begins with: what it is, and what it needs."""
+    lines = _presets()[name].read_text().splitlines()
+    return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+
+
+def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    if isinstance(preset, Config):
+        return preset.run, preset.to_dict()
+    path: Any = _presets().get(preset)
+    if path is None:
+        path = Path(preset)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"preset: expected one of {', '.join(list_presets())}, or a .yaml file, got {preset!r}")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return str(path), values
+
+
+def config_parser(preset: str | Config) -> Any:
+    """The jsonargparse parser of a system's settings, its defaults those of the preset, YAML file or configuration."""
+    import jsonargparse
+
+    path, values = _read_yaml(preset)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    try:
+        system = system_of(values)
+        parser.add_class_arguments(system.config_class)
+        settings: Mapping[str, Any] = {key: value for key, value in values.items() if key not in ("task", "system")}
+        parser.set_defaults(parser.parse_object(settings))
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from error
+    return parser
+
+
+def load_config(preset: str | Config, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of a preset, YAML file or other configuration, under overrides like `--optimizer.lr=3e-4`.
+
+    Raises:
+        ValueError: an unknown setting or a value of the wrong type, naming both.
+        FileNotFoundError: there is no such YAML file.
+    """
+    parser = config_parser(preset)
+    try:
+        return Config.from_dict(parser.parse_args(list(overrides)).as_dict())
+    except argparse.ArgumentError as error:
+        raise ValueError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,230 @@
+"""The frame of the systems that learn depth and motion from video or stereo: networks, motion, objective."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from mdepth_fast.data import Augment
+from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.ops import disparity_to_depth
+from mdepth_fast.systems.config import Config
+from mdepth_fast.systems.depth import DepthSystem, Preview
+from mdepth_fast.systems.motion import MotionModel, PairPoses, Transforms
+from mdepth_fast.systems.system import StepInfo
+from mdepth_fast.systems.views import AugmentConfig, DataConfig, Views, evaluation_views, training_views
+
+__all__ = ["ModelConfig", "Objective", "Outputs", "PoseConfig", "SelfSupervisedSystem", "ViewsConfig"]
+
+# A disparity whose spread over an image is below this share of its mean carries no shape.
+_FLAT = 1e-3
+
+
+@dataclass
+class ModelConfig:
+    """The depth network.
+
+    Args:
+        name: a registered depth network, see `mdepth_fast.models.list_models`.
+        min_depth: depth of a sigmoid output of 1, in metres where the poses are metric.
+        max_depth: depth of a sigmoid output of 0.
+        weights: checkpoint or published folder to start from, or null.
+        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+    """
+
+    name: str = "monodepth2_resnet18"
+    min_depth: float = 0.1
+    max_depth: float = 100.0
+    weights: str | None = None
+    encoder_weights: str | None = None
+
+
+@dataclass
+class PoseConfig:
+    """The pose network; not built where every source has a known pose.
+
+    Args:
+        name: posenet_resnet18, posenet_resnet50 or posecnn.
+        weights: checkpoint or published folder to start from, or null.
+        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+    """
+
+    name: str = "posenet_resnet18"
+    weights: str | None = None
+    encoder_weights: str | None = None
+
+
+@dataclass
+class ViewsConfig(Config):
+    """A run that learns depth and motion from video or stereo; a system adds the settings of its objective."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+class Outputs(NamedTuple):
+    """What the networks make of `Views`."""
+
+    disparities: Sequence[Tensor]
+    """maps of the depth network, finest first"""
+    transforms: Transforms
+    """(B,S,4,4), target camera to source camera, or a list of them; see `MotionModel`"""
+    extras: dict[str, Any]
+    """whatever else the networks predict"""
+
+
+class Objective(nn.Module):
+    """What a system minimises."""
+
+    def forward(self, views: Views, outputs: Outputs) -> dict[str, Tensor]:
+        """Named terms: "loss" is the scalar that is minimised, the others are logged."""
+        raise NotImplementedError
+
+    def masks(self, views: Views, outputs: Outputs) -> dict[str, Tensor]:
+        """For the panel: title to bool (B,h,w), the pixels that this objective keeps."""
+        return {}
+
+
+C = TypeVar("C", bound=ViewsConfig)
+
+
+class SelfSupervisedSystem(DepthSystem[C]):
+    """Trains a depth network, and a pose network where some pose is unknown, from batches of `Sample`.
+
+    A system says its objective (`build_objective`), and where it differs its motion (`build_motion`), its networks
+    (`starting_net`, `build_pose_net`) and how they are run (`outputs`).
+
+    Args:
+        config: objective, augmentation, seed, protocol.
+        depth_net: images (B,3,H,W) to a list of disparity maps, finest first.
+        pose_net: what the motion model takes; None where the data know every pose.
+        sources: the data set's `sources`: integers are frame offsets, names have a known pose.
+    """
+
+    motion: MotionModel
+    objective: Objective
+    poses_are_predicted: ClassVar[bool] = True
+
+    def __init__(self, config: C, depth_net: Any, pose_net: nn.Module | None, sources: Sequence[int | str]) -> None:
+        super().__init__(config, depth_net)
+        if not sources:
+            raise ValueError("sources: expected at least one frame offset or named source, got none")
+        self.sources = tuple(sources)
+        self.pose_net = pose_net
+        self.augment = Augment(**vars(config.augment))
+        self.motion = self.build_motion()
+        self.objective = self.build_objective()
+
+    def build_motion(self) -> MotionModel:
+        """Poses of pairs of frames, by `pose_net`; ValueError where it would be needed and is None."""
+        if self.pose_net is None and any(isinstance(source, int) for source in self.sources):
+            raise ValueError(
+                f"pose_net: expected a network for the frame offsets of sources {self.sources!r}, got None"
+            )
+        return PairPoses(self.pose_net, self.to_depth)
+
+    def build_objective(self) -> Objective:
+        raise NotImplementedError
+
+    @classmethod
+    def training_data(cls, config: C) -> Any:
+        return training_views(config.data, config.seed)
+
+    @classmethod
+    def evaluation_data(cls, config: C) -> Any:
+        return evaluation_views(config.data, config.seed)
+
+    @classmethod
+    def create(cls, config: C, dataset: Any) -> "SelfSupervisedSystem[C]":
+        sources = tuple(dataset.sources)
+        return cls(config, cls.starting_net(config, {"sources": sources}), cls.build_pose_net(config, sources), sources)
+
+    @classmethod
+    def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
+        """The depth network; its unit is the metre as soon as one of `saved["sources"]` has a known pose."""
+        model = config.model
+        options: dict[str, Any] = {"encoder_weights": model.encoder_weights} if model.encoder_weights else {}
+        net = create_model(
+            model.name,
+            **options,
+            min_depth=model.min_depth,
+            max_depth=model.max_depth,
+            unit="m" if any(isinstance(source, str) for source in saved.get("sources", ())) else None,
+            input_size=(config.data.height, config.data.width),
+        )
+        if model.weights:
+            load_checkpoint(net, model.weights)
+        return net
+
+    @classmethod
+    def build_pose_net(cls, config: C, sources: Sequence[int | str]) -> nn.Module | None:
+        """The pose network, or None where every source has a known pose, or poses play no part."""
+        if not cls.poses_are_predicted or not any(isinstance(source, int) for source in sources):
+            return None
+        options = {"encoder_weights": config.pose.encoder_weights} if config.pose.encoder_weights else {}
+        net = create_model(config.pose.name, **options)
+        if config.pose.weights:
+            load_checkpoint(net, config.pose.weights)
+        return net
+
+    @classmethod
+    def data_settings(cls, net: Any) -> list[str]:
+        """Such data are resized to what the network was trained at; another takes the images as the files have them."""
+        if not net.takes_views:
+            return []
+        return [f"--data.{name}={value}" for name, value in zip(("height", "width"), net.input_size or ())]
+
+    def describe(self, samples: int) -> str:
+        kinds = (("M", int), ("S", str))
+        mode = "".join(letter for letter, kind in kinds if any(isinstance(source, kind) for source in self.sources))
+        data = self.config.data
+        size = f"{data.height}x{data.width}"
+        line = f"{self.config.model.name} in mode {mode} on {samples} samples of {data.name} at {size}"
+        return f"{line}, sources {list(self.sources)}"
+
+    def to_depth(self, disparity: Tensor) -> Tensor:
+        """A sigmoid map to depth in the range of the configuration, float32 under any precision."""
+        limits = self.config.model
+        return disparity_to_depth(disparity.float(), min_depth=limits.min_depth, max_depth=limits.max_depth)
+
+    def outputs(self, views: Views) -> Outputs:
+        """Runs the networks."""
+        disparities = self.depth_net(views.target_aug)
+        return Outputs(disparities, *self.motion(views, disparities))
+
+    def step(self, batch: dict[str, Any], info: StepInfo) -> dict[str, Tensor]:
+        views = Views.of_batch(self.augment(batch, info.generator), self.sources)
+        outputs = self.outputs(views)
+        terms = self.objective(views, outputs)
+        if info.look and info.step > 0:
+            self._check_shape(outputs.disparities[0].detach(), info.step)
+        return dict(terms)
+
+    def _check_shape(self, disparity: Tensor, step: int) -> None:
+        spread = (disparity.float().std((1, 2, 3)) / disparity.float().mean((1, 2, 3))).max()
+        if spread < _FLAT:
+            warnings.warn(
+                f"the disparity is flat at step {step} (spread {spread.item():.1e} of its mean): training has "
+                "collapsed; check the intrinsics, the depth range and that the camera moves",
+                stacklevel=2,
+            )
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"sources": list(self.sources)}
+
+    def preview(self, sample: Any) -> Preview:
+        batch = self.augment(default_collate([sample]))
+        masks: dict[str, Tensor] = {}
+        if batch["sources"].shape[1] == len(self.sources):
+            views = Views.of_batch(batch, self.sources)
+            outputs = self.outputs(views)
+            disparity = outputs.disparities[0]
+            masks = {title: kept[0] for title, kept in self.objective.masks(views, outputs).items()}
+        else:
+            disparity = self.depth_net(batch["target_aug"])[0]
+        return Preview(sample["target"], self.to_depth(disparity)[0, 0], sample.get("depth"), masks)

@@ -1,0 +1,172 @@
+"""Samples of several views of a scene: their configuration, their data sets, and the batch that a step works on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data.kitti import list_frames
+
+__all__ = ["AugmentConfig", "DataConfig", "Views", "evaluation_views", "training_views"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of B targets, each with S sources, as `mdepth_fast.data.Augment` gives it.
+
+    What objectives compare is `target` and `sources`; what networks see is `target_aug` and `sources_aug`, the same
+    with other colours. Images are float in [0, 1].
+    """
+
+    target: Tensor
+    """(B,3,H,W)"""
+    sources: Tensor
+    """(B,S,3,H,W)"""
+    target_aug: Tensor
+    """(B,3,H,W)"""
+    sources_aug: Tensor
+    """(B,S,3,H,W)"""
+    K: Tensor
+    """(B,3,3) in pixels of the target"""
+    source_K: Tensor
+    """(B,S,3,3)"""
+    T: Tensor
+    """(B,S,4,4), target camera to source camera; the identity where the pose is not known"""
+    pyramid: list[Tensor]
+    """the target, and images of half the size of the one before: (B,3,H/2^s,W/2^s)"""
+    offsets: tuple[int | str, ...]
+    """of every source: an integer is a frame offset, whose pose is not known; a name ("stereo") has a known pose"""
+    names: list[str]
+    """of the samples"""
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any], offsets: Sequence[int | str]) -> "Views":
+        """From the dictionary of `Augment` and the `sources` of its data set."""
+        tensors = ("target", "sources", "target_aug", "sources_aug", "K", "source_K", "T", "pyramid")
+        return cls(**{key: batch[key] for key in tensors}, offsets=tuple(offsets), names=list(batch["name"]))
+
+
+@dataclass
+class DataConfig:
+    """What is trained and validated on.
+
+    Args:
+        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw tree), folder (own frames).
+        root: folder of the data; needed by kitti and folder.
+        height: height of the network input, a multiple of 32.
+        width: width of the network input, a multiple of 32.
+        sources: frame offsets relative to the target, and "stereo"; empty takes what the data set has.
+        length: synthetic: number of scenes.
+        split: kitti: file of training lines "folder index side", or null for all frames under the root.
+        val_split: kitti: file of validation lines, or null for no validation.
+        ground_truth: kitti: lidar (camera z), lidar_x (historic Eigen ground truth) or annotated.
+        annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
+        intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
+        depth: folder: folder of 16-bit PNGs in millimetres named like the frames, for validation, or null.
+        batch_size: samples per step over all processes.
+        repeat: times that every sample is shown per epoch.
+        workers: processes that decode images; 0 decodes in the training process.
+        skip_bad: leave out samples that cannot be read, and count them, where the default stops with an error.
+    """
+
+    name: Literal["motorcycle", "synthetic", "kitti", "folder"] = "motorcycle"
+    root: str | None = None
+    height: int = 192
+    width: int = 640
+    sources: list[int | Literal["stereo"]] = field(default_factory=list)
+    length: int = 1000
+    split: str | None = None
+    val_split: str | None = None
+    ground_truth: Literal["lidar", "lidar_x", "annotated"] = "lidar"
+    annotated_root: str | None = None
+    intrinsics: str | None = None
+    depth: str | None = None
+    batch_size: int = 12
+    repeat: int = 1
+    workers: int = 0
+    skip_bad: bool = False
+
+
+@dataclass
+class AugmentConfig:
+    """Published augmentation (Monodepth2): one draw per sample, shared by all its frames.
+
+    Args:
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter, which only the networks' inputs get.
+        brightness: range of the factor, 1 +- brightness.
+        contrast: range of the factor, 1 +- contrast.
+        saturation: range of the factor, 1 +- saturation.
+        hue: range of the shift, in turns of the colour circle.
+    """
+
+    flip: float = 0.5
+    jitter: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.1
+
+
+def training_views(data: DataConfig, seed: int) -> Any:
+    """The data set that is trained on; its `sources` say the mode: offsets M, "stereo" S, both MS."""
+    size = _size(data)
+    given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
+    if data.name == "motorcycle":
+        if data.sources not in ([], ["stereo"]):
+            raise ValueError(f'data.sources: the motorcycle pair has ["stereo"] only, got {data.sources}')
+        return MotorcycleStereo(**size)
+    if data.name == "synthetic":
+        return SyntheticScenes(data.length, **size, **given, seed=2 * seed)
+    root = root_folder(data)
+    if data.name == "kitti":
+        sources = given.get("sources", (-1, 1))
+        offsets = tuple(source for source in sources if isinstance(source, int))
+        split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
+        return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
+    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
+
+
+def evaluation_views(data: DataConfig, seed: int) -> Any:
+    """The samples with ground truth that belong to the training set: held out where there are any, or None."""
+    size = _size(data)
+    if data.name == "motorcycle":
+        return MotorcycleStereo(**size, evaluation=True)
+    if data.name == "synthetic":
+        return SyntheticScenes(min(data.length, 50), **size, sources=(), seed=2 * seed + 1, evaluation=True)
+    if data.name == "kitti" and data.val_split:
+        return KittiRaw(
+            root_folder(data),
+            data.val_split,
+            **size,
+            sources=(),
+            evaluation=True,
+            ground_truth=data.ground_truth,
+            annotated_root=data.annotated_root,
+            skip_missing=data.skip_bad,
+        )
+    if data.name == "folder" and data.depth:
+        root = root_folder(data)
+        return FrameFolder(
+            root, data.intrinsics or root / "K.txt", **size, sources=(), depth=data.depth, evaluation=True
+        )
+    return None
+
+
+def _size(data: DataConfig) -> dict[str, Any]:
+    for name, value in (("height", data.height), ("width", data.width)):
+        if value < 32 or value % 32:
+            raise ValueError(f"data.{name}: expected a multiple of 32, got {value}")
+    return {"height": data.height, "width": data.width}
+
+
+def root_folder(data: Any) -> Path:
+    """The folder that `data.root` names; ValueError or FileNotFoundError where there is none."""
+    if not data.root:
+        raise ValueError(f"data.root: expected the folder of the {data.name} data, got none; give --data.root=FOLDER")
+    if not Path(data.root).is_dir():
+        raise FileNotFoundError(f"data.root: no such folder: {data.root}")
+    return Path(data.root)
