@@ -119,7 +119,7 @@ class System(nn.Module, Generic[C]):
 
     @staticmethod
     def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Any) -> None:
-        """Feeds the evaluator with what `net` predicts for a batch of one evaluation sample."""
+        """Feeds the evaluator with what `net` predicts for a batch of one evaluation sample, on any device."""
         raise NotImplementedError
 
     @classmethod

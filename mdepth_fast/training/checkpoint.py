@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class KeepBest(Callback):
-    """Writes best.ckpt after every validation that is better than all before it; a resumed run knows those.
+    """Writes best.ckpt after every evaluation that is better than all before it; a resumed run knows those.
 
     Args:
         folder: of the run.
@@ -41,9 +41,16 @@ class KeepBest(Callback):
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.path, self.monitor, self.mode = folder / BEST, monitor, mode
         self.value, self.step = math.nan, -1
+        self._seen = -1
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        value = float(trainer.callback_metrics[self.monitor])
+        self.consider(trainer, float(trainer.callback_metrics[self.monitor]))
+
+    def consider(self, trainer: Any, value: float) -> None:
+        """Compares the value of the monitored metric at this step, of which the first one counts."""
+        if trainer.global_step == self._seen:
+            return
+        self._seen = trainer.global_step
         better = value < self.value if self.mode == "min" else value > self.value
         if math.isfinite(value) and (better or self.step < 0):
             # Every process comes here with the same value: saving is done together.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
@@ -84,7 +85,9 @@ class TrainingModule(LightningModule):
         main = self.trainer.is_global_zero
         info = StepInfo(self.global_step, self._generator(batch_idx), self._looks() and main)
         with seeded(self._seed(batch_idx, "dropout"), self.device):
-            terms = self.system.step(batch, info)
+            terms = dict(self.system.step(batch, info))
+        if "loss" not in terms:
+            raise ValueError(f'step of {self.system.name}: expected a term "loss", got {sorted(terms)}')
         loss = terms.pop("loss")
         self._report(loss, batch["name"], **terms)
         return loss
@@ -143,7 +146,7 @@ class TrainingModule(LightningModule):
         evaluator = self.system.evaluator(self.config.protocol)
         for batch in loader:
             if batch:
-                self.system.evaluate_sample(self.system.net, batch, evaluator)
+                self.system.evaluate_sample(self.system.net, move_data_to_device(batch, self.device), evaluator)
         return evaluator.gather()
 
     def share_buffers(self) -> None:

@@ -34,7 +34,7 @@ class TrainResult:
     """What a run left behind; metrics are None where the data have no ground truth.
 
     checkpoint, step: the last of the run. best, best_step, best_value: that of the best validation by
-    `trainer.monitor`, which need not be the last; None where nothing was validated, or nothing monitored.
+    `trainer.monitor`, which need not be the last; None where there is no ground truth, or nothing monitored.
     """
 
     folder: Path
@@ -140,7 +140,7 @@ def train(
 
     best = KeepBest(folder, monitor, config.trainer.monitor_mode) if monitor and held_out is not None else None
     record = folder / "metrics.json"
-    table = _Tables(at_start=checkpoint is None, write=record if main else None)
+    table = _Tables(best, at_start=checkpoint is None, write=record if main else None)
     bar = sys.stdout.isatty()
     options, every = trainer_options(config, module.system)
     trainer = Trainer(
@@ -250,9 +250,9 @@ def _check_monitor(config: Config, system: type[System[Any]]) -> str | None:
 class _Tables(Callback):
     """Evaluates before the first step and after the last one, in all processes together."""
 
-    def __init__(self, *, at_start: bool, write: Path | None) -> None:
+    def __init__(self, best: KeepBest | None, *, at_start: bool, write: Path | None) -> None:
         self.loader: Any = None
-        self.at_start, self.write = at_start, write
+        self.best, self.at_start, self.write = best, at_start, write
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
 
@@ -264,6 +264,9 @@ class _Tables(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
         self.after = self._evaluate(pl_module)
+        if self.best is not None and self.after is not None:
+            # The last evaluation counts too, whether or not a validation came right before it.
+            self.best.consider(trainer, self.after[self.best.monitor.removeprefix("val/")])
 
     def _evaluate(self, module: TrainingModule) -> dict[str, float] | None:
         if self.loader is None:

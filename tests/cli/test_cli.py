@@ -66,7 +66,7 @@ class TestTrain:
         assert re.fullmatch(rf"after  {NUMBERS}", lines[5])
         assert lines[6] == f"checkpoint: {folder / 'last.ckpt'} (the last, step 4)"
         best = re.escape(f"best: {folder / 'best.ckpt'} (the smallest val/abs_rel, ")
-        assert re.fullmatch(rf"{best}[\d.]+, step [24]\)", lines[7])
+        assert re.fullmatch(rf"{best}[\d.]+, step 4\)", lines[7])
         assert lines[8:] == [f"panel: {folder / 'panel.png'}"]
         assert captured.err == ""
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -373,9 +373,9 @@ def test_help_and_info_need_torch_and_numpy_only() -> None:
     assert "min_reprojection" in result.stdout
     for command in ("train", "eval", "predict", "bench", "info"):
         assert re.search(rf"^    {command} ", result.stdout, re.MULTILINE)
-    lines = result.stderr.splitlines()
-    assert len(lines) == 2
-    assert all(line.endswith('is not installed: pip install "mdepth-fast[train]"') for line in lines), lines
+    training, prediction = result.stderr.splitlines()
+    assert training.endswith('is not installed: pip install "mdepth-fast[train]"'), training
+    assert prediction == "mdepth-fast: error: .: no images in this folder", "it comes as far as that without them"
 
 
 def test_wrong_usage_exits_with_2() -> None:

@@ -237,7 +237,7 @@ class Untouched(Callback):
 
 
 class Validations(Callback):
-    """Writes what each process logged of its validations: `path` and the rank, a line each."""
+    """Writes what each process logged of its validations: `path` and the rank, a line each; and <path>.ckpt."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -246,6 +246,7 @@ class Validations(Callback):
         logged = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         with self.path.with_name(f"{self.path.name}.{trainer.global_rank}").open("a") as file:
             file.write(json.dumps({"step": trainer.global_step, **logged}) + "\n")
+        trainer.save_checkpoint(self.path.with_name(f"{self.path.name}.ckpt"))
 
 
 def read_record(path: Path) -> dict[int, dict[str, float]]:

@@ -1,5 +1,6 @@
 """The training step of Monodepth2: modes, schedule, what is logged, drawn and refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from mdepth_fast.data import SyntheticScenes
+from mdepth_fast.ops import min_reprojection
+from mdepth_fast.systems import Views
 from mdepth_fast.systems.monodepth2 import Monodepth2
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
 from mdepth_fast.training.module import TrainingModule
+from mdepth_fast.training.run import train
 
 
 class Watch(Callback):
@@ -117,3 +121,42 @@ def test_augmentation_of_a_step_depends_on_its_place_alone() -> None:
     assert not torch.equal(first, torch.rand(4, generator=module._generator(8)))
     module.config.seed = 6
     assert not torch.equal(first, torch.rand(4, generator=module._generator(7)))
+
+
+@pytest.mark.parametrize("auto_mask", [True, False])
+def test_the_panel_shows_the_objective_that_trained(auto_mask: bool) -> None:
+    """Its mask has the weights of the run, which decide what fits better; it is named where training had none."""
+    torch.manual_seed(0)
+    scenes = SyntheticScenes(1, 64, 96, sources=(-1, 1))
+    net, pose = TinyDepth(), TinyPose()
+    kept = []
+    for ssim_weight in (0.0, 0.95):
+        config = tiny_config(loss={"ssim_weight": ssim_weight, "auto_mask": auto_mask}, pose__name="tiny_pose")
+        system = Monodepth2(config, net, pose, (-1, 1)).eval()
+        with torch.inference_mode():
+            views = Views.of_batch(system.augment(default_collate([scenes[0]])), system.sources)
+            disparities, transforms, _ = system.outputs(views)
+            depth = system.to_depth(disparities[0])
+            expected = min_reprojection(
+                views.target,
+                views.sources,
+                depth,
+                views.K,
+                transforms,
+                source_K=views.source_K,
+                ssim_weight=ssim_weight,
+            )
+            ((title, mask),) = system.preview(scenes[0]).masks.items()
+            cells = system.panel(scenes[0])
+        assert torch.equal(mask, expected.selection[0, 0] >= 0)
+        assert title == ("auto-mask" if auto_mask else "auto-mask (not trained with)")
+        assert cells[-1].title.startswith(f"{title}: ")
+        kept.append(mask)
+    assert not torch.equal(*kept)
+
+
+def test_a_run_with_a_pose_network_in_units_of_depth(tmp_path: Path) -> None:
+    """posecnn, with transforms for each scale, through training and panel."""
+    config = tiny_config(output=str(tmp_path), pose__name="posecnn", trainer__max_steps=2)
+    result = train(config)
+    assert result is not None and result.panel.is_file()

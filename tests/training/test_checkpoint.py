@@ -90,6 +90,13 @@ def test_a_resumed_run_remembers_the_best(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_the_end_counts_where_no_validation_came_before_it(tmp_path: Path) -> None:
+    root = write_frames(tmp_path / "frames")
+    result = train(settings(root, tmp_path, trainer__val_every_n_steps=None, trainer__check_val_every_n_epoch=9))
+    assert result is not None and result.after is not None
+    assert (result.best_step, result.best_value) == (10, result.after["abs_rel"])
+
+
 def test_without_ground_truth_or_monitor_there_is_the_last_alone(tmp_path: Path) -> None:
     root = write_frames(tmp_path / "frames")
     for changes in ({"data__val_split": None}, {"trainer__monitor": None}):
