@@ -1,4 +1,4 @@
-.PHONY: install test test-fast bench readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast bench readme-picture readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -12,6 +12,10 @@ test-fast:
 
 bench:
 	pytest benches
+
+# The picture at the top of the README, by the first command of the README: minutes.
+readme-picture:
+	python benches/readme_picture.py
 
 # RESULTS.md and the README's figures, from the files in benches/results alone.
 readme-figures:

@@ -162,6 +162,8 @@ def struct_named(name: str) -> Params:
 @functools.cache
 def code(name: str | torch.dtype) -> int:
     """The number of an enumerator: of a dtype, a padding, a form of a loss."""
+    if isinstance(name, torch.dtype) and name not in _DTYPES:
+        raise RuntimeError(f"the kernels compute in float32 or float64, got {name}")
     return int(module().enums[_DTYPES[name] if isinstance(name, torch.dtype) else name])
 
 

@@ -170,7 +170,7 @@ class Kernel:
                 for got, (factor, symbol, summand) in zip(shape, one.dims):
                     if symbol and symbol not in sizes:
                         sizes[symbol] = (got - summand) // factor if factor != 1 or summand else got
-                    elif check and got != (factor * sizes[symbol] + summand if symbol else summand):
+                    if check and got != (factor * sizes[symbol] + summand if symbol else summand):
                         right = False
                 if check and not right:
                     want = one.shape(sizes)

@@ -181,3 +181,17 @@ def test_what_points_up_or_round_is_found(module, line, fault):
     assert Modules(HOUSE).faults() == []
     faults = Modules({**HOUSE, module: f"{HOUSE[module]}\n{line}"}).faults()
     assert any(fault in found for found in faults), faults
+
+
+def test_one_op_has_one_name_on_every_floor():
+    ops = {path.stem for path in (ROOT / PACKAGE / "ops").glob("*.py") if not path.stem.startswith("_")}
+    chained = {"conv_stack"}  # on a GPU a chain of other ops
+    floors = {
+        "csrc/include/mdepth/{}.h": ops,
+        "csrc/cpu/{}.cpp": ops,
+        "csrc/cuda/{}.cuh": ops - chained,
+        "kernels/{}.py": ops - chained,
+        "tests/ops/test_{}.py": ops,
+    }
+    missing = [form.format(op) for form, names in floors.items() for op in names if not (ROOT / form.format(op)).exists()]
+    assert ops and not missing

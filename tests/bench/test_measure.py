@@ -170,7 +170,7 @@ def test_kernels_of_interpreted_triton_are_recorded():
         "from mdepth_fast.bench import measure as core\n"
         "from mdepth_fast.bench.cases import CASES\n"
         "cpu, size = torch.device('cpu'), (1, 8, 10)\n"
-        "for name in ('edge_aware_smoothness', 'ordinal_decode'):\n"
+        "for name in ('edge_aware_smoothness', 'inverse_warp', 'ordinal_decode'):\n"
         "    case = CASES[name]\n"
         "    _, one = core.prepare(case, 'triton', core.problem(case, *size, cpu), device=cpu)\n"
         "    print(name, one.forward, one.backward)\n"

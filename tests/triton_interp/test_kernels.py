@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import threading
+
 import pytest
 import torch
 import triton
@@ -12,6 +14,7 @@ from scenes import relative_error, scene
 from triton_blocks import CASES
 from triton_launches import Launch, launches
 
+import mdepth_fast
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels import _launch
 from mdepth_fast.ops import (
@@ -422,3 +425,23 @@ def test_without_the_interpreter_a_cpu_tensor_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(RuntimeError, match=r"triton: needs CUDA tensors \(or TRITON_INTERPRET=1\)"):
         CASES[0].call("triton", **CASES[0].inputs())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.differentiable], ids=lambda case: case.name)
+def test_the_backward_runs_where_the_forward_did(case):
+    """Both in Triton, though another thread, in which another backend is asked for, calls the backward."""
+    inputs = case.inputs(batch=1, **case.small)
+    leaves = {name: value.requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+    with mdepth_fast.use_backend("triton"), _dispatch.record() as forward:
+        total = sum(output.sum() for output in case.call(None, **leaves))
+
+    def backward():
+        with mdepth_fast.use_backend("cpu"):
+            total.backward()
+
+    with _dispatch.record() as calls:
+        thread = threading.Thread(target=backward)
+        thread.start()
+        thread.join()
+    assert {backend for _, backend in forward} == {backend for _, backend in calls} == {"triton"}
+    assert {function for function, _ in calls} == {f"{case.name}_backward"}
