@@ -109,7 +109,7 @@ def test_the_backends_of_both_directions_are_checked():
     forward = [("inverse_warp", "triton")]
     core.check_backends("warp", "triton", forward, [("inverse_warp_backward", "triton")], True)
     core.check_backends("warp", "triton", forward, [], False)
-    core.check_backends("loss", "cuda", [("min_reprojection", "cuda")], [], True)  # multiplies what the forward kept
+    core.check_backends("labels", "cuda", [("ordinal_decode", "cuda")], [], True)  # has no backward
     with pytest.raises(RuntimeError, match="warp, triton: backward ran inverse_warp_backward on cuda"):
         core.check_backends("warp", "triton", forward, [("inverse_warp_backward", "cuda")], True)
     with pytest.raises(RuntimeError, match="warp, triton: backward did not run inverse_warp_backward"):
@@ -180,7 +180,8 @@ def test_kernels_of_interpreted_triton_are_recorded():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "edge_aware_smoothness [('edge_aware_smoothness', 'triton')] []",
+        "edge_aware_smoothness [('edge_aware_smoothness', 'triton')] [('edge_aware_smoothness_backward', 'triton')]",
+        "inverse_warp [('inverse_warp', 'triton')] [('inverse_warp_backward', 'triton')]",
         "ordinal_decode [('ordinal_decode', 'triton')] None",
     ]
 
