@@ -336,6 +336,8 @@ class Op:
 
     def _check_members(self) -> None:
         """The C++ parameters have the members that were declared, and no others."""
+        if _native.unavailable():
+            return  # said when an op is called
         kernels = [one for one in (self.forward, self.backward) if one and _native.has(one.name) and not one.any_layout]
         want = {"dtype", "threads", "workspace"}.union(*(one.members() for one in kernels))
         for kernel in kernels:

@@ -193,5 +193,7 @@ def test_one_op_has_one_name_on_every_floor():
         "kernels/{}.py": ops - chained,
         "tests/ops/test_{}.py": ops,
     }
-    missing = [form.format(op) for form, names in floors.items() for op in names if not (ROOT / form.format(op)).exists()]
+    missing = [
+        form.format(op) for form, names in floors.items() for op in names if not (ROOT / form.format(op)).exists()
+    ]
     assert ops and not missing

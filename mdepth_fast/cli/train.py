@@ -38,7 +38,7 @@ def _packaged_presets() -> dict[str, dict[str, str]]:
         lines = path.read_text().splitlines()
         (system,) = [line.removeprefix("system: ") for line in lines if line.startswith("system: ")]
         found.setdefault(system, {})[path.stem] = lines[0].removeprefix("# ")
-    return found
+    return dict(sorted(found.items()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

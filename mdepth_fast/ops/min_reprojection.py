@@ -42,7 +42,7 @@ def min_reprojection(
     Ties go to the identity term, then to the lower source index. A point behind the camera (z <= 1e-6) never wins; a
     pixel for which nothing is left counts 0.
 
-    The fused backends compute the gradients in the forward pass and keep nothing else for backward.
+    The fused backends compute the gradients in the forward pass and keep, beside the inputs, nothing else for backward.
 
     Args:
         target: (B, 3, H, W), range [0, 1], H and W at least 2; gets no gradient.

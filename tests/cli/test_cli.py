@@ -390,7 +390,7 @@ def test_help_lists_the_presets_of_every_system(capsys: pytest.CaptureFixture[st
         main(["train", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    before, _, after = out.partition("presets of monodepth2: ")[2].partition("\npresets of supervised: ")
+    before, _, after = out.partition("presets of monodepth2:\n")[2].partition("\npresets of supervised:\n")
     assert re.search(r"^  kitti_mono +Monodepth2", before, re.MULTILINE)
     assert re.search(r"^  fcrn_nyu +FCRN", after, re.MULTILINE)
     with pytest.raises(SystemExit):

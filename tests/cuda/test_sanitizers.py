@@ -74,7 +74,7 @@ class _Recording:
 
 def _call_everything(dtype, height, width, padding):
     for case in KERNEL_CASES:
-        gradients(case, "host", case.inputs(batch=2, height=height, width=width, dtype=dtype))
+        gradients(case, "host", case.inputs(batch=1, height=height, width=width, dtype=dtype))
     # One source more than a block keeps; noise.
     target, sources, depths, K, T, _ = scene(2, height, width, 3, 2, dtype, motion=0.2)
     leaves = [depth.clone().requires_grad_() for depth in depths]
@@ -129,7 +129,8 @@ def recorded(recordings, host, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(torch.Tensor, "data_ptr", recording.data_ptr(torch.Tensor.data_ptr))
             patch.setattr(nvrtc, "launch", recording.launch)
-            _call_everything(torch.float32, 17, 35, "border")
+            # A block's threads race, whatever there is beside it.
+            _call_everything(torch.float32, *((17, 35) if name == "all" else (9, 33)), "border")
             _call_nnconv5(torch.float32)
             if name == "all":
                 _call_everything(torch.float32, 2, 3, "zeros")

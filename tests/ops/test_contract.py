@@ -352,7 +352,9 @@ def test_native_boundary_rejects_what_the_kernels_cannot_take():
 
 def test_the_registered_function_takes_whole_pairs_and_working_dtypes_alone():
     logits, thresholds = torch.zeros(2, 5, 3, 4), torch.arange(3.0)
-    with pytest.raises(RuntimeError, match=r"^ordinal_decode: logits: expected shape \(2, 4, 3, 4\), got \(2, 5, 3, 4\)"):
+    with pytest.raises(
+        RuntimeError, match=r"^ordinal_decode: logits: expected shape \(2, 4, 3, 4\), got \(2, 5, 3, 4\)"
+    ):
         torch.ops.mdepth.ordinal_decode(logits, thresholds, "cpu")
     with pytest.raises(RuntimeError, match=r"in float32 or float64, got torch.float16"):
         torch.ops.mdepth.ordinal_decode(logits[:, :4].half(), thresholds.half(), "cpu")

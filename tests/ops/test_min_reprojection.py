@@ -191,7 +191,7 @@ def test_errors():
         ({"K": K.to("meta")}, ValueError, r"^K: expected device cpu, where target is, got meta"),
         ({"ssim_weight": -0.1}, ValueError, r"^ssim_weight"),
         ({"padding": 0}, ValueError, r"^padding"),
-        ({"depth": [depths[0]] * 17}, ValueError, r"^depth: expected at most 16 maps, got 17"),
+        ({"depth": [depths[0]] * 17}, ValueError, r"^depth: expected at most 16, got 17"),
     ]:
         with pytest.raises(error, match=message):
             min_reprojection(**{**good, **change})

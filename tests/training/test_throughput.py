@@ -14,6 +14,7 @@ from PIL import Image
 
 from mdepth_fast.cli import main
 from mdepth_fast.data import Cached, RgbdFolder
+from mdepth_fast.systems import SYSTEMS
 from mdepth_fast.training import setup, throughput
 from mdepth_fast.training.throughput import TimedLoader, measure_loader, measure_training
 
@@ -116,7 +117,7 @@ class TestCommand:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         dataset = pairs(tmp_path)
-        monkeypatch.setattr(setup, "training_data", lambda *_: dataset)
+        monkeypatch.setattr(SYSTEMS["monodepth2"], "training_data", lambda config: dataset)
         words = ["bench", "--loader", "motorcycle", "--batches", "4", "--steps=0", "--data.batch_size", "2"]
         assert main([*words, "--cache", str(tmp_path / "cache"), "--cache-size", "32x48"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -126,10 +127,10 @@ class TestCommand:
         cached = Cached(dataset, tmp_path / "cache", (32, 48))
         assert cached.ready == 6
         # The configuration's own cache, full by now.
-        monkeypatch.setattr(setup, "training_data", lambda *_: cached)
+        monkeypatch.setattr(SYSTEMS["monodepth2"], "training_data", lambda config: cached)
         assert main(words) == 0
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["loader", "decoding", "cached"]
-        monkeypatch.setattr(setup, "training_data", lambda *_: dataset)
+        monkeypatch.setattr(SYSTEMS["monodepth2"], "training_data", lambda config: dataset)
         # A temporary cache goes.
         assert main(words) == 0
         assert capsys.readouterr().out.count("\n") == 4

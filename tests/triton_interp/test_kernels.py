@@ -1,8 +1,7 @@
 """Every Triton kernel, interpreted, against the reference: numbers, borders, and the rules for what is not finite."""
 
-from functools import partial
-
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -423,8 +422,12 @@ def test_addresses_are_64_bit():
 
 def test_without_the_interpreter_a_cpu_tensor_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(RuntimeError, match=r"triton: needs CUDA tensors \(or TRITON_INTERPRET=1\)"):
-        CASES[0].call("triton", **CASES[0].inputs())
+    _dispatch.forget()
+    try:
+        with pytest.raises(RuntimeError, match=r"triton: needs CUDA tensors \(or TRITON_INTERPRET=1\)"):
+            CASES[0].call("triton", **CASES[0].inputs())
+    finally:
+        _dispatch.forget()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.differentiable], ids=lambda case: case.name)

@@ -29,10 +29,17 @@ def ops() -> tuple[str, ...]:
 @functools.cache
 def _all_kernels() -> Path:
     """The folder of a header that includes the kernels and lists them."""
-    folder = Path(_folder().name)
-    includes = [f'#include "{op}.cuh"' for op in ops() if op != "min_reprojection"]
+    folder, lines, segments, before = Path(_folder().name), [], [], "kBeforeKernels"
+    lines.append(f"inline constexpr int {before} = __COUNTER__;")
+    for op in ops():
+        lines += [f'#include "{op}.cuh"', f"inline constexpr int kAfter_{op} = __COUNTER__;"]
+        segments.append(f'{{"{op}", {before} + 1, kAfter_{op}}}')
+        before = f"kAfter_{op}"
+    # Barriers have numbers of __COUNTER__: which op's source has which.
+    lines += ["struct Segment {", "  const char* op;", "  int first, end;", "};"]
+    lines.append(f"inline constexpr Segment kSegments[] = {{{', '.join(segments)}}};")
     lists = " ".join(f"MDEPTH_{op.upper()}_KERNELS(KERNEL)" for op in ops())
-    text = "\n".join([*includes, f"#define MDEPTH_ALL_KERNELS(KERNEL) {lists}", ""])
+    text = "\n".join([*lines, f"#define MDEPTH_ALL_KERNELS(KERNEL) {lists}", ""])
     (folder / "all_kernels.h").write_text(text)
     return folder
 

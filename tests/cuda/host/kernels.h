@@ -5,18 +5,27 @@
 #include <thread>
 #include <vector>
 
-inline constexpr int kFirstBarrier = __COUNTER__ + 1;
+#include "all_kernels.h"  // of host_build.py: every .cuh, kSegments, and the macro MDEPTH_ALL_KERNELS
 
-#include "all_kernels.h"  // of host_build.py: every .cuh but min_reprojection's, and the macro MDEPTH_ALL_KERNELS
+// The n-th barrier of all sources: its number, and the op whose source it stands in (the first that includes it).
+struct Barrier {
+  int number;
+  const char* op;
+};
 
-inline constexpr int kBarriersBeforeMinReprojection = __COUNTER__ - kFirstBarrier;
+inline Barrier barrier(int n) {
+  for (const Segment& segment : kSegments) {
+    if (n < segment.end - segment.first) return {segment.first + n, segment.op};
+    n -= segment.end - segment.first;
+  }
+  return {-1, ""};
+}
 
-#include "min_reprojection.cuh"
-
-inline constexpr int kBarriers = __COUNTER__ - kFirstBarrier - 1;
-
-// The macro's number of the n-th barrier: the constant in between has one too.
-inline int barrier_number(int n) { return kFirstBarrier + n + (n < kBarriersBeforeMinReprojection ? 0 : 1); }
+inline int count_barriers() {
+  int count = 0;
+  while (barrier(count).number >= 0) ++count;
+  return count;
+}
 
 struct HostKernel {
   const char* name;
