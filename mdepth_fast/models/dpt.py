@@ -312,7 +312,7 @@ class DPT(DepthModel):
         return [{"params": backbone, "lr": lr / 10}, {"params": decoder, "lr": lr}]
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Translates a published file ({"model": ...} or a state dict) or transformers' DPTForDepthEstimation weights."""
+        """Translates a published file ({"model": ...} or a state dict) or transformers' DPTForDepthEstimation."""
         if isinstance(content.get("model"), Mapping):
             content = content["model"]
         # The ImageNet classifier is in the files, but not in the net.
