@@ -1,7 +1,7 @@
 """The command `mdepth-fast`.
 
-Each subcommand is a module of this package, imported when it is called, with `add_arguments(parser)` and
-`run(arguments)`. Importing it must need no more than torch and numpy: what else it needs is imported in `run`.
+Each subcommand is a module of this package, imported when it is called. It has `add_arguments(parser)` and
+`run(arguments)`. Importing it must need no more than torch and numpy: `run` imports everything else.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a preset or a configuration of your own",
+    "train": "train a preset or your own configuration",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
-    "predict": "write depth maps of images, or of the frames of a video",
-    "convert": "read published weights of any format and write them as safetensors",
+    "predict": "write depth maps for images or video frames",
+    "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",
-    "info": "show versions and backends, with a reason for each that is missing",
+    "info": "show versions and backends, with the reason for each missing backend",
 }
 _EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage", "matplotlib", "yaml", "safetensors"}
 
@@ -68,10 +68,10 @@ def _overview() -> argparse.ArgumentParser:
     from mdepth_fast import __version__
 
     parser = argparse.ArgumentParser(
-        prog="mdepth-fast", description="Monocular depth estimation in PyTorch on fused kernels.", allow_abbrev=False
+        prog="mdepth-fast", description="Monocular depth estimation in PyTorch with fused kernels.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"mdepth-fast {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback if an error occurs")
     commands = parser.add_subparsers(metavar="command", required=True)
     for name, text in _COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)

@@ -1,4 +1,4 @@
-"""What several subcommands need."""
+"""Helpers that several subcommands share."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ __all__ = ["pick_device", "progress"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one."""
+    """The device of that name; "auto" is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

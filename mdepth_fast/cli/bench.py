@@ -7,20 +7,24 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Times forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend."
+        "Time forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend."
     )
     parser.add_argument("cases", nargs="*", help="what to time (default: everything)")
-    parser.add_argument("--size", default="", help="batch x height x width, such as 4x192x640 (default: per case)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each, after one warm-up (default: 5)")
-    parser.add_argument("--variants", default="", help="comma-separated; default: eager, compile and every backend")
-    parser.add_argument("--device", default="auto", help='"cpu", "cuda", ... (default: the GPU where there is one)')
+    parser.add_argument(
+        "--size", default="", help="batch x height x width, such as 4x192x640 (default: each case's own)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each case after one warm-up (default: 5)")
+    parser.add_argument("--variants", default="", help="comma-separated (default: eager, compile and every backend)")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda", ... (default: the GPU if there is one)')
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    parser.add_argument("--chart", type=Path, default=Path("bench.png"), help="bar chart to write (default: bench.png)")
+    parser.add_argument(
+        "--chart", type=Path, default=Path("bench.png"), help="file for the bar chart (default: bench.png)"
+    )
     parser.add_argument(
         "--loader",
         nargs=argparse.REMAINDER,
         metavar="PRESET",
-        help="instead, time the loader of a preset: `mdepth-fast bench --loader PRESET --help`",
+        help="time a preset's data loader instead, see `mdepth-fast bench --loader PRESET --help`",
     )
 
 
@@ -74,19 +78,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_loader(words: list[str]) -> None:
-    """Images per second of a preset's loader, decoding and from a cache, and the share of a step spent waiting."""
+    """Prints images per second of a preset's loader, decoding and cached, and the share of a step spent waiting."""
     parser = argparse.ArgumentParser(prog="mdepth-fast bench --loader", allow_abbrev=False)
     parser.usage = (
         "mdepth-fast bench --loader PRESET [--batches N] [--steps N] [--cache FOLDER] [--SECTION.SETTING VALUE ...]"
     )
     parser.description = (
-        "Times the loader of a preset, decoding files and from a cache, and the steps that wait for it."
+        "Time a preset's data loader, decoding files and reading from a cache, and the training steps that wait for it."
     )
     parser.add_argument("preset", help="a preset or a .yaml file")
     parser.add_argument("--batches", type=int, default=50, help="batches to time (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="training steps to time (default: %(default)s), or 0")
-    parser.add_argument("--cache", type=Path, help="folder of the cache (default: a temporary one)")
-    parser.add_argument("--cache-size", metavar="HxW", help="size at which samples are cached (default: the files')")
+    parser.add_argument("--cache", type=Path, help="folder for the cache (default: a temporary folder)")
+    parser.add_argument("--cache-size", metavar="HxW", help="size of the cached samples (default: the files' size)")
     options, overrides = parser.parse_known_args(words)
     for name, least in (("batches", 1), ("steps", 0)):
         if getattr(options, name) < least:

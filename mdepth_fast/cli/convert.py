@@ -7,17 +7,19 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Convert published weights, or a checkpoint of `mdepth-fast train`, to a .safetensors file that says which "
-        "model it is for; `mdepth-fast predict` and `eval` read it."
+        "Convert published weights, or a checkpoint of `mdepth-fast train`, to a .safetensors file that names its "
+        "model. `mdepth-fast predict` and `eval` read the result."
     )
     parser.add_argument("input", type=Path, help="file (.pt, .pth, .tar, .npz, .npy, .safetensors, ...) or folder")
     parser.add_argument("output", type=Path, help="file to write, .safetensors")
-    parser.add_argument("--model", metavar="NAME", help="registered name of the model (default: the one that it fits)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="registered name of the model (default: the one that fits the file)"
+    )
     parser.add_argument(
         "--trust-pickle",
         action="store_true",
-        help="also read a module that was pickled whole, such as FastDepth's: in a process of its own, in which names "
-        "that are not of tensors stand for nothing. A pickle is a program: only for files whose source you trust",
+        help="also read a whole pickled module, such as FastDepth's. It is read in a separate process that replaces "
+        "all names except those of tensors with placeholders. A pickle can run code: use this only for files you trust",
     )
 
 

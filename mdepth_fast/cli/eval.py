@@ -9,18 +9,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Evaluate a trained network against ground truth; the table states its protocol."
     parser.usage = "mdepth-fast eval WEIGHTS [--data PRESET] [--protocol NAME] [--flip] [--SECTION.SETTING VALUE ...]"
     parser.epilog = (
-        "The data are those of the run that wrote the checkpoint, or of the preset given by --data; settings follow: "
-        "`mdepth-fast eval weights/mono_640x192 --data kitti_mono --data.root kitti --data.val_split test_files.txt`."
+        "By default the data come from the run that wrote the checkpoint; --data names another preset. Settings "
+        "follow: `mdepth-fast eval weights/mono_640x192 --data kitti_mono --data.root kitti --data.val_split "
+        "test_files.txt`."
     )
     parser.add_argument(
         "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
     )
     parser.add_argument(
-        "--checkpoint", choices=("last", "best"), help="which one of a run folder (default: last; see trainer.monitor)"
+        "--checkpoint",
+        choices=("last", "best"),
+        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
     )
-    parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file that says what to evaluate on")
-    parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol, instead of the preset's")
-    parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
+    parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file with the data to evaluate on")
+    parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol (default: the preset's)")
+    parser.add_argument("--flip", action="store_true", help="average with the prediction for the mirrored image")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("-h", "--help", action="help", help="show this help")
 

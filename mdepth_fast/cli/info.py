@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Versions and backends, with a reason for each that is missing."
+    parser.description = "Show versions and backends, with the reason for each missing backend."
 
 
 def run(arguments: argparse.Namespace) -> None:

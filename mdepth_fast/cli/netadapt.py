@@ -8,36 +8,52 @@ TAKES_OVERRIDES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Shrink a network until it costs a share of what it does (NetAdapt, ECCV 2018): in every iteration the layer "
-        "that hurts least gives up channels. The cost: latency on this machine, multiply-accumulates or weights."
+        "Shrink a network to a share of its cost (NetAdapt, ECCV 2018). Every iteration removes channels from the "
+        "layer that loses the least accuracy. The cost is latency on this machine, multiply-accumulates or weights."
     )
     parser.usage = (
         "mdepth-fast netadapt MODEL [--budget SHARE] [--cost WHAT] [--data PRESET] [--SECTION.SETTING VALUE ...]"
     )
     parser.epilog = (
         "Start from a trained network: `mdepth-fast netadapt fastdepth --model.weights runs/fastdepth_nyu/001 "
-        "--data.root nyu`; without weights it starts from scratch, which says little about the layers."
+        "--data.root nyu`. Without weights it starts from random ones, which says little about the layers."
     )
-    parser.add_argument("model", help="registered depth network, such as fastdepth")
+    parser.add_argument("model", help="name of a registered depth network, such as fastdepth")
     parser.add_argument(
-        "--data", metavar="PRESET", help="preset or .yaml file (default: the first one of this network)"
+        "--data", metavar="PRESET", help="preset or .yaml file (default: the first one for this network)"
     )
     parser.add_argument("--budget", type=float, default=0.5, help="share of the initial cost (default: %(default)s)")
     parser.add_argument(
-        "--cost", choices=("latency", "macs", "weights"), default="latency", help="(default: %(default)s)"
+        "--cost",
+        choices=("latency", "macs", "weights"),
+        default="latency",
+        help="what to reduce (default: %(default)s)",
     )
-    parser.add_argument("--reduction", type=float, default=0.025, help="share of the first iteration (%(default)s)")
-    parser.add_argument("--decay", type=float, default=0.96, help="of the reduction per iteration (%(default)s)")
-    parser.add_argument("--multiple", type=int, default=8, help="channels are multiples of it (%(default)s)")
     parser.add_argument(
-        "--criterion", choices=("score", "ratio"), default="score", help="best score, or drop for gain (%(default)s)"
+        "--reduction", type=float, default=0.025, help="share of the cost to remove first (default: %(default)s)"
     )
-    parser.add_argument("--holdout", type=int, default=64, help="training samples that score (%(default)s)")
-    parser.add_argument("--short-steps", type=int, default=500, help="optimiser steps per candidate (%(default)s)")
-    parser.add_argument("--long-steps", type=int, default=0, help="optimiser steps at the end (%(default)s)")
-    parser.add_argument("--batch", type=int, default=1, help="images whose latency counts (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of the run (default: runs/netadapt_MODEL)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last iteration in the folder")
+    parser.add_argument(
+        "--decay", type=float, default=0.96, help="factor on the reduction per iteration (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--multiple", type=int, default=8, help="keep channel counts multiples of this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--criterion",
+        choices=("score", "ratio"),
+        default="score",
+        help="best score, or least drop in score per saving (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--holdout", type=int, default=64, help="training samples held out for scoring (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--short-steps", type=int, default=500, help="optimiser steps per candidate (default: %(default)s)"
+    )
+    parser.add_argument("--long-steps", type=int, default=0, help="optimiser steps at the end (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size for measuring latency (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder for the run (default: runs/netadapt_MODEL)")
+    parser.add_argument("--resume", action="store_true", help="continue after the last iteration in the folder")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("-h", "--help", action="help", help="show this help")
 

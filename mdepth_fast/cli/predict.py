@@ -12,14 +12,18 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write the depth of an image, or of every image of a folder, and a coloured picture of it."
+    parser.description = (
+        "Write predicted depth for an image, or for every image in a folder, as a depth map and a colour image."
+    )
     parser.add_argument(
         "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
     )
     parser.add_argument(
-        "--checkpoint", choices=("last", "best"), help="which one of a run folder (default: last; see trainer.monitor)"
+        "--checkpoint",
+        choices=("last", "best"),
+        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
     )
-    parser.add_argument("input", type=Path, help="image, or folder of images or video frames")
+    parser.add_argument("input", type=Path, help="an image, or a folder of images or video frames")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"
     )
@@ -30,16 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=float,
         default=256.0,
-        help="PNG value of a depth of 1, KITTI's by default (default: %(default)g)",
+        help="PNG value for a depth of 1; the default is KITTI's (default: %(default)g)",
     )
     parser.add_argument(
         "--range",
         choices=("frame", "clip"),
         default="frame",
-        help="colours spread over each frame, or over all frames, which does not flicker (default: %(default)s)",
+        help="scale the colours to each frame, or to all frames so that they do not flicker (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="network input, a multiple of 32 (default: as trained)"
+        "--size", type=_size, metavar="HxW", help="size of the network input, multiples of 32 (default: as trained)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 

@@ -8,7 +8,7 @@ TAKES_OVERRIDES = True
 
 
 class _Help(argparse.Action):
-    """Help that ends with the presets, or with what the one given needs and every setting of it, type and value."""
+    """Help that ends with the list of presets, or with the needs and settings (type, value) of the given preset."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
         parser.print_help()
@@ -29,9 +29,9 @@ class _Help(argparse.Action):
 
 
 def _packaged_presets() -> dict[str, dict[str, str]]:
-    """By system the presets of this package, each with the first line of its notes.
+    """The presets of this package by system, each with the first line of its notes.
 
-    They are read as text: to import the systems takes torch, and seconds.
+    They are read as text: importing the systems takes torch, and seconds.
     """
     found: dict[str, dict[str, str]] = {}
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
@@ -42,18 +42,18 @@ def _packaged_presets() -> dict[str, dict[str, str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train, and evaluate before and after where there is ground truth."
+    parser.description = "Train a network. If there is ground truth, evaluate before and after."
     parser.usage = "mdepth-fast train PRESET [--resume WHERE] [--SECTION.SETTING VALUE ...]"
     parser.epilog = (
-        "Every setting can be changed: `mdepth-fast train motorcycle --optimizer.lr 1e-3 --trainer.max_epochs 5`; "
+        "You can change every setting: `mdepth-fast train motorcycle --optimizer.lr 1e-3 --trainer.max_epochs 5`; "
         "`mdepth-fast train PRESET --help` lists them and says what data the preset needs."
     )
     parser.add_argument("preset", help="a preset (`mdepth-fast train --help` lists them) or a .yaml file")
     parser.add_argument(
-        "--resume", metavar="WHERE", help="a checkpoint, a run folder, or auto: the newest run of this preset"
+        "--resume", metavar="WHERE", help="a checkpoint, a run folder, or auto for the newest run of this preset"
     )
     parser.add_argument(
-        "-h", "--help", action=_Help, nargs=0, help="show this help, and the settings of PRESET if given"
+        "-h", "--help", action=_Help, nargs=0, help="show this help and the settings of PRESET, if given"
     )
 
 

@@ -1,4 +1,4 @@
-"""The objective of Monodepth2 (Godard et al., arXiv 1806.01260) and its parts."""
+"""The Monodepth2 objective (Godard et al., arXiv 1806.01260) and its parts."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
@@ -26,7 +26,7 @@ class PhotometricLoss(nn.Module):
         self.ssim_weight = ssim_weight
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Two images (B, C, H, W) in [0, 1] to a scalar."""
+        """Takes two images (B, C, H, W) in [0, 1] and returns a scalar."""
         return photometric_loss(prediction, target, ssim_weight=self.ssim_weight).mean()
 
 
@@ -34,7 +34,7 @@ class EdgeAwareSmoothness(nn.Module):
     """`ops.edge_aware_smoothness` as a module."""
 
     def forward(self, disparity: Tensor, image: Tensor) -> Tensor:
-        """Disparity (B, 1, H, W) and image (B, C, H, W) of the same size to a scalar."""
+        """Takes a disparity map (B, 1, H, W) and an image (B, C, H, W) of the same size; returns a scalar."""
         return edge_aware_smoothness(disparity, image)
 
 
@@ -80,15 +80,15 @@ class MonodepthParts(NamedTuple):
 
 
 class MonodepthLoss(nn.Module):
-    """The whole objective from the decoder's sigmoid maps to a scalar: mean over scales of
+    """The whole objective, from the decoder's sigmoid disparity maps to a scalar: the mean over scales of
     `min_reprojection_s + smoothness / 2^s * edge_aware_smoothness_s`.
 
-    Every map is brought to full resolution before the photometric term ("full-resolution multi-scale"); smoothness
-    acts on the map as it is. The published loss adds noise to the identity term to break its ties; here ties go to
-    the identity term and no random number is drawn.
+    Every disparity map is resized to full resolution for the photometric term ("full-resolution multi-scale"). The
+    smoothness term uses its original size. The published loss adds noise to the identity term to break ties; here ties
+    go to the identity term, without random numbers.
 
     Args:
-        min_depth, max_depth: range of the depth that a sigmoid map stands for, in the unit of `T`.
+        min_depth, max_depth: depth range that a sigmoid disparity map covers, in the unit of `T`.
         smoothness: weight of the smoothness term at scale 0.
         ssim_weight: share of SSIM in the photometric error.
         auto_mask: mask pixels that the unwarped source explains better.
@@ -149,16 +149,16 @@ class MonodepthLoss(nn.Module):
         source_K: Tensor | None = None,
         return_parts: bool = False,
     ) -> Tensor | tuple[Tensor, MonodepthParts]:
-        """The loss, or with `return_parts` the pair (loss, MonodepthParts).
+        """Returns the loss, or with `return_parts` the pair (loss, MonodepthParts).
 
         Args:
-            disparities: sigmoid maps (B, 1, h_s, w_s) in [0, 1]; position s in the list is scale s.
+            disparities: sigmoid disparity maps (B, 1, h_s, w_s) in [0, 1]; position s in the list is scale s.
             target: (B, 3, H, W) in [0, 1]. sources: (B, S, 3, H, W). Neither gets a gradient.
             K: (B, 3, 3) in pixels of the target.
-            T: (B, S, 4, 4), target camera to source camera; or a sequence of them, one for each map (posecnn, whose
-                translation is scaled by the inverse depth of each).
-            pyramid: the target at every map's size, (B, 3, h_s, w_s); by area averaging where None.
-            source_K: (B, S, 3, 3), `K` where None.
+            T: (B, S, 4, 4), target camera to source camera; or a sequence of them, one per disparity map (posecnn,
+                whose translation is scaled by the inverse depth of each).
+            pyramid: the target at the size of every disparity map, (B, 3, h_s, w_s); None: computed by area averaging.
+            source_K: (B, S, 3, 3); None for `K`.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -201,7 +201,7 @@ class MonodepthLoss(nn.Module):
 
 
 def image_pyramid(image: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """`image` (B, C, H, W) at the size of every map in `like`, each by area averaging from the one before."""
+    """`image` (B, C, H, W) at the size of every map in `like`; each is area-averaged from the one before."""
     levels, last = [], image
     for one in like:
         height, width = one.shape[2:]

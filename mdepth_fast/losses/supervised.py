@@ -1,8 +1,8 @@
-"""Losses against ground-truth depth. Each is called `loss(output, depth, valid=None)` and gives a scalar.
+"""Losses against ground-truth depth. Call each as `loss(output, depth, valid=None)`; it returns a scalar.
 
-`depth` is (B, 1, H, W), usually in metres and sparse; `valid`, bool (B, 1, H, W), names the pixels that count, and None
-means those whose depth is finite and above 0. Elsewhere both maps may hold anything. An image without a valid pixel
-contributes nothing, a batch without one gives 0. Half and bfloat16 are computed in float32.
+`depth` is (B, 1, H, W), usually in metres and sparse; `valid`, bool (B, 1, H, W), selects the pixels that count, and
+None selects those whose depth is finite and above 0. Both maps may hold anything elsewhere. An image without a valid
+pixel contributes nothing; a batch without one gives 0. Half and bfloat16 are computed in float32.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ __all__ = [
 
 
 class SILogLoss(nn.Module):
-    """Scale-invariant logarithmic loss, `ops.silog_loss`; by default that of Eigen et al. (arXiv 1406.2283, eq. 4).
+    """Scale-invariant logarithmic loss, `ops.silog_loss`; the default form is Eigen et al., arXiv 1406.2283, eq. 4.
 
     Args:
-        variance_focus: lambda, from 0 (squared log error) to 1 (blind to scale).
+        variance_focus: lambda, from 0 (squared log error) to 1 (invariant to scale).
         form: "eigen" (images weighted with the square of their number of pixels, as released), "image_mean", "sqrt" or
             "sqrt_unbiased".
-        scale: a factor of the loss.
-        log_prediction: the output is log(depth), as that of Eigen's networks is, instead of depth.
+        scale: factor on the loss.
+        log_prediction: the output is log(depth), as for Eigen's networks, instead of depth.
     """
 
     def __init__(
@@ -153,20 +153,20 @@ class LogDepthL1Loss(nn.Module):
 
 
 class ScaleShiftInvariantLoss(nn.Module):
-    """The loss of MiDaS and DPT on inverse depth, blind to the scale and shift of each image (Ranftl et al., arXiv
+    """The loss of MiDaS and DPT on inverse depth, invariant to the scale and shift of each image (Ranftl et al., arXiv
     1907.01341, eq. 5-11), mean over the images that have a valid pixel:
 
         1 / (2 M) sum rho(R) + gradient_weight / M sum_k sum (|dx R_k| + |dy R_k|)
 
-    M is the number of an image's valid pixels, R = aligned output - aligned ground truth, R_k every 2^k-th row and
-    column of it; a difference counts where both its pixels are valid.
+    M is the number of an image's valid pixels, R = aligned output - aligned ground truth, R_k its every 2^k-th row and
+    column; a difference counts if both its pixels are valid.
 
     Args:
-        ground_truth: what `depth` holds: "depth", which is inverted (an infinite one that `valid` names to 0), or
+        ground_truth: content of `depth`: "depth", which is inverted (infinite depth in `valid` becomes 0), or
             "inverse_depth".
-        alignment: "median": either map minus its median and over its mean absolute deviation, rho(x) = |x|;
-            "least_squares": the output scaled and shifted to fit the ground truth best, which is brought to [0, 1]
-            before, rho(x) = x^2.
+        alignment: "median": each map minus its median, divided by its mean absolute deviation, rho(x) = |x|;
+            "least_squares": the output, scaled and shifted to fit the ground truth best, which is first normalised to
+            [0, 1], rho(x) = x^2.
         trim: share of an image's largest residuals that the first sum leaves out; None: 0.2, as published for
             "median", and 0 for "least_squares".
         gradient_weight: alpha.
@@ -243,7 +243,7 @@ def _maps(output: Tensor, depth: Tensor, valid: Tensor | None) -> tuple[Tensor, 
 
 
 def _mean(cost: Tensor, valid: Tensor) -> Tensor:
-    """Over the valid pixels of the batch, where `cost` is 0 elsewhere."""
+    """Mean over the valid pixels of the batch; `cost` is 0 elsewhere."""
     return cost.sum() / valid.sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Depth and pose nets, by name and by class. A file that registers models is imported here."""
+"""Depth and pose networks, by name and by class. This module imports every file that registers models."""
 
 from typing import TYPE_CHECKING, Any
 

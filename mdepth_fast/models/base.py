@@ -1,4 +1,4 @@
-"""What every net of the package shares: argument checks, prediction, the keys of its published files."""
+"""What all networks of the package share: argument checks, prediction, the keys of their published files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Kind = Literal["metric", "relative", "affine_inverse"]
 
 @dataclass(frozen=True)
 class DepthPrediction:
-    """What a net says of images: `depth` (B, 1, H, W) along the optical axis, or its inverse where `kind` says so.
+    """What a network predicts for images: `depth` (B, 1, H, W) along the optical axis, or inverse depth, see `kind`.
 
     kind "metric": depth in `unit`; "relative": depth up to one factor per image; "affine_inverse": inverse depth up to
-    a scale and a shift per image, larger is closer (align it before it is compared with anything).
+    a scale and a shift per image, larger is closer (align it before you compare it with anything).
     """
 
     depth: Tensor
@@ -30,7 +30,7 @@ class DepthPrediction:
 
 
 class Model(nn.Module):
-    """A net that `load_checkpoint` can fill."""
+    """A network that `load_checkpoint` can fill."""
 
     checkpoint_prefix: ClassVar[str]  # of its keys in a Lightning checkpoint of this package
     # What the constructor must be told for weights that `translate` has translated, such as a rule of decoding.
@@ -38,7 +38,7 @@ class Model(nn.Module):
     created_as: tuple[str, dict[str, Any]] | None = None  # name and options, set by `create_model`
 
     def published_files(self) -> dict[str, dict[str, str]]:
-        """Of a system that is published as a folder: file name to {key in the file: key in `state_dict()`}."""
+        """For a system published as a folder: file name to {key in the file: key in `state_dict()`}."""
         raise ValueError(f"{type(self).__name__} is published as one file, not as a folder")
 
     def translate_file(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -48,20 +48,20 @@ class Model(nn.Module):
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of one published file under the keys and in the layout of `state_dict()`.
 
-        Content that is no published file of this system comes back as it is: strict matching follows either way.
+        Content that is no published file of this system is returned unchanged; strict matching follows either way.
         """
         return content
 
 
 class DepthModel(Model):
-    """A net from images (B, 3, H, W) in [0, 1] to depth; it normalises inside.
+    """A network that maps images (B, 3, H, W) in [0, 1] to depth; it normalises the images itself.
 
-    `forward` gives what the loss of its paper takes (a list of maps, logits, ...), `infer` and `to_depth` say what
-    depth that is, and `predict` is the same for all nets.
+    `forward` returns the input of the loss in its paper (a list of maps, logits, ...), `infer` and `to_depth` convert
+    it to depth, and `predict` is the same for all networks.
     """
 
     checkpoint_prefix = "depth_net."
-    multiple: ClassVar[int] = 32  # height and width that the net takes are multiples of it
+    multiple: ClassVar[int] = 32  # height and width of the input are multiples of it
     takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
     interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
 
@@ -77,32 +77,32 @@ class DepthModel(Model):
         return "metric" if self.unit else "relative"
 
     def infer(self, images: Tensor) -> Tensor:
-        """Images (B, 3, h, w) at the size of the net to the map (B, 1, h', w') that `predict` resizes back."""
+        """Maps images (B, 3, h, w) at the network's size to the map (B, 1, h', w') that `predict` resizes back."""
         raise NotImplementedError
 
     def to_depth(self, values: Tensor) -> Tensor:
-        """The resized map of `infer` to what `DepthPrediction` holds."""
+        """Converts the resized map of `infer` to the depth in `DepthPrediction`."""
         return values
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size to which `predict` resizes images of this one."""
+        """The size to which `predict` resizes images of the given size."""
         return self.input_size or (_nearest(height, self.multiple), _nearest(width, self.multiple))
 
     def ground_truth(self, depth: Tensor, size: tuple[int, int]) -> Tensor:
-        """Depth (B, 1, H, W) at the size of the images to the pixels that an output of `size` (h, w) is compared with.
+        """Reduces depth (B, 1, H, W) at the images' size to the pixels to compare with an output of `size` (h, w).
 
-        Nearest, so that nothing is averaged over an edge or with a missing value.
+        It takes the nearest pixel, so that nothing is averaged over an edge or with a missing value.
         """
         return depth if depth.shape[-2:] == size else F.interpolate(depth, size, mode="nearest-exact")
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, size: tuple[int, int] | None = None, flip: bool = False) -> DepthPrediction:
-        """Depth of images (3, H, W) or (B, 3, H, W), floating point in [0, 1], of any size, on the device of the net.
+        """Depth of images (3, H, W) or (B, 3, H, W), floating point in [0, 1], of any size, on the network's device.
 
-        The images are resized to `size` (H, W), else to `network_size`; the map of the net is resized back
-        (`interpolation`) and turned into depth. Runs in eval mode and leaves every module in the mode it had.
+        The images are resized to `size` (H, W), else to `network_size`; the network's map is resized back
+        (`interpolation`) and converted to depth. Runs in eval mode and leaves every module in the mode it had.
         `flip` blends in the mirrored prediction of the mirrored image as published (arXiv 1806.01260, after Monodepth,
-        arXiv 1609.03677): the mean of both, and near the left and right border the one that sees past the occlusion.
+        arXiv 1609.03677): the mean of both, and near the left and right borders the one without the occlusion.
 
         TypeError if `images` is no floating-point tensor, ValueError for another shape or values outside [0, 1].
         """
@@ -133,18 +133,18 @@ class DepthModel(Model):
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images (B, 3, h, w) to `size`, as the system was trained."""
+        """Resizes images (B, 3, h, w) to `size` as in the system's training."""
         return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
     def optimize_for_inference(self) -> "DepthModel":
-        """A copy for inference alone, in eval mode: same output within rounding, batch norms folded, channels_last."""
+        """A copy for inference only, in eval mode: same output within rounding, batch norms folded, channels_last."""
         from .optimize import fold_batch_norms
 
         return fold_batch_norms(self, self.network_size(64, 64)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class DisparityModel(DepthModel):
-    """A net whose `forward` gives sigmoid maps at several scales, with the range that turns them into depth."""
+    """A network whose `forward` returns sigmoid disparity maps at several scales, with their depth range."""
 
     takes_views = True
 
@@ -175,7 +175,7 @@ class DisparityModel(DepthModel):
 
 
 class PoseModel(Model):
-    """A net from two images (B, 3, H, W) to the motion first -> second: axis-angle (B, 3) and translation (B, 3)."""
+    """Maps two images (B, 3, H, W) to the motion first -> second: axis-angle (B, 3) and translation (B, 3)."""
 
     checkpoint_prefix = "pose_net."
     scale_by_inverse_depth: ClassVar[bool] = (
@@ -208,7 +208,7 @@ def _nearest(length: int, multiple: int) -> int:
 
 
 def _blend_flipped(plain: Tensor, mirrored: Tensor) -> Tensor:
-    """Both (B, 1, H, W) in the frame of the image; ramps over 5 to 10 % of the width at either side."""
+    """Blends two maps (B, 1, H, W) in the image's frame, with ramps over 5 to 10 % of the width at either side."""
     x = torch.linspace(0, 1, plain.shape[-1], dtype=plain.dtype, device=plain.device)
     left = 1 - (20 * (x - 0.05)).clamp(0, 1)
     right = left.flip(0)

@@ -1,8 +1,8 @@
 """DORN (Fu, Gong, Wang, Batmanghelich, Tao, CVPR 2018, arXiv 1806.02446): depth as ordinal regression.
 
-The network is that of the released prototxts: a dilated ResNet-101 of output stride 8 with three convolutions in its
-stem, a scene understanding module without normalisation, and two logits per threshold. Its fully connected layer ties
-it to one window; KITTI frames are covered with overlapping windows.
+The network follows the released prototxts: a dilated ResNet-101 of output stride 8 with three convolutions in its
+stem, a scene understanding module without normalisation, and two logits per threshold. Its fully connected layer fixes
+the size of its window; overlapping windows cover KITTI frames.
 """
 
 import math
@@ -38,7 +38,7 @@ def sid_thresholds(alpha: float, beta: float, K: int, xi: float = 0.0) -> Tensor
     """Spacing-increasing thresholds t_0 = alpha to t_K = beta, (K + 1,), float64, in the unit of alpha and beta.
 
     `t_i + xi = exp(log(alpha + xi) + i / K * log((beta + xi) / (alpha + xi)))` (section 3.2; the paper shifts by
-    xi = 1 - alpha). The shift is taken off again, so the thresholds are depths and labels decode to depths.
+    xi = 1 - alpha). The shift is subtracted again, so the thresholds are depths and labels decode to depths.
     ValueError unless 0 <= alpha < beta, alpha + xi > 0 and K >= 1.
     """
     _check_range(alpha, beta, K)
@@ -147,24 +147,24 @@ class DORN(DepthModel):
     overlap before it turns them into metres. TypeError or ValueError for images of another type or shape.
 
     layers           50 or 101
-    window           (height, width) of the images that the net takes, both 8 n + 1
+    window           (height, width) of the network input, both 8 n + 1
     sliding          `predict` keeps the width of images: windows half a window apart, the last flush with the border
     K, alpha, beta   number of bins, first and last threshold in metres
     xi               shift of the thresholds, see `sid_thresholds`
     spacing          "sid" or "ud"
-    thresholds       in place of K, alpha, beta, xi and spacing: numbers of metres, increasing
+    thresholds       replaces K, alpha, beta, xi and spacing: increasing numbers in metres
     rates            dilations of the 3x3 branches of ASPP
     pool             kernel and stride of the pooling before the fully connected layer
     decode           "midpoint": the centre of bin l, l the number of thresholds passed (the paper). "released": the
-                     threshold l - 1, as the released weights, whose labels count from 1, are decoded
+                     threshold l - 1, which suits the released weights, whose labels count from 1
     freeze_norm      batch norms keep their statistics and weights, also in `train()`, as published
-    freeze_stem      the stem and the first stage are not trained, as published. Without pretrained weights set both
+    freeze_stem      the stem and the first stage are not trained, as published. Without pretrained weights, set both
                      to False
     fc_lr            learning-rate multiplier of the fully connected layer, see `parameter_groups`
     encoder_weights  path of the ImageNet state dict of the MIT scene-parsing project (resnet101-imagenet.pth)
     encoder_pixels   what these weights were trained on: "rgb", normalised as torchvision does (the file since August
-                     2019), or "bgr255", less the mean (the file before)
-    width            channels of the stem; 64 as published, less for a small net
+                     2019), or "bgr255", minus the mean (the earlier file)
+    width            channels of the stem; 64 as published, fewer for a small network
     """
 
     published_options: ClassVar[Mapping[str, Any]] = {"decode": "released"}
@@ -292,10 +292,10 @@ class DORN(DepthModel):
         return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """What is trained, in groups for an optimiser with the published multipliers of `lr`.
+        """The trained parameters, in optimiser groups with the published multipliers of `lr`.
 
-        Trunk 1, weights of the head 10, its biases 20 and without weight decay; the fully connected layer `fc_lr` and
-        twice that.
+        The trunk has 1, the weights of the head 10, its biases 20 without weight decay; the fully connected layer has
+        `fc_lr` for weights and twice that for biases.
         """
         groups: dict[tuple[str, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -309,7 +309,7 @@ class DORN(DepthModel):
         ]
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Blobs of the released caffemodels, `<layer>/<index>` -> array, to own keys.
+        """Translates blobs of the released caffemodels, `<layer>/<index>` -> array, to this network's keys.
 
         A convolution or inner product has blobs 0 weight and 1 bias, a BN layer 0 slope, 1 bias, 2 mean and 3 variance,
         (1, C, 1, 1); the layers are named as in the prototxts of KITTI (`depth/conv6_2`) or NYU (`conv6_2/soft`).

@@ -1,6 +1,6 @@
 """DPT (Ranftl, Bochkovskiy, Koltun, ICCV 2021, arXiv 2103.13413): depth from the tokens of a vision transformer.
 
-State-dict keys are those of the published files. The same numbers come from less work than the published code does:
+State-dict keys match the published files. The code computes the same numbers with less work than the published one:
 bilinear resizing and a 1x1 convolution commute, so the convolution runs before the map is four times as large; the
 class token's half of a readout is computed once instead of once per token; a transposed convolution whose stride is
 its kernel is a matrix product; the residual unit that the first fusion block never uses is not run.
@@ -208,18 +208,18 @@ class DPT(DepthModel):
     1 / max(scale * inverse depth + shift, 1e-8). TypeError or ValueError for images of another type or shape.
 
     geometry         "large", "base", "hybrid" or the sizes of another DPT
-    scale, shift     constants that make the output metric: 6.016e-5 and 0.00579 in the published net for KITTI, 3.05e-4
-                     and 0.1378 in that for NYU, both for the hybrid; for large and base none are published
-    target_size      (H, W) that `predict` approaches: one factor for both sides, that of the two which changes the
-                     image less, then each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216 (of
-                     images cropped to that size), NYU 480x640
-    input_size       (H, W) to which `predict` resizes in place of this rule
+    scale, shift     constants that make the output metric: 6.016e-5 and 0.00579 in the published network for KITTI,
+                     3.05e-4 and 0.1378 in the one for NYU, both hybrid; none are published for large and base
+    target_size      (H, W) that `predict` approaches: it scales both sides by one factor, the one that changes the
+                     image less, then rounds each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216
+                     (of images cropped to that size), NYU 480x640
+    input_size       (H, W) to which `predict` resizes instead of following this rule
     encoder_weights  path of an ImageNet ViT's state dict under timm's names, None: random initialisation
-    layer_norm_eps   1e-6 in the published nets, 1e-12 in transformers' configuration of them
+    layer_norm_eps   1e-6 in the published networks, 1e-12 in transformers' configuration of them
     weight_eps       eps of the hybrid's weight standardisation, (w - mean) / (std + eps)
 
-    `pretrained.model.norm` and `scratch.refinenet4.resConfUnit1` are in the published files, but nothing reads them:
-    they get no gradient, which distributed training has to be told (find_unused_parameters).
+    `pretrained.model.norm` and `scratch.refinenet4.resConfUnit1` are in the published files, but nothing reads them.
+    They get no gradient, and distributed training must know this (find_unused_parameters).
     """
 
     interpolation: ClassVar[str] = "bicubic"
@@ -276,7 +276,7 @@ class DPT(DepthModel):
         return self(images)
 
     def to_depth(self, values: Tensor) -> Tensor:
-        """What bicubic resizing throws below zero at an edge is cut off, at 1 mm where it is a depth."""
+        """Clamps values that bicubic resizing pushes below zero at an edge, at 1 mm for depth."""
         return values.clamp(min=0 if self.scale is None else 1e-3)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
@@ -292,9 +292,9 @@ class DPT(DepthModel):
         return F.interpolate(images, size, mode="bicubic", align_corners=False)
 
     def optimize_for_inference(self) -> "DPT":
-        """A copy for inference alone, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
+        """A copy for inference only, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
 
-        Gains on a CPU only. The transformed filters of these convolutions take an eighth more memory for DPT-Large.
+        Faster on a CPU only. The transformed filters of these convolutions take an eighth more memory (DPT-Large).
         """
         net = copy.deepcopy(self).eval().requires_grad_(False)
         for name, module in list(net.scratch.named_modules()):
@@ -305,14 +305,14 @@ class DPT(DepthModel):
         return net
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups of an optimiser: `lr` for the decoder, a tenth of it for the backbone (published: 1e-4 and 1e-5)."""
+        """Optimiser groups: `lr` for the decoder, a tenth of it for the backbone (published: 1e-4 and 1e-5)."""
         backbone = list(self.pretrained.model.parameters())
         known = set(backbone)
         decoder = [parameter for parameter in self.parameters() if parameter not in known]
         return [{"params": backbone, "lr": lr / 10}, {"params": decoder, "lr": lr}]
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A published file, {"model": ...} or the state dict itself, or that of transformers' DPTForDepthEstimation."""
+        """Translates a published file ({"model": ...} or a state dict) or transformers' DPTForDepthEstimation."""
         if isinstance(content.get("model"), Mapping):
             content = content["model"]
         # The ImageNet classifier is in the files, but not in the net.

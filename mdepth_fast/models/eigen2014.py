@@ -1,4 +1,4 @@
-"""Eigen, Puhrsch, Fergus, NIPS 2014 (arXiv 1406.2283): a coarse stack that sees all of the image, a fine one on top."""
+"""Eigen, Puhrsch, Fergus, NIPS 2014 (arXiv 1406.2283): a coarse stack that sees the whole image, a fine one on top."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -96,21 +96,21 @@ class Eigen2014(DepthModel):
 
     `forward` takes images (B, 3, H, W) in [0, 1] of exactly `input_size` and returns natural log depth (B, 1, h, w),
     `output_size`: (55, 74) for the published (228, 304), (27, 142) for KITTI's (172, 576). Output (i, j) is the depth
-    of one pixel, row 4i + 5 of what the fine stack sees and column 4j + 5, see `ground_truth`; `infer` puts the depth
-    back where it belongs. TypeError or ValueError for images of another type or shape.
+    of one pixel, row 4i + 5 and column 4j + 5 of the fine stack's input, see `ground_truth`; `infer` puts the depth
+    back in its place. TypeError or ValueError for images of another type or shape.
 
-    input_size      (H, W), multiples of 4 from 64 on: the full layers are made for it
-    fine_rows       the fine stack sees and the output covers that many rows at the bottom of the image; None: all
-    stage           "coarse": `forward` is the coarse stack alone, and learns. "fine": both stacks, of which the fine
-                    one learns; the coarse one is frozen, in eval mode, and gets no gradient. May be changed at any
-                    time; `parameter_groups` are those of the stage, and only their parameters require gradients.
+    input_size      (H, W), multiples of 4, at least 64; it fixes the size of the full layers
+    fine_rows       rows at the bottom of the image that the fine stack sees and the output covers; None: all
+    stage           "coarse": `forward` runs and trains the coarse stack alone. "fine": it runs both stacks and trains
+                    the fine one; the coarse one is frozen, in eval mode, and gets no gradient. May be changed at any
+                    time; `parameter_groups` follows the stage, and only its parameters require gradients.
     hidden          width of the first full layer
     log_depth_mean,
-    log_depth_std   of the data, NYU's by default. The last layers of both stacks predict log depth divided by the
-                    latter, and their biases start at the former.
+    log_depth_std   statistics of the data, NYU's by default. The last layers of both stacks predict log depth divided
+                    by the standard deviation, and their biases start at the mean.
 
-    Initialisation is as published, but for the coarse convolutions, which the paper takes from an ImageNet classifier
-    of its own and which here start from He's distribution (arXiv 1502.01852).
+    Initialisation is as published, except for the coarse convolutions: the paper takes them from its own ImageNet
+    classifier, here they start from He's distribution (arXiv 1502.01852).
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Eigen2014(DepthModel):
         return self
 
     def parameter_groups(self, lr: float = 0.001) -> list[dict[str, Any]]:
-        """What the stage trains: dictionaries of name, params, lr and weight_decay for an optimiser.
+        """The parameters that the stage trains: dictionaries of name, params, lr and weight_decay for an optimiser.
 
         `lr`, with the default as published, times 1 for convolutions, 10 for the second of the fine stack and 100 for
         full layers: for SGD with momentum 0.9, 32 images a step and the loss of the release, whose logarithms are
@@ -210,9 +210,9 @@ class Eigen2014(DepthModel):
         return self.log_depth_std * self.fine((bottom - _FINE_MEAN) / _FINE_STD, coarse)
 
     def infer(self, images: Tensor) -> Tensor:
-        """Depth (B, 1, *input_size): the output where it belongs, bilinear in between, its border drawn outwards.
+        """Depth (B, 1, *input_size): the output in its place, bilinear in between, with its border replicated outwards.
 
-        With `fine_rows` nothing is predicted above them: rows up there repeat the uppermost one.
+        With `fine_rows` nothing is predicted above those rows: the rows there repeat the uppermost one.
         """
         depth = self(images).exp()
         height, width = self.input_size  # type: ignore[misc]
@@ -226,10 +226,10 @@ class Eigen2014(DepthModel):
         return F.grid_sample(depth, grid, "bilinear", "border", align_corners=True)
 
     def ground_truth(self, depth: Tensor, size: tuple[int, int]) -> Tensor:
-        """Depth (B, 1, *input_size) to the pixels that an output of `output_size` is compared with.
+        """Reduces depth (B, 1, *input_size) to the pixels to compare with an output of `output_size`.
 
-        Without a border of 4 pixels, of what the fine stack sees every fourth one, from the second on: no averaging,
-        so that missing values stay what they are. For `size` = `input_size`, that of `infer`, depth as it is.
+        It drops a border of 4 pixels from the fine stack's view and takes every fourth pixel from the second on. There
+        is no averaging, so missing values stay missing. For `size` = `input_size`, as in `infer`, depth is unchanged.
         ValueError for other sizes.
         """
         if tuple(depth.shape[-2:]) != self.input_size or tuple(size) not in (self.input_size, self.output_size):

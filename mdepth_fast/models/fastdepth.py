@@ -108,19 +108,19 @@ def _check(images: Tensor) -> None:
 class FastDepth(DepthModel):
     """MobileNet V1, five stages that double the resolution, a pointwise convolution; batch norm and ReLU after each.
 
-    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns depth (B, 1, H, W) in metres, of
-    ReLU, so 0 is possible. The images are not normalised further, as published. `predict` resizes them bilinearly; the
-    published evaluation took the nearest pixel and, of a NYU frame, the middle 228 x 304 of a quarter of its pixels. A
-    graph without control flow for `torch.fx`. TypeError or ValueError for images of another type or shape.
+    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns depth (B, 1, H, W) in metres,
+    after a ReLU, so 0 is possible. The images are not normalised further, as published. `predict` resizes them
+    bilinearly; the published evaluation took the nearest pixel and, for NYU, the central 228 x 304 of the half-size
+    frame. The graph has no control flow, for `torch.fx`. TypeError or ValueError for images of another type or shape.
 
-    decoder           a stage is, with K of 3, 5, 7 or 9:
+    decoder           kind of a stage, where K is 3, 5, 7 or 9:
                       "nnconvKdw", depthwise K x K and pointwise convolution, then nearest x2;
                       "blconvKdw", the same with bilinear x2;
                       "deconvKdw", depthwise K x K transposed and pointwise convolution;
                       "shuffleKdw", pixel shuffle, then both convolutions (no channel numbers, no skips);
                       each of these without "dw", one dense K x K convolution in place of both;
                       "upconv", zeros between the pixels, then a dense 5x5; "upproj", FCRN's projection in its place
-    skip              what comes of units 5, 3 and 1 behind stages 2, 3 and 4: "add", "concat", "none"
+    skip              how outputs of units 5, 3 and 1 join after stages 2, 3 and 4: "add", "concat", "none"
     encoder_channels  outputs of the encoder's 14 units
     decoder_channels  outputs of the decoder's 5 stages
     unit, input_size  see `DepthModel`
@@ -207,10 +207,10 @@ class FastDepth(DepthModel):
         return renamed
 
     def optimize_for_inference(self) -> DepthModel:
-        """A copy for inference alone, with the same output within rounding.
+        """A copy for inference only, with the same output within rounding.
 
-        With the decoders nnconv3dw and nnconv5dw and skips not concatenated it is one call of `ops.conv_stack`. The
-        others get what every model gets, see `DepthModel`.
+        With the decoders nnconv3dw and nnconv5dw, and without concatenated skips, it is one call of `ops.conv_stack`.
+        Other networks get the optimisation of every model, see `DepthModel`.
         """
         model = super().optimize_for_inference()
         if self.decoder_name not in ("nnconv3dw", "nnconv5dw") or self.skip == "concat":

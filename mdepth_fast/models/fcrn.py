@@ -2,7 +2,7 @@
 
 Un-pooling fills three of four pixels with zeros, and a 5x5 convolution then multiplies mostly by these. The paper's
 fast form has four small convolutions on the small map instead, whose results are interleaved: their 9 + 6 + 6 + 4 taps
-are those of the 5x5 kernel, one parity of rows and columns each. Here the four are one transposed 5x5 convolution of
+make up the 5x5 kernel, one parity of rows and columns each. Here the four are one transposed 5x5 convolution of
 stride 2, which is the same sum over the same numbers in one call, with four biases per channel.
 """
 
@@ -50,8 +50,8 @@ def _up_convolution(x: Tensor, weight: Tensor, bias: Tensor, released_padding: b
 class UpConvolution(nn.Module):
     """Un-pooling x2 and a 5x5 convolution as in the fast form of FCRN: (B, C, h, w) to (B, O, 2h, 2w).
 
-    weight   (C, O, 5, 5), that of the transposed convolution: tap [4 - i, 4 - j] multiplies what tap [i, j] of the 5x5
-             convolution does
+    weight   (C, O, 5, 5), kernel of the transposed convolution: tap [4 - i, 4 - j] multiplies what tap [i, j] of the
+             5x5 convolution does
     bias     (O, 2, 2), for even and odd rows and columns
 
     By default the four convolutions are padded at the bottom and the right, and all is equal to un-pooling (the value
@@ -128,17 +128,17 @@ class FCRN(DepthModel):
 
     `forward` takes images (B, 3, H, W) in [0, 1], H and W at least 32, and returns depth (B, 1, h, w) in metres, not
     negative, h and w half of H and W where those are multiples of 32, else a little more: (128, 160) for the published
-    (228, 304). The net sees colours times 255 and no mean subtracted, as released. TypeError or ValueError for images
-    of another type or shape.
+    (228, 304). The network sees colours times 255, without mean subtraction, as released. TypeError or ValueError for
+    images of another type or shape.
 
-    upsampling        "upproj": up-projection, the published net; "upconv": one 5x5 up-convolution per level;
+    upsampling        "upproj": up-projection, the published one; "upconv": one 5x5 up-convolution per level;
                       "deconv": a transposed convolution of kernel 2 and stride 2; each with batch norm and ReLU
     layers            18, 34 or 50 of the encoder
     released_padding  False: the fast up-convolutions equal un-pooling and a 5x5 convolution, as in the paper. True: as
-                      in the released network, which its weights need. Weights remember what they were made with, and
-                      `load_checkpoint` raises ValueError for the other.
-    dropout           of the features before the last convolution, in training. The release has the layer, without its
-                      rate; 0.5 is the default of MatConvNet, in which it was trained
+                      in the released network, which its weights need. Weights remember which kind they were made with,
+                      and `load_checkpoint` raises ValueError for the other.
+    dropout           rate for the features before the last convolution, in training. The release has the layer but not
+                      its rate; 0.5 is the default of MatConvNet, in which it was trained
     bn_momentum       of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
     input_size        (H, W) to which `predict` resizes
     encoder_weights   path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation. Its

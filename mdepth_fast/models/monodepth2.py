@@ -1,9 +1,9 @@
-"""Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260): depth net and pose nets.
+"""Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260): depth network and pose networks.
 
-The published decoder upsamples, concatenates, pads and convolves at the high resolution. Here the same numbers come
-from less work. Nearest x2 followed by a 3x3 convolution is one 4x4 transposed convolution of stride 2 on the small map
-(16 multiplications in place of 36 per small pixel), reflection of the large map is replication of the small one, and a
-convolution of a concatenation is a sum of two convolutions.
+The published decoder upsamples, concatenates, pads and convolves at the high resolution. This one computes the same
+numbers with less work. Nearest x2 followed by a 3x3 convolution is one 4x4 transposed convolution of stride 2 on the
+small map (16 multiplications in place of 36 per small pixel), reflection of the large map is replication of the small
+one, and a convolution of a concatenation is a sum of two convolutions.
 """
 
 import os
@@ -90,16 +90,16 @@ class _DepthDecoder(nn.Module):
 
 
 class Monodepth2(DisparityModel):
-    """Depth net of Monodepth2: ResNet encoder, U-Net decoder, a sigmoid map per scale.
+    """Monodepth2's depth network: ResNet encoder, U-Net decoder, one sigmoid disparity map per scale.
 
-    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32 from 64 on, and returns a list of maps
-    (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `ops.disparity_to_depth(map, size,
-    min_depth=, max_depth=)`. TypeError or ValueError for images of another type or shape.
+    `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32 and at least 64. It returns a list of
+    disparity maps (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `ops.disparity_to_depth(map,
+    size, min_depth=, max_depth=)`. TypeError or ValueError for images of another type or shape.
 
     layers           18, 34 or 50
     min_depth,
     max_depth        depth where the sigmoid is 1 and 0
-    unit             "m" where the net is trained to metric depth, None where its scale is arbitrary
+    unit             "m" if the network is trained for metric depth, None if its scale is arbitrary
     input_size       (H, W) to which `predict` resizes; None: the multiple of 32 nearest to the image
     encoder_weights  path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation
     """
@@ -145,7 +145,7 @@ def _encoder_keys(encoder: ResNetEncoder) -> dict[str, str]:
 
 
 class PoseNet(PoseModel):
-    """Separate pose net of Monodepth2: ResNet on the two images stacked along the channels, four convolutions.
+    """Monodepth2's separate pose network: ResNet on the two images stacked along the channels, four convolutions.
 
     `forward(first, second)` takes images (B, 3, H, W) in [0, 1] in temporal order and returns axis-angle (B, 3) in
     radians and translation (B, 3) of the motion from first to second, both already multiplied by 0.01. The last layer
@@ -183,7 +183,7 @@ class PoseNet(PoseModel):
 
 
 class PoseCNN(PoseModel):
-    """Light pose net of Monodepth2 (`posecnn`, after SfMLearner, arXiv 1704.07813): seven strided convolutions.
+    """Monodepth2's light pose network (`posecnn`, after SfMLearner, arXiv 1704.07813): seven strided convolutions.
 
     Same interface as `PoseNet`, on images that are not normalised. The published system multiplies the translation by
     the mean over the image of 1 / depth before it builds the pose matrix; `scale_by_inverse_depth` tells the trainer.

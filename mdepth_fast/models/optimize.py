@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, found by watching one forward pass of shapes."""
+"""Batch norms folded into the convolutions before them, found by tracing the shapes of one forward pass."""
 
 import copy
 from collections import Counter
@@ -29,11 +29,10 @@ class _Uses(TorchDispatchMode):
 
 @torch.no_grad()
 def fold_batch_norms(model: M, size: tuple[int, int]) -> M:
-    """A copy of `model` in eval mode, its parameters without gradient, batch norms of convolutions folded into these.
+    """A copy of `model` in eval mode, its parameters without gradient, batch norms folded into their convolutions.
 
-    A batch norm is folded when its input is the output of a convolution that nothing else takes; in `model(images)`
-    both are to be called once. The forward pass that shows this has images of `size` and runs on the meta device: it
-    computes nothing.
+    A batch norm is folded if its input is the output of a convolution that nothing else uses, and if `model(images)`
+    calls both once. A forward pass with images of `size` on the meta device finds this; it computes nothing.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     uses, calls = _Uses(), Counter[nn.Module]()

@@ -20,7 +20,7 @@ def register_model(name: str, factory: Callable[..., Model]) -> None:
 
 
 def get_factory(name: str) -> Callable[..., Model]:
-    """What `create_model` calls. ValueError that lists the nearest names if there is none."""
+    """The factory that `create_model` calls. ValueError that lists the nearest names if there is none."""
     if name not in _FACTORIES:
         near = difflib.get_close_matches(name, _FACTORIES, n=3) or list_models()
         raise ValueError(f"name: no model is called {name!r}; did you mean {', '.join(near)}?")

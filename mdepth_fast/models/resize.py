@@ -1,4 +1,4 @@
-"""Networks with other numbers of channels than they were created with."""
+"""Changes the numbers of channels of an existing network."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ __all__ = ["replace_tensors", "resize_to"]
 
 
 def resize_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """`model`, changed in place to the shapes of a state dict of a smaller copy of it, and filled from that.
+    """Changes `model` in place to the shapes of a smaller copy's state dict, and loads that state dict.
 
     ValueError if the keys differ.
     """

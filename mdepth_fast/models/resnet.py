@@ -1,7 +1,7 @@
 """ResNet encoder (He et al., arXiv 1512.03385) under torchvision's state-dict names, without torchvision.
 
 Activations and weights are channels_last: oneDNN and cuDNN convolve fastest there, and one conversion of the image
-replaces one per layer. What follows a batch norm is done in place: its backward needs its input, not its output.
+replaces one per layer. Operations after a batch norm work in place: its backward needs its input, not its output.
 """
 
 from typing import Any
@@ -81,7 +81,7 @@ class ResNetEncoder(nn.Module):
     are the widths of the five feature maps. ValueError for another number of `layers`.
 
     caffe   the layout of the authors' Caffe release: a bias in conv1, a max-pool that pads only at the bottom and the
-            right, and in bottlenecks the stride on the first 1x1 convolution; torchvision's names all the same
+            right, and in bottlenecks the stride on the first 1x1 convolution; with torchvision's names
     """
 
     def __init__(

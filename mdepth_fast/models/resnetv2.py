@@ -91,7 +91,7 @@ class _Stage(nn.Module):
 class ResNetV2(nn.Module):
     """Stem and three stages, to strides 4, 8 and 16, with `layers` bottlenecks and 4, 8 and 16 times `width` channels.
 
-    eps is that of the weight standardisation: 1e-5 in the published nets.
+    eps belongs to the weight standardisation: 1e-5 in the published networks.
     """
 
     def __init__(self, layers: tuple[int, int, int] = (3, 4, 9), width: int = 64, *, eps: float = 1e-5) -> None:

@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
 
 
 def resized_positions(positions: Tensor, grid: int, size: Sequence[int]) -> Tensor:
-    """Positions (1, 1 + grid * grid, D) to (1, 1 + h * w, D), `size` = (h, w); that of the class token stays."""
+    """Positions (1, 1 + grid * grid, D) to (1, 1 + h * w, D), `size` = (h, w); the class token's position stays."""
     if tuple(size) == (grid, grid):
         return positions
     square = positions[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))

@@ -1,8 +1,8 @@
 """3x3 convolutions on a CPU by minimal filtering (Winograd; Lavin and Gray, arXiv 1509.09308): F(4x4, 3x3).
 
 36 multiplications per 4x4 outputs and channel in place of 144, in matrix products. The polynomials are evaluated at 0,
-+-sqrt(1/2), +-sqrt(2) and infinity: the rounding error is half of that with the usual 0, +-1, +-2, about eight times
-that of a direct convolution.
++-sqrt(1/2), +-sqrt(2) and infinity: the rounding error is half as large as with the usual 0, +-1, +-2, and about eight
+times as large as in a direct convolution.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
 class WinogradConv2d(nn.Conv2d):
     """`conv`, 3x3, stride 1, padding 1, sharing its parameters; for float32 and float64 on a CPU without gradients.
 
-    Elsewhere it is the convolution that it was. ValueError for another one.
+    Elsewhere it runs the original convolution. ValueError for any other kind of convolution.
     """
 
     spectrum: Tensor

@@ -1,4 +1,4 @@
-"""The fused ops: typed functions with autograd, one file each. docs/design.md shows the way of a call."""
+"""The fused ops: typed functions with autograd, one file each. docs/design.md shows the path of a call."""
 
 from mdepth_fast.ops.berhu_loss import berhu_loss
 from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack

@@ -1,4 +1,4 @@
-"""Argument checks of the public ops: one clear error that names the argument, what was expected and what came."""
+"""Argument checks of the public ops: a clear error names the argument, what was expected and what came."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def tensor(value: object, name: str, shape: Sequence[int | None], symbols: str) -> Tensor:
-    """`value` as a floating-point tensor of `shape`, None standing for any size; `symbols` is the shape in words."""
+    """`value` as a floating-point tensor of `shape`, where None allows any size; `symbols` is the shape in words."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor {symbols}, got {type(value).__name__}")
     if value.dtype not in FLOATS:
@@ -36,7 +36,7 @@ def mask(value: object, name: str, shape: tuple[int, ...], symbols: str) -> None
 
 
 def depth_map(value: object, name: str) -> tuple[int, int, int, int]:
-    """Checks a tensor (B, 1, H, W); its shape."""
+    """Checks a tensor (B, 1, H, W) and returns its shape."""
     batch, _, height, width = tensor(value, name, (None, 1, None, None), "(B, 1, H, W)").shape
     return batch, 1, height, width
 
@@ -77,7 +77,7 @@ def ordinal_bins(logits: Tensor) -> int:
 
 
 def increasing(value: Tensor, name: str) -> None:
-    """Looked at where it costs nothing: not on a GPU, not while a compiler or torch.func traces."""
+    """Checked where it costs nothing: not on a GPU, and not while a compiler or torch.func traces."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if torch._C._functorch.peek_interpreter_stack() is None and not bool((value.diff() > 0).all()):
@@ -112,5 +112,5 @@ def working_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """Each in `dtype`. To find that there is nothing to do takes `Tensor.to` five times as long."""
+    """Each in `dtype`. `Tensor.to` takes five times as long to find that there is nothing to do."""
     return [t if t.dtype == dtype else t.to(dtype) for t in tensors]

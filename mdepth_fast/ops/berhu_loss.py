@@ -19,20 +19,20 @@ def berhu_loss(
 ) -> Tensor:
     """Mean over valid pixels of B(x), x = prediction - depth: |x| up to c, (x^2 + c^2) / (2 c) beyond.
 
-    c is `threshold` times the largest |x| of the valid pixels of the whole batch, found anew in every call and a
-    constant to the gradient (Laina et al., arXiv 1606.00373, eq. 2).
+    c is `threshold` times the largest |x| of the valid pixels of the whole batch, recomputed in every call and treated
+    as a constant by the gradient (Laina et al., arXiv 1606.00373, eq. 2).
 
     Args:
         prediction: (B, 1, H, W), in the unit of `depth`; gets the gradient.
         depth: (B, 1, H, W); gets no gradient.
-        valid: bool (B, 1, H, W), the pixels that count; elsewhere both maps may hold anything. "measured": those whose
-            depth is finite and above 0, found in the same pass. None: all.
-        threshold: above 0; from 1 on the loss is |x| everywhere.
+        valid: bool (B, 1, H, W), the pixels that count; both maps may hold anything elsewhere. "measured": pixels whose
+            depth is finite and above 0, found in the same pass. None: all pixels.
+        threshold: above 0; at 1 and above, the loss is |x| everywhere.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        A scalar in the dtype of `prediction` (float32 for half and bfloat16); 0 with a gradient of 0 where no pixel
-        counts. An error that is not finite makes it NaN.
+        A scalar in the dtype of `prediction` (float32 for half and bfloat16); 0 with a gradient of 0 if no pixel
+        counts. A residual that is not finite makes it NaN.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -55,7 +55,7 @@ def reference(
     measured: bool = False,
     threshold: float = 0.2,
 ) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     if prediction.numel() == 0:
         return prediction.sum()
     if measured:

@@ -1,4 +1,4 @@
-"""A stack of the convolution blocks that mobile networks are made of, in inference, in one call."""
+"""A stack of mobile-network convolution blocks, run in one call for inference."""
 
 import functools
 import math
@@ -16,17 +16,17 @@ from mdepth_fast.ops.nnconv5 import nnconv5
 
 
 class ConvBlock(NamedTuple):
-    """`clamp(conv(x, weight) + bias, 0, cap)`, of a depthwise convolution of x clamped alike where there is one; then
-    every pixel doubled both ways, then the result of another block added.
+    """`clamp(conv(x, weight) + bias, 0, cap)`. A depthwise convolution, clamped the same way, may come first.
+    Afterwards the block may double every pixel in both directions, then add the result of another block.
 
-    weight     (O, C, k, k), dense, k odd, zero padding k // 2; (O, C, 1, 1) behind a depthwise convolution
+    weight     (O, C, k, k), dense, k odd, zero padding k // 2; (O, C, 1, 1) after a depthwise convolution
     bias       (O,)
     dw_weight  (C, 1, k, k), depthwise, k 3 or 5, zero padding k // 2; None: no depthwise convolution
     dw_bias    (C,)
-    stride     1 or 2, of the first convolution
+    stride     1 or 2, stride of the first convolution
     cap        None: no upper bound; 6 is ReLU6
     doubled    nearest x2
-    skip       index of the block before it whose result, of the same shape, is added; None: none
+    skip       index of an earlier block whose result, of the same shape, is added; None: none
     """
 
     weight: Tensor
@@ -40,16 +40,16 @@ class ConvBlock(NamedTuple):
 
 
 def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, backend: str | None = None) -> Tensor:
-    """Blocks one after the other, for inference: with batch normalisation folded into the weights.
+    """Runs blocks one after the other, for inference, with batch normalisation folded into the weights.
 
-    They are those of MobileNet (Howard et al., arXiv 1704.04861, section 3.1) and of FastDepth's decoder (Wofk et al.,
-    arXiv 1903.03273, section III-A). On the CPU a depthwise result stays in the cache; on a GPU blocks with a 5x5 that
-    double run as `nnconv5`, the others as PyTorch's convolutions. Only the reference has gradients: a backward through
-    any other backend raises RuntimeError.
+    The blocks come from MobileNet (Howard et al., arXiv 1704.04861, section 3.1) and FastDepth's decoder (Wofk et al.,
+    arXiv 1903.03273, section III-A). On the CPU a depthwise result stays in the cache. On a GPU, doubling blocks with a
+    5x5 convolution run as `nnconv5` and the others as PyTorch's convolutions. Only the reference has gradients: a
+    backward through any other backend raises RuntimeError.
 
     Args:
         x: (B, C, H, W).
-        blocks: at least one.
+        blocks: at least one block.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
@@ -129,9 +129,9 @@ def reference(
     skips: Sequence[int],
     backend: str = "reference",
 ) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend.
+    """The reference in plain PyTorch, which every backend is tested against.
 
-    For another `backend` the blocks that `nnconv5` knows go there.
+    With another `backend`, blocks that `nnconv5` supports run there.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     results: list[Tensor] = []

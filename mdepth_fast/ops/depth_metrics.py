@@ -1,4 +1,4 @@
-"""The sums over pixels from which all depth metrics follow."""
+"""The sums over pixels that determine all depth metrics."""
 
 import math
 
@@ -36,25 +36,25 @@ def depth_metrics(
     inverse: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Per image the sums of `DEPTH_SUMS`, from which `mdepth_fast.evaluation.metrics_of` makes all depth metrics.
+    """The sums of `DEPTH_SUMS` per image, from which `mdepth_fast.evaluation.metrics_of` computes all depth metrics.
 
-    They add up: over images, over the parts of a set, over processes. Predicted depth p and true depth g are compared
-    in float64 whatever the dtype of the maps. A step function in places: no gradients.
+    They can be added over images, parts of a data set and processes. Predicted depth p and ground truth g are compared
+    in float64 for maps of any dtype. The metrics contain step functions, so there are no gradients.
 
     Args:
         prediction: (B, 1, H, W) or (B, H, W), depth in the unit of the ground truth after `scale` and `shift`.
-        ground_truth: of the same shape; it counts where `valid[0] < g < valid[1]`, so 0 and non-finite never do.
-        valid: the range of ground truth that counts, both ends excluded, as numbers of the dtype of the maps.
+        ground_truth: same shape; a pixel counts if `valid[0] < g < valid[1]`, so 0 and non-finite values never do.
+        valid: the range of ground truth that counts, both ends excluded, as numbers in the dtype of the maps.
         clip: p = min(max(scale * prediction + shift, clip[0]), clip[1]); clip[0] > 0, clip[1] may be infinite.
-        window: (top, bottom, left, right), half-open, the pixels that count; None: all.
+        window: (top, bottom, left, right), half-open: the pixels that count; None: all.
         scale, shift: (B,), None for 1 and 0.
-        inverse: the prediction is inverse depth: p is clipped from 1 / (scale * prediction + shift), or clip[1] where
-            that sum is zero or below.
+        inverse: the prediction is inverse depth: p is clipped from 1 / (scale * prediction + shift), or is clip[1]
+            where that sum is zero or below.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        (B, 12) float64. A prediction that is NaN at a pixel that counts makes the sums NaN, but for the number of
-        pixels and d1 to d3, where it counts as wrong. Predictions elsewhere do not matter.
+        (B, 12) float64. A NaN prediction at a pixel that counts makes the sums NaN, except for the number of pixels
+        and d1 to d3, where it counts as wrong. Predictions elsewhere do not matter.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or order.
@@ -121,7 +121,7 @@ def reference(
     max_depth: float,
     inverse: bool,
 ) -> Tensor:
-    """The same in plain PyTorch: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     p, g = (value[:, top:bottom, left:right].flatten(1) for value in (prediction, ground_truth))
     on = (g > min_valid) & (g < max_valid)
     p, g = p.double(), torch.where(on, g, 1).double()

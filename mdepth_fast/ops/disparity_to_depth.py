@@ -1,4 +1,4 @@
-"""Depth of a sigmoid map at the size of the images."""
+"""Depth from a sigmoid disparity map, at the size of the images."""
 
 from collections.abc import Sequence
 
@@ -17,19 +17,19 @@ def disparity_to_depth(
     max_depth: float = 100.0,
     backend: str | None = None,
 ) -> Tensor:
-    """`1 / (1/max_depth + (1/min_depth - 1/max_depth) * d)`, d being the sigmoid map resized bilinearly.
+    """`1 / (1/max_depth + (1/min_depth - 1/max_depth) * d)`, where d is the sigmoid disparity map resized bilinearly.
 
-    Monodepth2, arXiv 1806.01260, section 3. Resizing is that of `F.interpolate(mode="bilinear", align_corners=False)`,
-    up or down by any ratio, without antialiasing.
+    Monodepth2, arXiv 1806.01260, section 3. Resizing matches `F.interpolate(mode="bilinear", align_corners=False)`, up
+    or down by any ratio, without antialiasing.
 
     Args:
         disparity: (B, 1, h, w) in [0, 1]: 0 is `max_depth`, 1 is `min_depth`; gets the gradient.
-        size: (H, W) of the depth; None: that of the map.
+        size: (H, W) of the depth; None: the size of the disparity map.
         min_depth, max_depth: 0 < `min_depth` < `max_depth`.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        Depth (B, 1, H, W) in the map's dtype (float32 for half and bfloat16).
+        Depth (B, 1, H, W) in the dtype of the disparity map (float32 for half and bfloat16).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or range.
@@ -48,7 +48,7 @@ def disparity_to_depth(
 
 
 def reference(disparity: Tensor, height: int, width: int, min_depth: float, max_depth: float) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     if disparity.shape[2:] != (height, width):
         disparity = F.interpolate(disparity, size=(height, width), mode="bilinear", align_corners=False)
     far = 1.0 / max_depth

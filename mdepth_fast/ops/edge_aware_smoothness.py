@@ -12,11 +12,11 @@ MEAN_EPSILON = 1e-7
 def edge_aware_smoothness(disparity: Tensor, image: Tensor, *, backend: str | None = None) -> Tensor:
     """Mean of `|dx d*| exp(-mean_c |dx I|)` plus the same along y, `d* = d / (mean_HW d + 1e-7)`.
 
-    Godard et al., arXiv 1806.01260, eq. 3; the normalisation is of Wang et al., arXiv 1712.00175.
+    Godard et al., arXiv 1806.01260, eq. 3; the normalisation follows Wang et al., arXiv 1712.00175.
 
     Args:
         disparity: (B, 1, H, W), H and W at least 2; gets the gradient.
-        image: (B, C, H, W), range [0, 1]; gets none.
+        image: (B, C, H, W), range [0, 1]; gets no gradient.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
@@ -38,7 +38,7 @@ def edge_aware_smoothness(disparity: Tensor, image: Tensor, *, backend: str | No
 
 
 def reference(disparity: Tensor, image: Tensor) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     image = image.detach()
     d = disparity / (disparity.mean((2, 3), keepdim=True) + MEAN_EPSILON)
     along_x = (d[..., :-1] - d[..., 1:]).abs()

@@ -21,18 +21,18 @@ def inverse_warp(
     padding: str = "border",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Samples `source` where the target's pixels fall in it: `p_source ~ K_source (R K^-1 p depth + t)`.
+    """Samples `source` at the projections of the target's pixels: `p_source ~ K_source (R K^-1 p depth + t)`.
 
-    Zhou et al., arXiv 1704.07813, section 3.2; Jaderberg et al., arXiv 1506.02025, for the sampler. Pixel centres lie
-    on integers (`align_corners=True`).
+    Zhou et al., arXiv 1704.07813, section 3.2; the sampler is from Jaderberg et al., arXiv 1506.02025. Pixel centres
+    lie on integers (`align_corners=True`).
 
     Args:
         source: (B, C, Hs, Ws).
         depth: (B, 1, H, W), z along the optical axis, in the unit of `T`.
-        K: (B, 3, 3) of the target, in pixels.
-        T: (B, 4, 4) rigid, target camera to source camera.
-        source_K: (B, 3, 3), `K` where None.
-        padding: "border" (coordinates clamped, no gradient where clamped) or "zeros" (outside reads 0).
+        K: (B, 3, 3), intrinsics of the target, in pixels.
+        T: (B, 4, 4), rigid transform from target camera to source camera.
+        source_K: (B, 3, 3); None for `K`.
+        padding: "border" (clamps coordinates; no gradient where clamped) or "zeros" (pixels outside read 0).
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
@@ -61,7 +61,7 @@ def inverse_warp(
 
 
 def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = "border") -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch around `grid_sample`, as it is usually written: the oracle of every backend.
+    """The reference in plain PyTorch with `grid_sample`, which every backend is tested against.
 
     `projection` (B, 3, 4) is `geometry.projection_matrix(K, T, source_K)`.
     """

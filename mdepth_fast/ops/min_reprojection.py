@@ -14,7 +14,7 @@ from mdepth_fast.ops.photometric_loss import reference as photometric_reference
 
 
 class MinReprojection(NamedTuple):
-    """Result of `min_reprojection`: for one depth map (loss, selection), for a sequence one entry per map."""
+    """Result of `min_reprojection`: (loss, selection) for one depth map, one entry per map for a sequence."""
 
     loss: Tensor
     selection: Tensor | list[Tensor]
@@ -34,24 +34,25 @@ def min_reprojection(
     padding: str = "border",
     backend: str | None = None,
 ) -> MinReprojection:
-    """Mean over pixels of the least photometric error among the warped sources and, if masking, the unwarped ones.
+    """Mean over pixels of the least photometric error over the warped sources and, with `auto_mask`, the unwarped ones.
 
     Godard et al., arXiv 1806.01260, eq. 4-5. At every pixel `photometric_loss` compares the target with each source
     warped by depth and pose (`inverse_warp`) and, with `auto_mask`, with each source as it is (the identity term); the
-    least of them counts. A pixel that an identity term wins is static and sends no gradient, but stays in the mean.
-    Ties go to the identity term, then to the lower source index. A point behind the camera (z <= 1e-6) never wins; a
-    pixel for which nothing is left counts 0.
+    least of these errors counts. Where an identity term wins, the pixel is static: it gives no gradient but stays in
+    the mean. Ties go to the identity term, then to the lower source index. A point behind the camera (z <= 1e-6) never
+    wins; a pixel with no candidate left counts as 0.
 
-    The fused backends compute the gradients in the forward pass and keep, beside the inputs, nothing else for backward.
+    The fused backends compute the gradients in the forward pass and save, beside the inputs, nothing else for the
+    backward.
 
     Args:
         target: (B, 3, H, W), range [0, 1], H and W at least 2; gets no gradient.
         sources: (B, S, 3, H, W), S at least 1; get no gradient.
-        depth: (B, 1, H, W), or a sequence of them: the scales, at full resolution, which share the identity term.
+        depth: (B, 1, H, W), or a sequence of them: the scales, at full resolution; they share the identity term.
         K: (B, 3, 3) in pixels. T: (B, S, 4, 4), target camera to source camera.
-        source_K: (B, S, 3, 3), `K` where None.
+        source_K: (B, S, 3, 3); None for `K`.
         ssim_weight: share of SSIM in the photometric error, 0 to 1.
-        auto_mask: whether the identity term takes part.
+        auto_mask: whether the identity term takes part in the minimum.
         identity_noise: (B, S, H, W), added to the identity errors (Monodepth2 adds 1e-5 N(0, 1) to break ties).
         padding: "border" or "zeros", as in `inverse_warp`.
         backend: "cpu", "reference", ...; None chooses.
@@ -59,7 +60,7 @@ def min_reprojection(
     Returns:
         loss: a scalar, or (n,) for a sequence, in the inputs' dtype (half and bfloat16 are computed in float32), with
         gradients to depth, K, source_K and T. selection: int8 (B, 1, H, W), or a list of them: -1 where an identity
-        term won (or nothing could), else the index of the source.
+        term won (or nothing could), else the index of the winning source.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -119,7 +120,7 @@ def reference(
     auto_mask: bool = True,
     padding: str = "border",
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend.
+    """The reference in plain PyTorch, which every backend is tested against.
 
     `source` (B, S, 3, H, W), `depth` a list; `projection` (B, S, 3, 4) is `geometry.projection_matrix(K, T, source_K)`.
     Returns loss (n,) and selection (n, B, 1, H, W).

@@ -25,10 +25,11 @@ def nnconv5(
     skip: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`relu(pw_scale * pw(relu(dw_scale * dw(x) + dw_shift)) + pw_shift)`, every pixel doubled both ways, `+ skip`.
+    """`relu(pw_scale * pw(relu(dw_scale * dw(x) + dw_shift)) + pw_shift)`, every pixel doubled in both directions, `+
+    skip`.
 
-    NNConv5 of Wofk et al., arXiv 1903.03273, section III-A, with the scale and shift that each batch normalisation is
-    when its statistics are fixed: `scale = gamma / sqrt(var + eps)`, `shift = beta - mean * scale`.
+    NNConv5 of Wofk et al., arXiv 1903.03273, section III-A, with each batch normalisation of fixed statistics as a
+    scale and shift: `scale = gamma / sqrt(var + eps)`, `shift = beta - mean * scale`.
 
     Args:
         x: (B, C, H, W).
@@ -41,9 +42,9 @@ def nnconv5(
 
     Returns:
         (B, O, 2 H, 2 W) in the dtype of `x` and in its layout, channels_last or not. Gradients go to every tensor.
-        Half and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more the pointwise product of
-        them runs on tensor cores, its factors rounded to that dtype, its sums float32. A product of float32 is rounded
-        to TF32 only where `torch.backends.cuda.matmul` allows it, as `torch.set_float32_matmul_precision` does.
+        Half and bfloat16 are computed in float32; on a GPU of compute capability 8.0 or more, their pointwise
+        product runs on tensor cores, with factors rounded to that dtype and float32 sums. A float32 product is rounded
+        to TF32 only if `torch.backends.cuda.matmul` allows it, as `torch.set_float32_matmul_precision` does.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -95,7 +96,7 @@ def reference(
     pw_shift: Tensor,
     skip: Tensor | None = None,
 ) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     inner = F.relu(_affine(_depthwise(x, dw_weight), dw_scale, dw_shift))
     outer = F.relu(_affine(F.conv2d(inner, pw_weight), pw_scale, pw_shift))
     doubled = F.interpolate(outer, scale_factor=2, mode="nearest")
@@ -107,7 +108,7 @@ def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """channels_last where `x` is that alone: a tensor of one channel or one pixel is both."""
+    """channels_last if `x` has only that layout: a tensor of one channel or one pixel has both."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -117,7 +118,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def laid_out(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator of a forward: contiguous tensors go in, and what comes out has the layout of `x`."""
+    """Decorator of a forward: it gets contiguous tensors, and its result takes the layout of `x`."""
 
     @functools.wraps(run)
     def forward(x: Tensor, skip: Tensor | None, **weights: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ for _backend in ("cpu", "cuda", "nvrtc"):
 
 
 def _product(backend: str, x: Tensor) -> str:
-    """What the pointwise product is made of, see csrc/include/mdepth/params.h."""
+    """The kind of arithmetic in the pointwise product, see csrc/include/mdepth/params.h."""
     if backend == "cpu" or x.dtype == torch.float64 or not _has_tensor_cores(x.device):
         return "exact"
     if x.dtype == torch.float32:
@@ -217,11 +218,10 @@ def backward(
     pointwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
     **values: Any,
 ) -> tuple[Tensor | None, ...]:
-    """The backward of every backend, given its gradients of the two weights.
+    """The backward of every backend, given its functions for the gradients of the two weights.
 
-    Those are functions of the gradient by the depthwise (pointwise) product and of the input of that product. The
-    activations are computed again, so that nothing but inputs is kept; these products are PyTorch's. That of half is
-    computed in float32.
+    They take the gradient of the depthwise (pointwise) product and the input of that product. The activations are
+    recomputed, so only inputs are saved; PyTorch computes these products, in float32 for half.
     """
     dtype = values["dw_scale"].dtype
     # Detached: which product PyTorch picks for a matmul depends on who wants a gradient, and the last bits with it.

@@ -1,4 +1,4 @@
-"""Depth from ordinal logits: how many thresholds a pixel is beyond."""
+"""Depth from ordinal logits: the number of thresholds that a pixel lies beyond."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def ordinal_decode(logits: Tensor, thresholds: Tensor, *, backend: str | None = 
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        depth: (B, 1, H, W) in the dtype of `logits` (float32 for half and bfloat16); NaN where a logit is.
+        depth: (B, 1, H, W) in the dtype of `logits` (float32 for half and bfloat16); NaN where a logit is NaN.
         label: int64 (B, 1, H, W), 0 to K.
 
     Raises:
@@ -38,7 +38,7 @@ def ordinal_decode(logits: Tensor, thresholds: Tensor, *, backend: str | None = 
 
 
 def reference(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     label = (logits[:, 1::2] > logits[:, ::2]).sum(1, keepdim=True)
     centres = (thresholds[:-1] + thresholds[1:]) / 2
     depth = centres[label.clamp(max=len(centres) - 1)]

@@ -14,20 +14,21 @@ def ordinal_loss(
     """Mean over valid pixels of `-(sum_{k<l} log P_k + sum_{k>=l} log(1 - P_k))`.
 
     `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond threshold t_k"; l is the bin of the true depth,
-    `t_l <= depth < t_{l+1}`, the first or last one for a depth outside all (Fu et al., arXiv 1806.02446, eq. 2-3).
+    `t_l <= depth < t_{l+1}`, or the first or last bin for a depth outside all of them (Fu et al., arXiv 1806.02446, eq.
+    2-3).
 
     Args:
         logits: (B, 2K, H, W), pairs interleaved: channel 2k "not beyond t_k", channel 2k + 1 "beyond t_k"; gets the
             gradient.
         depth: (B, 1, H, W), in the unit of the thresholds; gets no gradient.
         thresholds: (K + 1,), increasing (checked on the CPU; on a GPU it would stall the stream).
-        valid: bool (B, 1, H, W), the pixels that count. None: those whose depth is finite and above 0. A non-finite
-            depth at a pixel that this mask names makes the loss NaN.
+        valid: bool (B, 1, H, W), the pixels that count. None: pixels whose depth is finite and above 0. A non-finite
+            depth at a pixel in this mask makes the loss NaN.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        A scalar in the dtype of `logits` (float32 for half and bfloat16). With no valid pixel it is 0, as is its
-        gradient: a crop without a measurement must not undo a training run.
+        A scalar in the dtype of `logits` (float32 for half and bfloat16). With no valid pixel, the loss and its
+        gradient are 0: a crop without a measurement must not ruin a training run.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or order.
@@ -47,7 +48,7 @@ def ordinal_loss(
 
 
 def reference(logits: Tensor, depth: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     if valid is None:
         valid = depth.isfinite() & (depth > 0)
     label = torch.bucketize(depth, thresholds[1:-1], right=True)

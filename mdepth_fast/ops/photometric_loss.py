@@ -1,4 +1,4 @@
-"""Per-pixel photometric distance: weighted SSIM and L1 of two images."""
+"""Per-pixel photometric distance: weighted SSIM and L1 between two images."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,10 +12,10 @@ C1, C2 = 1e-4, 9e-4
 def photometric_loss(
     prediction: Tensor, target: Tensor, *, ssim_weight: float = 0.85, backend: str | None = None
 ) -> Tensor:
-    """Weighted SSIM and L1 distance of two images at every pixel.
+    """The weighted SSIM and L1 distance between two images at every pixel.
 
     `ssim_weight * mean_c clamp((1 - SSIM) / 2, 0, 1) + (1 - ssim_weight) * mean_c |prediction - target|`, with SSIM
-    over 3x3 boxes, reflection at the border, C1 = 0.01^2, C2 = 0.03^2 (Godard et al., arXiv 1806.01260, eq. 2-3).
+    over 3x3 boxes, reflection padding, C1 = 0.01^2, C2 = 0.03^2 (Godard et al., arXiv 1806.01260, eq. 2-3).
 
     Args:
         prediction, target: (B, C, H, W), H and W at least 2, range [0, 1]. Gradients go to both.
@@ -42,7 +42,7 @@ def photometric_loss(
 
 
 def reference(prediction: Tensor, target: Tensor, ssim_weight: float = 0.85) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 3, stride=1)

@@ -28,24 +28,24 @@ def silog_loss(
 
     - "eigen": the loss L = (1/n) sum d^2 - (lambda / n^2) (sum d)^2 of each image, weighted with n^2: the batch form
       of the release, `sum_b [n sum d^2 - lambda (sum d)^2] / sum_b n^2` (Eigen et al., arXiv 1406.2283, eq. 4).
-    - "image_mean": the mean of L over the images that have a valid pixel.
+    - "image_mean": the mean of L over the images with a valid pixel.
     - "sqrt": sqrt(mean d^2 - lambda (mean d)^2) over the valid pixels of the whole batch; BTS (arXiv 1907.10326) with
       lambda 0.85 and scale 10.
     - "sqrt_unbiased": sqrt(var d + (1 - lambda) (mean d)^2) over the whole batch, var with n - 1 in its denominator;
-      AdaBins (arXiv 2011.14141) with lambda 0.85. Where the root is 0 so is its gradient.
+      AdaBins (arXiv 2011.14141) with lambda 0.85. If the root is 0, so is its gradient.
 
     Args:
         prediction: (B, 1, H, W), above 0, in the unit of `depth`; gets the gradient.
         depth: (B, 1, H, W), above 0; gets no gradient.
-        valid: bool (B, 1, H, W), the pixels that count; elsewhere both maps may hold anything. "measured": those whose
-            depth is finite and above 0, found in the same pass. None: all.
+        valid: bool (B, 1, H, W), the pixels that count; both maps may hold anything elsewhere. "measured": pixels whose
+            depth is finite and above 0, found in the same pass. None: all pixels.
         form, variance_focus, scale: see above; `variance_focus` from 0 to 1.
         log_prediction: `prediction` is log(depth), any number.
         backend: "cpu", "reference", ...; None chooses.
 
     Returns:
-        A scalar in the dtype of `prediction` (float32 for half and bfloat16); 0 with a gradient of 0 where no pixel
-        counts. A depth, or prediction, at a pixel that counts whose logarithm is not finite makes it NaN.
+        A scalar in the dtype of `prediction` (float32 for half and bfloat16); 0 with a gradient of 0 if no pixel
+        counts. A depth or prediction that counts and whose logarithm is not finite makes it NaN.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; or, on the CPU without
@@ -85,7 +85,7 @@ def reference(
     scale: float = 1.0,
     log_prediction: bool = False,
 ) -> Tensor:
-    """The same in plain PyTorch, as it is usually written: the oracle of every backend."""
+    """The reference in plain PyTorch, which every backend is tested against."""
     if measured:
         valid = (depth > 0) & (depth < float("inf"))
     if valid is not None:
@@ -118,7 +118,7 @@ def _explain(
     log_prediction: bool,
     **_: object,
 ) -> None:
-    """A NaN of what nobody masked is an error with a name, where looking does not stall a device."""
+    """Raises a clear error for a NaN from unmasked pixels, if checking does not stall a device."""
     if depth.device.type != "cpu" or valid is not None or measured or not bool(loss.detach().isnan()):
         return
     if bool((depth <= 0).any()):

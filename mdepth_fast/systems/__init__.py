@@ -1,6 +1,6 @@
-"""The systems that can be trained: networks, motion, objective, configuration and presets of each.
+"""The systems that can be trained, each with its networks, motion, objective, configuration and presets.
 
-A further system is a file of its own and a line here, or a call of `register_system` anywhere.
+To add a system, write one file and add a line here, or call `register_system` anywhere.
 """
 
 from mdepth_fast.systems.config import Config, OptimizerConfig, TrainerConfig, system_of

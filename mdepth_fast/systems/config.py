@@ -1,4 +1,4 @@
-"""What the configuration of every run holds: dataclasses, which a system extends by sections of its own.
+"""The configuration that every run has: dataclasses, which a system extends with its own sections.
 
 The dataclasses are the only schema: `load_config` lets jsonargparse read types, defaults and help texts from them.
 """
@@ -17,18 +17,18 @@ class OptimizerConfig:
 
     Args:
         name: adam, adamw or sgd.
-        lr: learning rate; where the paper multiplies it for some layers, so does the network's `parameter_groups`.
-        momentum: of sgd.
+        lr: learning rate. The network's `parameter_groups` multiplies it for some layers if the paper does.
+        momentum: momentum of sgd.
         weight_decay: L2 penalty; decoupled from the gradient in adamw.
-        eps: of adam and adamw.
-        schedule: constant; step, times `gamma` at the END of every `step_size`-th epoch; poly, every step from lr down
-            to `end` as (1 - step / steps) ** power; plateau, times `gamma` at the end of an epoch as soon as more than
-            `patience` epochs in a row have not lowered the mean training loss.
+        eps: epsilon of adam and adamw.
+        schedule: constant keeps lr; step multiplies it by `gamma` at the END of every `step_size`-th epoch; poly lowers
+            it at every step from lr to `end` as (1 - step / steps) ** power; plateau multiplies it by `gamma` at the
+            end of an epoch once more than `patience` epochs in a row have not lowered the mean training loss.
         step_size: step: epochs between the drops.
-        gamma: step and plateau: factor of a drop.
+        gamma: step and plateau: factor that multiplies the learning rate.
         power: poly: exponent.
         end: poly: learning rate after the last step.
-        patience: plateau: epochs without improvement that are put up with.
+        patience: plateau: epochs without improvement to wait for.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -46,26 +46,26 @@ class OptimizerConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long and where to train; most of it goes to Lightning's Trainer.
+    """How long and where to train. Most settings go to Lightning's Trainer.
 
     Args:
         max_epochs: epochs to train.
-        max_steps: optimiser steps to train, if that comes first; -1 for no such limit.
+        max_steps: optimiser steps to train, if this limit comes first; -1 for no limit.
         accelerator: cpu, gpu, mps or auto.
         devices: number of devices, a list of them, or auto.
-        num_nodes: machines.
+        num_nodes: number of machines.
         strategy: auto, ddp, ...
         precision: 32-true, 16-mixed, bf16-mixed, ...
         accumulate_grad_batches: batches per optimiser step.
-        gradient_clip_val: largest gradient norm, or null.
-        sync_batchnorm: batch statistics over all processes (GPU).
-        deterministic: only deterministic algorithms.
-        log_every_n_steps: steps between the logged values.
-        checkpoint_every_n_steps: steps between the checkpoints.
-        check_val_every_n_epoch: epochs between the validations.
-        val_every_n_steps: training batches between them instead, or null.
-        monitor: what best.ckpt is the best by: val/ and a metric of the system; null keeps last.ckpt alone.
-        monitor_mode: min where less of it is better, max where more is.
+        gradient_clip_val: gradient norm to clip at, or null.
+        sync_batchnorm: compute batch statistics over all processes (GPU).
+        deterministic: use only deterministic algorithms.
+        log_every_n_steps: steps between logged values.
+        checkpoint_every_n_steps: steps between checkpoints.
+        check_val_every_n_epoch: epochs between validations.
+        val_every_n_steps: training batches between validations instead, or null.
+        monitor: metric that selects best.ckpt: val/ and a metric of the system; null keeps only last.ckpt.
+        monitor_mode: min if a lower value is better, max if a higher value is.
     """
 
     max_epochs: int = 20
@@ -89,14 +89,14 @@ class TrainerConfig:
 
 @dataclass
 class Config:
-    """What every run has. A system adds its `data`, `model` and other sections, and says in `system` which one it is.
+    """The settings of every run. A system adds `data`, `model` and other sections, and its name in `system`.
 
     Its `data` section has batch_size, repeat, workers and skip_bad.
 
     Args:
-        run: name of the run; results go to <output>/<run>/<number>.
-        output: folder of all runs.
-        seed: of the initial weights, the order of the samples and the augmentation.
+        run: name of the run. Results go to <output>/<run>/<number>.
+        output: folder for all runs.
+        seed: random seed of the initial weights, the order of the samples and the augmentation.
         protocol: evaluation protocol, see `mdepth_fast.evaluation`.
     """
 
@@ -108,15 +108,15 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, as checkpoints and YAML files hold it."""
+        """The plain nested dict that checkpoints and YAML files store."""
         return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Any":
         """The inverse of `to_dict`: the configuration of the system that the values name.
 
-        What is missing takes its default; without a system it is monodepth2. Files written before systems had names
-        say `task` in place of `system`.
+        Missing settings take their defaults; the default system is monodepth2. Files written before systems had names
+        say `task` instead of `system`.
         """
         kind = system_of(values).config_class
         default = kind()
@@ -131,7 +131,7 @@ class Config:
 
 
 def system_of(values: "Config | dict[str, Any]") -> Any:
-    """The class of the system that a configuration, or its values, are for."""
+    """The class of the system that a configuration, or its values, belong to."""
     if isinstance(values, Config):
         values = {"system": getattr(values, "system", "monodepth2")}
     key = "system" if "system" in values else "task"

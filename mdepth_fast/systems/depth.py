@@ -1,4 +1,4 @@
-"""What the systems share whose network predicts depth: evaluation, and the picture of a sample."""
+"""Shared parts of the systems whose network predicts depth: evaluation, and the picture of a sample."""
 
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -33,14 +33,14 @@ class Preview(NamedTuple):
 
 
 def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> None:
-    """Feeds an evaluator with the depth that `net` predicts for a batch of one evaluation sample.
+    """Gives an evaluator the depth that `net` predicts for a batch of one evaluation sample.
 
-    Resizing of the prediction and flip post-processing are as the evaluator's protocol says. ValueError for inverse
-    depth that the protocol does not align.
+    The evaluator's protocol decides how the prediction is resized and whether flip post-processing is used. Raises
+    ValueError for inverse depth that the protocol does not align.
     """
     protocol = evaluator.protocol
     if protocol.size and batch["target"].shape[-2:] != protocol.size:
-        # Compared there: the network's own hooks bring image and ground truth to it.
+        # The comparison is at that size: the network's own hooks resize image and ground truth.
         target, depth = _as_float(batch["target"]), batch["depth"]
         batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
         batch.pop("image", None)
@@ -57,10 +57,10 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
 def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
     """What `net` predicts for a batch of one evaluation sample of any data set.
 
-    A net that is trained on views (`net.takes_views`) sees the target as a data set of views has resized it. Any other
-    resizes the image as it was published to, from the size of its file. Of a view of a part of the image (see
-    `EvaluationView`), the prediction for the part is drawn outwards to the size of the image: there is no ground truth
-    outside.
+    A network trained on views (`net.takes_views`) sees the target at the size that its data set resized it to. Any
+    other network resizes the image from its file size, as published. If the sample shows a part of the image (see
+    `EvaluationView`), the border of the prediction is replicated to the size of the image: there is no ground truth
+    outside the part.
     """
     size = None
     images = batch["target"]
@@ -123,9 +123,9 @@ class DepthSystem(System[C]):
         raise NotImplementedError
 
     def panel(self, sample: Any) -> list[Cell]:
-        """Image and prediction, ground truth and error, masks: what there is.
+        """Image and predicted depth; ground truth, error and masks if there are any.
 
-        Where the protocol scales predictions by the median, so does the panel.
+        If the protocol scales predictions by the median, so does the panel.
         """
         image, depth, measured, masks = self.preview(sample)
         prediction = depth.numpy()

@@ -16,7 +16,13 @@ __all__ = ["LossConfig", "Monodepth2", "Monodepth2Config", "Monodepth2Objective"
 
 @dataclass
 class LossConfig:
-    """Weights of `mdepth_fast.losses.MonodepthLoss`; the depth range is the model's."""
+    """Settings of `mdepth_fast.losses.MonodepthLoss`; the depth range comes from the model.
+
+    Args:
+        smoothness: weight of the smoothness term at scale 0.
+        ssim_weight: share of SSIM in the photometric error.
+        auto_mask: mask pixels that the unwarped source explains better.
+    """
 
     smoothness: float = 1e-3
     ssim_weight: float = 0.85
@@ -25,7 +31,7 @@ class LossConfig:
 
 @dataclass
 class Monodepth2Config(ViewsConfig):
-    """A run that learns depth and motion from video or stereo as Monodepth2.
+    """A Monodepth2 run, which learns depth and motion from video or stereo.
 
     Args:
         system: monodepth2.
@@ -36,7 +42,7 @@ class Monodepth2Config(ViewsConfig):
 
 
 class Monodepth2Objective(Objective):
-    """`MonodepthLoss` over views: the minimum over sources, auto-masking, edge-aware smoothness."""
+    """`MonodepthLoss` on views: per-pixel minimum reprojection, auto-masking, edge-aware smoothness."""
 
     def __init__(self, loss: MonodepthLoss) -> None:
         super().__init__()
@@ -52,9 +58,9 @@ class Monodepth2Objective(Objective):
         }
 
     def masks(self, views: Views, outputs: Outputs) -> dict[str, Tensor]:
-        """Where the warped source fits better than the unmoved one, by this objective's own weights.
+        """The pixels that a warped source explains better than an unwarped one, under this objective's weights.
 
-        Shown also where training did without: then the title says so.
+        The mask is also shown if training did not use it; then the title says so.
         """
         loss, title = self.loss, "auto-mask"
         trained = loss.min_reprojection

@@ -1,10 +1,10 @@
 """Motion models: from views and disparity maps to the transforms between target and sources.
 
-A motion model is called with `Views` and the network's disparity maps (B,1,h,w), finest first. It returns
+A motion model takes `Views` and the network's disparity maps (B,1,h,w), finest first. It returns
 
-- the transforms (B,S,4,4) from the target's camera to each source's; a list of those, one for each disparity map, where
-  the motion depends on the map;
-- extras: a dictionary of whatever else its network predicts (such as explainability masks), for the objective.
+- the transforms (B,S,4,4) from the target camera to each source camera, or a list of them, one per disparity map, if
+  the motion depends on the disparity map;
+- extras: a dictionary of everything else that its network predicts (such as explainability masks), for the objective.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class MotionModel(Protocol):
 
 
 def known_poses(views: Views, disparities: Sequence[Tensor]) -> tuple[Transforms, dict[str, Any]]:
-    """The poses of the data: stereo, or odometry from elsewhere."""
+    """The poses in the data: stereo, or external odometry."""
     return views.T, {}
 
 
@@ -38,15 +38,15 @@ def no_motion(views: Views, disparities: Sequence[Tensor]) -> tuple[Transforms, 
 class PairPoses:
     """A pose for each pair of target and source frame; named sources keep their known pose (Monodepth2).
 
-    The network always sees the earlier frame first; the motion to an earlier source is the inverse of what it
-    predicts. The translation of a network with `scale_by_inverse_depth` is multiplied by the image's mean of 1 / depth
-    (Wang et al., CVPR 2018, arXiv 1712.00175; Monodepth2's posecnn). The depth is that of the map whose loss the
-    transform serves, so there is a list of transforms, one for each map.
+    The network always sees the earlier frame first, so the motion to an earlier source is the inverse of its
+    prediction. If the network has `scale_by_inverse_depth`, its translation is multiplied by the image's mean of 1 /
+    depth (Wang et al., CVPR 2018, arXiv 1712.00175; Monodepth2's posecnn). Each disparity map's loss uses its own depth
+    for this, so there is a list of transforms, one per disparity map.
 
     Args:
-        pose_net: two images (B,3,H,W) in temporal order to axis-angle and translation (B,3) of the motion from the
-            first to the second; None where every source has a known pose.
-        to_depth: a disparity map to depth.
+        pose_net: maps two images (B,3,H,W) in temporal order to axis-angle and translation (B,3) of the motion from the
+            first to the second; None if every source has a known pose.
+        to_depth: converts a disparity map to depth.
     """
 
     def __init__(self, pose_net: Any, to_depth: Callable[[Tensor], Tensor]) -> None:
@@ -60,7 +60,7 @@ class PairPoses:
         return [self._transforms(views, moved, scale) for scale in scales], {}
 
     def _moved(self, views: Views) -> list[tuple[Tensor, Tensor] | None]:
-        """Axis-angle and translation of each source, None where its pose is known."""
+        """Axis-angle and translation of each source, None if its pose is known."""
         moved: list[tuple[Tensor, Tensor] | None] = []
         for index, source in enumerate(views.offsets):
             if isinstance(source, str) or self.pose_net is None:
@@ -89,8 +89,8 @@ class StackedPoses:
     """The poses of all sources at once, from target and sources stacked (SfMLearner, arXiv 1704.07813).
 
     Args:
-        pose_net: frames (B,1+S,3,H,W), the target first, to axis-angle and translation (B,S,3) from target to source,
-            and optionally a third, a dictionary of extras.
+        pose_net: maps frames (B,1+S,3,H,W), the target first, to axis-angle and translation (B,S,3) from target to
+            source, and optionally a dictionary of extras as a third result.
     """
 
     def __init__(self, pose_net: Any) -> None:

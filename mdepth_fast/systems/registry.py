@@ -1,4 +1,4 @@
-"""The systems by name, and the presets of all of them."""
+"""The systems by name, and their presets."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ S = TypeVar("S", bound=type[System[Any]])
 
 
 def register_system(system: S) -> S:
-    """Class decorator that makes a system and its presets known to `train`, `eval` and `predict` by their names.
+    """Class decorator that makes a system and its presets available by name to `train`, `eval` and `predict`.
 
-    ValueError for a name, an alias or a preset that another system has.
+    ValueError if another system already has the name, an alias or a preset.
     """
     names = (system.name, *system.aliases)
     for other in SYSTEMS.values():
@@ -40,7 +40,7 @@ def register_system(system: S) -> S:
 
 
 def packaged_presets(*names: str) -> dict[str, Any]:
-    """Presets that are files of `mdepth_fast/configs`."""
+    """Presets from files in `mdepth_fast/configs`."""
     folder = resources.files("mdepth_fast") / "configs"
     return {name: folder / f"{name}.yaml" for name in names}
 
@@ -50,12 +50,12 @@ def _presets() -> dict[str, Any]:
 
 
 def list_presets(system: str | None = None) -> list[str]:
-    """Names of the presets, all or those of one system."""
+    """Names of all presets, or of one system's presets."""
     return sorted(_presets() if system is None else get_system(system).presets)
 
 
 def preset_notes(name: str) -> list[str]:
-    """The lines of comment that a preset begins with: what it is, and what it needs."""
+    """The comment lines at the top of a preset: what it is, and what it needs."""
     lines = _presets()[name].read_text().splitlines()
     return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
@@ -82,7 +82,7 @@ def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
 
 
 def config_parser(preset: str | Config) -> Any:
-    """The jsonargparse parser of a system's settings, its defaults those of the preset, YAML file or configuration."""
+    """The jsonargparse parser for a system's settings, with defaults from the preset, YAML file or configuration."""
     import jsonargparse
 
     path, values = _read_yaml(preset)
@@ -98,7 +98,7 @@ def config_parser(preset: str | Config) -> Any:
 
 
 def load_config(preset: str | Config, overrides: Sequence[str] = ()) -> Any:
-    """The configuration of a preset, YAML file or other configuration, under overrides like `--optimizer.lr=3e-4`.
+    """The configuration of a preset, YAML file or other configuration, with overrides like `--optimizer.lr=3e-4`.
 
     Raises:
         ValueError: an unknown setting or a value of the wrong type, naming both.

@@ -9,7 +9,7 @@ __all__ = ["read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a file of `torch.save`, tensors and plain values only.
+    """Reads a file of `torch.save` that contains only tensors and plain values.
 
     Raises:
         FileNotFoundError: there is no such file.

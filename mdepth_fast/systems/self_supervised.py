@@ -1,4 +1,4 @@
-"""The frame of the systems that learn depth and motion from video or stereo: networks, motion, objective."""
+"""The base of the systems that learn depth and motion from video or stereo: networks, motion, objective."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mdepth_fast.systems.views import AugmentConfig, DataConfig, Views, evaluati
 
 __all__ = ["ModelConfig", "Objective", "Outputs", "PoseConfig", "SelfSupervisedSystem", "ViewsConfig"]
 
-# A disparity whose spread over an image is below this share of its mean carries no shape.
+# A disparity map is flat if its spread over an image is below this share of its mean.
 _FLAT = 1e-3
 
 
@@ -28,11 +28,11 @@ class ModelConfig:
     """The depth network.
 
     Args:
-        name: a registered depth network, see `mdepth_fast.models.list_models`.
-        min_depth: depth of a sigmoid output of 1, in metres where the poses are metric.
-        max_depth: depth of a sigmoid output of 0.
-        weights: checkpoint or published folder to start from, or null.
-        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+        name: name of a registered depth network, see `mdepth_fast.models.list_models`.
+        min_depth: depth for a sigmoid output of 1, in metres if the poses are metric.
+        max_depth: depth for a sigmoid output of 0.
+        weights: checkpoint or folder of published weights to start from, or null.
+        encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
     name: str = "monodepth2_resnet18"
@@ -44,12 +44,12 @@ class ModelConfig:
 
 @dataclass
 class PoseConfig:
-    """The pose network; not built where every source has a known pose.
+    """The pose network; it is not built if every source has a known pose.
 
     Args:
         name: posenet_resnet18, posenet_resnet50 or posecnn.
-        weights: checkpoint or published folder to start from, or null.
-        encoder_weights: torchvision-format ResNet weights (ImageNet) to start the encoder from, or null.
+        weights: checkpoint or folder of published weights to start from, or null.
+        encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
     name: str = "posenet_resnet18"
@@ -68,25 +68,25 @@ class ViewsConfig(Config):
 
 
 class Outputs(NamedTuple):
-    """What the networks make of `Views`."""
+    """The results of the networks for `Views`."""
 
     disparities: Sequence[Tensor]
-    """maps of the depth network, finest first"""
+    """disparity maps of the depth network, finest first"""
     transforms: Transforms
     """(B,S,4,4), target camera to source camera, or a list of them; see `MotionModel`"""
     extras: dict[str, Any]
-    """whatever else the networks predict"""
+    """everything else that the networks predict"""
 
 
 class Objective(nn.Module):
-    """What a system minimises."""
+    """The function that a system minimises."""
 
     def forward(self, views: Views, outputs: Outputs) -> dict[str, Tensor]:
-        """Named terms: "loss" is the scalar that is minimised, the others are logged."""
+        """Named terms: training minimises the scalar "loss" and logs the others."""
         raise NotImplementedError
 
     def masks(self, views: Views, outputs: Outputs) -> dict[str, Tensor]:
-        """For the panel: title to bool (B,h,w), the pixels that this objective keeps."""
+        """Masks for the panel: title to bool (B,h,w), the pixels that this objective keeps."""
         return {}
 
 
@@ -94,15 +94,15 @@ C = TypeVar("C", bound=ViewsConfig)
 
 
 class SelfSupervisedSystem(DepthSystem[C]):
-    """Trains a depth network, and a pose network where some pose is unknown, from batches of `Sample`.
+    """Trains a depth network, and a pose network if a pose is unknown, from batches of `Sample`.
 
-    A system says its objective (`build_objective`), and where it differs its motion (`build_motion`), its networks
-    (`starting_net`, `build_pose_net`) and how they are run (`outputs`).
+    A subclass defines its objective (`build_objective`). If they differ, it also defines its motion (`build_motion`),
+    its networks (`starting_net`, `build_pose_net`) and how it runs them (`outputs`).
 
     Args:
         config: objective, augmentation, seed, protocol.
-        depth_net: images (B,3,H,W) to a list of disparity maps, finest first.
-        pose_net: what the motion model takes; None where the data know every pose.
+        depth_net: maps images (B,3,H,W) to a list of disparity maps, finest first.
+        pose_net: the motion model's network; None if the data contain every pose.
         sources: the data set's `sources`: integers are frame offsets, names have a known pose.
     """
 
@@ -121,7 +121,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         self.objective = self.build_objective()
 
     def build_motion(self) -> MotionModel:
-        """Poses of pairs of frames, by `pose_net`; ValueError where it would be needed and is None."""
+        """Predicts poses of pairs of frames with `pose_net`; ValueError if that is needed and is None."""
         if self.pose_net is None and any(isinstance(source, int) for source in self.sources):
             raise ValueError(
                 f"pose_net: expected a network for the frame offsets of sources {self.sources!r}, got None"
@@ -146,7 +146,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
 
     @classmethod
     def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
-        """The depth network; its unit is the metre as soon as one of `saved["sources"]` has a known pose."""
+        """The depth network; its unit is the metre if any of `saved["sources"]` has a known pose."""
         model = config.model
         options: dict[str, Any] = {"encoder_weights": model.encoder_weights} if model.encoder_weights else {}
         net = create_model(
@@ -163,7 +163,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
 
     @classmethod
     def build_pose_net(cls, config: C, sources: Sequence[int | str]) -> nn.Module | None:
-        """The pose network, or None where every source has a known pose, or poses play no part."""
+        """The pose network, or None if every source has a known pose or the system uses no poses."""
         if not cls.poses_are_predicted or not any(isinstance(source, int) for source in sources):
             return None
         options = {"encoder_weights": config.pose.encoder_weights} if config.pose.encoder_weights else {}
@@ -174,7 +174,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
 
     @classmethod
     def data_settings(cls, net: Any) -> list[str]:
-        """Such data are resized to what the network was trained at; another takes the images as the files have them."""
+        """Resizes views to the network's training size; other networks take the images at the size of their files."""
         if not net.takes_views:
             return []
         return [f"--data.{name}={value}" for name, value in zip(("height", "width"), net.input_size or ())]
@@ -188,7 +188,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         return f"{line}, sources {list(self.sources)}"
 
     def to_depth(self, disparity: Tensor) -> Tensor:
-        """A sigmoid map to depth in the range of the configuration, float32 under any precision."""
+        """Converts a sigmoid disparity map to depth in the configured range, in float32 under any precision."""
         limits = self.config.model
         return disparity_to_depth(disparity.float(), min_depth=limits.min_depth, max_depth=limits.max_depth)
 

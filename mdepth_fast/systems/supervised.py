@@ -1,4 +1,4 @@
-"""Learning from measured depth: the supervised systems, each with the network and the loss of its paper."""
+"""The supervised systems, which learn from measured depth, each with the network and the loss of its paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,33 +61,33 @@ _LOSSES: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass
 class SupervisedDataConfig:
-    """What is trained and validated on: images with measured depth.
+    """The training and validation data: images with measured depth.
 
     Args:
         name: nyu_labelled (nyu_depth_v2_labeled.mat), depth_list (BTS lists), kitti_depth (raw data and annotated
-            depth), fastdepth_h5 (train/ and val/ of .h5 files), rgbd_folder (a folder of images, one of depth maps).
-        root: folder of the data; of kitti_depth, that of the raw data.
-        depth_root: depth_list and kitti_depth: folder of the depth maps, or null for the root.
-        images: rgbd_folder: folder of the images below the root, or a pattern such as "rgb_*.jpg".
-        depth: rgbd_folder: the same of the depth maps, whose names have the same numbers.
-        units_per_metre: depth_list and rgbd_folder: value of a metre in 16-bit depth, NYU 1000, KITTI 256.
-        split: what is trained on. depth_list: the list; kitti_depth: lines "date/drive index side", or null for all of
-            train/; nyu_labelled: file of frame numbers, or null for the 795 of splits.mat.
-        val_split: what is validated on: the same of the other part, or null for nothing, of nyu_labelled for the 654
-            frames of splits.mat; kitti_depth: "val" for all of val/; rgbd_folder: a folder like the root.
-        filled: nyu_labelled: validate on depth with its holes filled, as Eigen and FCRN; training never sees that.
-        crop: part of the images that is trained on, [top, bottom, left, right], or kb, the 352x1216 of the KITTI depth
-            benchmark; null for all.
-        view: what of an image is validated on. whole: all of it; centre: the part that the centre crop of `augment`
-            shows, and ground truth there; kb: the 352x1216 of the KITTI depth benchmark, and ground truth there;
-            stretched: the prediction for the centre is stretched over all ground truth, as FCRN's was; network: image
-            and ground truth as `augment` resizes and crops them, as FastDepth's were.
-        cache: folder that keeps the decoded samples, so that later epochs decode nothing, or null.
-        cache_size: [height, width] that they are kept at, or null for that of the files, which have to be of one size.
+            depth), fastdepth_h5 (train/ and val/ of .h5 files), rgbd_folder (a folder of images and one of depth maps).
+        root: folder of the data; for kitti_depth, the folder of the raw data.
+        depth_root: depth_list and kitti_depth: folder of the depth maps; null for the root.
+        images: rgbd_folder: folder of the images below the root, or a file pattern such as "rgb_*.jpg".
+        depth: rgbd_folder: folder or file pattern of the depth maps, whose names contain the same numbers.
+        units_per_metre: depth_list and rgbd_folder: value of one metre in 16-bit depth; NYU 1000, KITTI 256.
+        split: the training frames. depth_list: the list file; kitti_depth: file of lines "date/drive index side", null
+            for all of train/; nyu_labelled: file of frame numbers, null for the 795 training frames of splits.mat.
+        val_split: the validation frames, in the same form; null for no validation (nyu_labelled: the 654 test frames
+            of splits.mat). kitti_depth: "val" for all of val/; rgbd_folder: a folder like the root.
+        filled: nyu_labelled: validate on depth with filled holes, as Eigen and FCRN do; training never uses it.
+        crop: part of the training images: [top, bottom, left, right]; kb for the 352x1216 of the KITTI depth
+            benchmark; null for the whole image.
+        view: part of the validation images. whole: all of it; centre: the centre crop of `augment`, and the ground
+            truth there; kb: the 352x1216 of the KITTI depth benchmark, and the ground truth there; stretched: the
+            prediction for the centre is stretched over the whole ground truth, as in FCRN; network: `augment` resizes
+            and crops image and ground truth, as in FastDepth.
+        cache: folder for the decoded samples, so that later epochs decode nothing; null for no cache.
+        cache_size: [height, width] of the cached samples; null for the size of the files, which must be the same.
         batch_size: samples per step over all processes.
-        repeat: times that every sample is shown per epoch.
-        workers: processes that decode images; 0 decodes in the training process.
-        skip_bad: leave out samples that cannot be read, and count them, where the default stops with an error.
+        repeat: number of times to show every sample per epoch.
+        workers: number of processes that decode images; 0 decodes in the training process.
+        skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
     """
 
     name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder"] = "rgbd_folder"
@@ -114,11 +114,11 @@ class SupervisedModelConfig:
     """The depth network.
 
     Args:
-        name: a registered depth network, see `mdepth_fast.models.list_models`.
-        options: further arguments of its constructor, by name.
+        name: name of a registered depth network, see `mdepth_fast.models.list_models`.
+        options: more arguments for its constructor, by name.
         weights: checkpoint or published weights to start from, or null.
         encoder_weights: published ImageNet weights to start the encoder from, or null.
-        freeze_bn: batch norms keep their statistics, scale and shift.
+        freeze_bn: freeze the statistics, scale and shift of the batch norms.
     """
 
     name: str = "fcrn_resnet50_upproj"
@@ -130,27 +130,27 @@ class SupervisedModelConfig:
 
 @dataclass
 class SupervisedAugmentConfig:
-    """From an image to the network's input: `mdepth_fast.data.DepthAugment`, in this order.
+    """The steps from an image to the network's input (`mdepth_fast.data.DepthAugment`), in this order.
 
     Args:
         height: height of the network input.
         width: width of the network input.
-        resize: [rows, columns] of the resized image, null for a side that keeps its length; or the length of the
-            shorter side; or null for the file's size.
-        scale: range of a factor by which the image grows.
-        depth_from_scale: depth is divided by that factor, as if the camera had come nearer.
-        rotate: largest angle in degrees, either way.
-        crop: where the window is cut out, random or centre.
-        crop_size: [rows, columns] of the window, or null for that of the network input.
+        resize: [rows, columns] of the resized image, where null keeps a side's length; or the length of the shorter
+            side; or null for the size of the file.
+        scale: range of the factor that enlarges the image.
+        depth_from_scale: divide the depth by that factor, as if the camera had moved closer.
+        rotate: largest rotation angle in degrees, in either direction.
+        crop: position of the crop, random or centre.
+        crop_size: [rows, columns] of the crop; null for the size of the network input.
         flip: probability of a horizontal flip.
-        recolor: probability that the colours of a sample change, by all of the following together.
-        gamma: range of the exponent.
-        brightness: range of a factor of all channels.
-        color: range of a factor of each channel.
-        jitter: brightness, contrast and saturation, factors 1 +- these.
-        min_depth: depth counts as measured above it, in metres.
-        max_depth: and up to this, or null.
-        drop_extremes: the smallest and largest depth of an image count as not measured.
+        recolor: probability that a sample's colours change; gamma, brightness, color and jitter then all apply.
+        gamma: range of the gamma exponent.
+        brightness: range of one factor on all channels.
+        color: range of a separate factor on each channel.
+        jitter: brightness, contrast and saturation: the ranges of their factors are 1 +- these values.
+        min_depth: depth above this counts as measured, in metres.
+        max_depth: depth up to this counts as measured, in metres; null for no limit.
+        drop_extremes: treat the smallest and largest depth of an image as missing.
     """
 
     height: int = 228
@@ -178,7 +178,7 @@ class SupervisedLossConfig:
 
     Args:
         name: silog, berhu, ordinal, l1, l2, log_l1 or ssi.
-        options: its arguments, by name.
+        options: arguments of the loss, by name.
     """
 
     name: Literal["silog", "berhu", "ordinal", "l1", "l2", "log_l1", "ssi"] = "silog"
@@ -187,12 +187,12 @@ class SupervisedLossConfig:
 
 @dataclass
 class SupervisedConfig(Config):
-    """A run that learns depth from measured depth.
+    """A run that learns from measured depth.
 
     Args:
         system: supervised.
-        stages: of a network that is trained in parts: their names in order, each with its number of optimiser steps;
-            training ends after the last. Empty for a network that is trained as a whole.
+        stages: for a network that is trained in parts: the names of the stages in order, each with its number of
+            optimiser steps. Training ends after the last stage. Empty for a network that is trained as a whole.
     """
 
     data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
@@ -204,7 +204,7 @@ class SupervisedConfig(Config):
 
 
 def _measured_data(data: SupervisedDataConfig, *, training: bool) -> Any:
-    """One part of measured data; None where there is none to validate on."""
+    """The training or validation data set; None if there is no validation data."""
     root, depth_root = root_folder(data), Path(data.depth_root or data.root or "")
     split = data.split if training else data.val_split
     crop: Any = None
@@ -239,7 +239,7 @@ def cache_size(data: SupervisedDataConfig) -> tuple[int, int] | None:
 
 
 def build_loss(loss: SupervisedLossConfig, net: Any) -> nn.Module:
-    """The loss of a supervised run for a network; the bins of an ordinal one are the network's."""
+    """The loss of a supervised run for a network; an ordinal loss takes its bins from the network."""
     options = tuples(loss.options)
     if loss.name == "ordinal":
         if not hasattr(net, "thresholds"):
@@ -252,12 +252,12 @@ def build_loss(loss: SupervisedLossConfig, net: Any) -> nn.Module:
 class Supervised(DepthSystem[SupervisedConfig]):
     """Trains a depth network from batches of `DepthSample`.
 
-    A network that is trained in stages (`config.stages`) has an attribute `stage`, which says what `forward` gives and
-    which parameters learn. The stage is a function of the step alone, so that a resumed run knows it.
+    A network that is trained in stages (`config.stages`) has an attribute `stage`, which selects what `forward` returns
+    and which parameters learn. The stage depends on the step alone, so a resumed run knows it.
 
     Args:
         config: loss, augmentation, stages, seed, protocol.
-        depth_net: images (B,3,H,W) to what the loss takes, see `mdepth_fast.losses`.
+        depth_net: maps images (B,3,H,W) to the input of the loss, see `mdepth_fast.losses`.
     """
 
     name = "supervised"
@@ -273,7 +273,7 @@ class Supervised(DepthSystem[SupervisedConfig]):
         "fastdepth_nyu",
         "fcrn_nyu",
     )
-    # Those that a published file has and nothing reads (DPT), or that another stage trains.
+    # Parameters that a published file has but nothing reads (DPT), or that another stage trains.
     leaves_parameters_unused = True
 
     def __init__(self, config: SupervisedConfig, depth_net: Any) -> None:
@@ -290,7 +290,7 @@ class Supervised(DepthSystem[SupervisedConfig]):
             learning += [parameter for parameter in depth_net.parameters() if parameter.requires_grad]
         if config.stages:
             self._enter_stage_of(0)
-        # Distributed training exchanges the gradients of what requires one before the first step.
+        # Distributed training exchanges gradients only for parameters that require them before the first step.
         for parameter in learning:
             parameter.requires_grad_(True)
         self.train()
@@ -351,7 +351,7 @@ class Supervised(DepthSystem[SupervisedConfig]):
                     module.eval().requires_grad_(False)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Those of the network, where its paper multiplies the rate of some layers; without what never learns."""
+        """The network's groups, if its paper multiplies the rate of some layers, without frozen parameters."""
         hook = getattr(self.depth_net, "parameter_groups", None)
         groups = []
         entered = getattr(self.depth_net, "stage", "")

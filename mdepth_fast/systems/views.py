@@ -1,4 +1,4 @@
-"""Samples of several views of a scene: their configuration, their data sets, and the batch that a step works on."""
+"""Samples with several views of a scene: their configuration, their data sets, and the batch of a training step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ __all__ = ["AugmentConfig", "DataConfig", "Views", "evaluation_views", "training
 
 @dataclass(frozen=True)
 class Views:
-    """A batch of B targets, each with S sources, as `mdepth_fast.data.Augment` gives it.
+    """A batch of B targets, each with S sources, as `mdepth_fast.data.Augment` returns it.
 
-    What objectives compare is `target` and `sources`; what networks see is `target_aug` and `sources_aug`, the same
-    with other colours. Images are float in [0, 1].
+    Objectives compare `target` and `sources`. Networks see `target_aug` and `sources_aug`, the same images with other
+    colours. Images are float in [0, 1].
     """
 
     target: Tensor
@@ -36,40 +36,40 @@ class Views:
     T: Tensor
     """(B,S,4,4), target camera to source camera; the identity where the pose is not known"""
     pyramid: list[Tensor]
-    """the target, and images of half the size of the one before: (B,3,H/2^s,W/2^s)"""
+    """the target at scales s = 0, 1, ..., each half the size of the one before: (B,3,H/2^s,W/2^s)"""
     offsets: tuple[int | str, ...]
-    """of every source: an integer is a frame offset, whose pose is not known; a name ("stereo") has a known pose"""
+    """one per source: an integer is a frame offset with unknown pose; a name ("stereo") has a known pose"""
     names: list[str]
-    """of the samples"""
+    """names of the samples"""
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any], offsets: Sequence[int | str]) -> "Views":
-        """From the dictionary of `Augment` and the `sources` of its data set."""
+        """Builds views from the dictionary of `Augment` and the `sources` of its data set."""
         tensors = ("target", "sources", "target_aug", "sources_aug", "K", "source_K", "T", "pyramid")
         return cls(**{key: batch[key] for key in tensors}, offsets=tuple(offsets), names=list(batch["name"]))
 
 
 @dataclass
 class DataConfig:
-    """What is trained and validated on.
+    """The training and validation data.
 
     Args:
-        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw tree), folder (own frames).
-        root: folder of the data; needed by kitti and folder.
+        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), folder (your frames).
+        root: folder of the data, required for kitti and folder.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
-        sources: frame offsets relative to the target, and "stereo"; empty takes what the data set has.
+        sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
         split: kitti: file of training lines "folder index side", or null for all frames under the root.
         val_split: kitti: file of validation lines, or null for no validation.
-        ground_truth: kitti: lidar (camera z), lidar_x (historic Eigen ground truth) or annotated.
+        ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
         intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
         depth: folder: folder of 16-bit PNGs in millimetres named like the frames, for validation, or null.
         batch_size: samples per step over all processes.
-        repeat: times that every sample is shown per epoch.
-        workers: processes that decode images; 0 decodes in the training process.
-        skip_bad: leave out samples that cannot be read, and count them, where the default stops with an error.
+        repeat: number of times to show every sample per epoch.
+        workers: number of processes that decode images; 0 decodes in the training process.
+        skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
     """
 
     name: Literal["motorcycle", "synthetic", "kitti", "folder"] = "motorcycle"
@@ -96,7 +96,7 @@ class AugmentConfig:
 
     Args:
         flip: probability of a horizontal flip.
-        jitter: probability of colour jitter, which only the networks' inputs get.
+        jitter: probability of colour jitter, applied only to the networks' inputs.
         brightness: range of the factor, 1 +- brightness.
         contrast: range of the factor, 1 +- contrast.
         saturation: range of the factor, 1 +- saturation.
@@ -112,7 +112,7 @@ class AugmentConfig:
 
 
 def training_views(data: DataConfig, seed: int) -> Any:
-    """The data set that is trained on; its `sources` say the mode: offsets M, "stereo" S, both MS."""
+    """The training data set; its `sources` define the mode: offsets M, "stereo" S, both MS."""
     size = _size(data)
     given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
     if data.name == "motorcycle":
@@ -131,7 +131,7 @@ def training_views(data: DataConfig, seed: int) -> Any:
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
-    """The samples with ground truth that belong to the training set: held out where there are any, or None."""
+    """The samples with ground truth for the training set, held out if possible, or None."""
     size = _size(data)
     if data.name == "motorcycle":
         return MotorcycleStereo(**size, evaluation=True)
@@ -164,7 +164,7 @@ def _size(data: DataConfig) -> dict[str, Any]:
 
 
 def root_folder(data: Any) -> Path:
-    """The folder that `data.root` names; ValueError or FileNotFoundError where there is none."""
+    """The folder that `data.root` names; ValueError or FileNotFoundError if there is none."""
     if not data.root:
         raise ValueError(f"data.root: expected the folder of the {data.name} data, got none; give --data.root=FOLDER")
     if not Path(data.root).is_dir():
