@@ -1,17 +1,23 @@
 // Lets a C++20 compiler take the .cuh files for ordinary functions: force-included before them. A CUDA thread is a
-// std::thread, blocks run one after another, shared memory is static. Every __syncthreads() in the source has a number,
+// std::thread, or with MDEPTH_FIBERS a fiber, blocks run one after another, shared memory is static. Every __syncthreads() in the source has a number,
 // and one of them can be taken out, so that a test can see that the race detector notices.
 #pragma once
 #include <atomic>
 #include <barrier>
 #include <cstdint>
 
+#if defined(MDEPTH_FIBERS)
+#include "fibers.h"
+#else
+using Meeting = std::barrier<>;
+#endif
+
 struct Index {
   unsigned x;
 };
 
 inline thread_local Index threadIdx, blockIdx;
-inline std::barrier<>* block_barrier = nullptr;
+inline Meeting* block_barrier = nullptr;
 inline int dropped_barrier = -1;  // its __COUNTER__
 
 inline void wait_for_block(int number) {

@@ -41,19 +41,24 @@ inline const HostKernel host_kernels[] = {MDEPTH_ALL_KERNELS(HOST_KERNEL)};
 inline bool run_on_host(const char* name, int64_t blocks, int threads, const void* params, bool descending = false) {
   for (const HostKernel& kernel : host_kernels) {
     if (std::strcmp(kernel.name, name) != 0) continue;
-    std::barrier<> inner(threads), outer(threads);
+    Meeting inner(threads), outer(threads);
     block_barrier = &inner;
+    const auto enter = [](int t) { threadIdx.x = unsigned(t); };
+    const auto run = [&](int t) {
+      enter(t);
+      for (int64_t b = 0; b < blocks; ++b) {
+        blockIdx.x = unsigned(descending ? blocks - 1 - b : b);
+        kernel.run(params);
+        outer.arrive_and_wait();
+      }
+    };
+#if defined(MDEPTH_FIBERS)
+    Fibers::run_all(threads, run, enter);
+#else
     std::vector<std::thread> pool;
-    for (int t = 0; t < threads; ++t)
-      pool.emplace_back([&, t] {
-        threadIdx.x = unsigned(t);
-        for (int64_t b = 0; b < blocks; ++b) {
-          blockIdx.x = unsigned(descending ? blocks - 1 - b : b);
-          kernel.run(params);
-          outer.arrive_and_wait();
-        }
-      });
+    for (int t = 0; t < threads; ++t) pool.emplace_back(run, t);
     for (std::thread& thread : pool) thread.join();
+#endif
     return true;
   }
   return false;

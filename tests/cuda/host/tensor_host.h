@@ -41,7 +41,7 @@ inline void round_to(float value, Tf32& x) {
 }
 
 struct Lanes {
-  std::barrier<> barrier{32};
+  Meeting barrier{32};
   unsigned a[32][4], b[32][2];
 };
 inline Lanes lanes_of_warp[32];
