@@ -238,7 +238,7 @@ def _icp(backend, source_points, target_points, init):
         (source_points.flatten(1, 2)[:, few], target_points.flatten(1, 2)[:, few]),
     ):
         outputs.append(ops.icp_align(source, target, init, iterations=0, backend=backend).residual.square())
-        aligned = ops.icp_align(source.detach(), target, init, backend=backend)
+        aligned = ops.icp_align(source.detach(), target, init, iterations=2, backend=backend)
         constants += [aligned.T, aligned.residual, aligned.valid.to(aligned.residual.dtype)]
     return outputs + constants
 
