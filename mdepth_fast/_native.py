@@ -17,6 +17,7 @@ __all__ = [
     "Params",
     "address",
     "aligned",
+    "backends",
     "code",
     "cuda_unavailable",
     "has",
@@ -146,6 +147,13 @@ class Params:
 def has(op: str) -> bool:
     """Whether the compiled module has this function; where there is no module, nothing is known to be missing."""
     return _module is None or op in _module.ops
+
+
+def backends(op: str) -> tuple[str, ...]:
+    """The backends that run this function from C++; those of the GPU need its launch plan."""
+    if not has(op):
+        return ()
+    return ("cpu", "cuda", "nvrtc") if _module is None or _module.ops[op].has_plan else ("cpu",)
 
 
 @functools.cache

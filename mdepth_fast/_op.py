@@ -251,7 +251,7 @@ class Kernel:
             values = self.values(arguments, keywords)
             return self._given(self.fake(values), values)
 
-        for backend in ("cpu", "cuda", "nvrtc") if _native.has(self.name) else ():
+        for backend in _native.backends(self.name):
             _dispatch.implementation(self.name, backend)(functools.partial(self.native, backend))
         _LIBRARY.impl(self.name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"mdepth::{self.name}", fake, lib=_LIBRARY)

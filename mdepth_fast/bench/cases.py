@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdepth_fast import ops
 from mdepth_fast.evaluation import get_protocol
-from mdepth_fast.geometry import pose_matrix
+from mdepth_fast.geometry import backproject, pose_matrix
 from mdepth_fast.losses import MonodepthLoss
 from mdepth_fast.models import DepthModel, create_model
 from mdepth_fast.ops.nnconv5 import reference as nnconv5_reference
@@ -336,6 +336,35 @@ _add(
         flops_per_pixel=0.54 * 0.06 * 80,
         size=(1, 375, 1242),
         gpu_batch=8,
+    )
+)
+
+
+def _clouds(batch: int, height: int, width: int) -> dict[str, Any]:
+    """Organised clouds of smooth depth, 2 to 8 units away, a small motion apart; ICP starts at the identity."""
+    s = scene(batch, height, width, 1, 4)
+    points = backproject(s["depths"][3], s["K"])
+    axis_angle, shift = torch.tensor([0.001, -0.002, 0.001]), torch.tensor([0.01, -0.005, 0.02])
+    T = pose_matrix(axis_angle, shift, invert=True)
+    source = T[:3, :3] @ points.flatten(2) + T[:3, 3:]
+    return {
+        "source_points": source.mT.unflatten(1, (height, width)).contiguous(),
+        "target_points": points.permute(0, 2, 3, 1).contiguous(),
+        "init": torch.eye(4).repeat(batch, 1, 1),
+    }
+
+
+_add(
+    Case(
+        "icp_align",
+        "icp_align",
+        _clouds,
+        ("source_points",),
+        lambda **t: ops.icp_align(**t).residual,
+        bytes_per_pixel=11 * 2 * 12 + 13 + 25,  # both clouds in 10 iterations and at the end, residual, mask; gradient
+        flops_per_pixel=11 * (49 * 9 + 60) + 15,
+        size=(4, 128, 416),
+        gpu_batch=4,
     )
 )
 

@@ -5,6 +5,7 @@ from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
 from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
 from mdepth_fast.ops.disparity_to_depth import disparity_to_depth
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
+from mdepth_fast.ops.icp_align import IcpResult, icp_align
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
 from mdepth_fast.ops.nnconv5 import nnconv5
@@ -16,12 +17,14 @@ from mdepth_fast.ops.silog_loss import silog_loss
 __all__ = [
     "DEPTH_SUMS",
     "ConvBlock",
+    "IcpResult",
     "MinReprojection",
     "berhu_loss",
     "conv_stack",
     "depth_metrics",
     "disparity_to_depth",
     "edge_aware_smoothness",
+    "icp_align",
     "inverse_warp",
     "min_reprojection",
     "nnconv5",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from scenes import scene
 
 from mdepth_fast import ops
+from mdepth_fast.geometry import backproject, pose_matrix
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,40 @@ def _metrics(backend, prediction, ground_truth, scale, shift):
     return [depth, ops.depth_metrics(1 / prediction, ground_truth, **inverse, **options)]
 
 
+def icp_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """Organised clouds of a pinhole camera, the source a little moved and noisy; a tenth of its points is missing."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 4 + torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    K = torch.tensor([[0.9 * width, 0, width / 2 - 0.3], [0, width, height / 2], [0, 0, 1]], dtype=torch.float64)
+    target = backproject(depth, K.expand(batch, 3, 3)).permute(0, 2, 3, 1)
+    vectors = torch.randn(2, batch, 3, generator=generator, dtype=torch.float64) * 2e-3
+    T = pose_matrix(*vectors)
+    noise = 1e-3 * torch.randn(target.shape, generator=generator, dtype=torch.float64)
+    missing = torch.rand(batch, height, width, 1, generator=generator) < 0.1
+    moved = (target - T[:, None, None, :3, 3]) @ T[:, None, :3, :3] + noise
+    init = pose_matrix(0.5 * vectors[0], 2 * vectors[1])
+    return {
+        "source_points": moved.masked_fill(missing, 0).to(dtype),
+        "target_points": target.to(dtype).contiguous(),
+        "init": init.to(dtype),
+    }
+
+
+def _icp(backend, source_points, target_points, init):
+    """As images and as plain clouds. Only without iterations is the rule's gradient the derivative; the square has a
+    second one."""
+    outputs, constants = [], []
+    few = slice(0, 200)  # the reference compares all with all
+    for source, target in (
+        (source_points, target_points),
+        (source_points.flatten(1, 2)[:, few], target_points.flatten(1, 2)[:, few]),
+    ):
+        outputs.append(ops.icp_align(source, target, init, iterations=0, backend=backend).residual.square())
+        aligned = ops.icp_align(source.detach(), target, init, iterations=2, backend=backend)
+        constants += [aligned.T, aligned.residual, aligned.valid.to(aligned.residual.dtype)]
+    return outputs + constants
+
+
 def awkward_metrics(dtype):
     """Arguments of `depth_metrics`: numbers that are not finite, at the ends of the ranges, and windows, by name."""
     maps = _metrics_inputs(2, 9, 131, dtype)
@@ -255,6 +290,7 @@ CASES = [
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
+    Case("icp_align", icp_inputs, ("source_points",), _icp, kernels=False),
     Case("silog_loss", sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
     Case("berhu_loss", sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(

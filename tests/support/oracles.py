@@ -223,3 +223,56 @@ def conv_block(x, weight, bias, dw_weight=None, dw_bias=None, stride=1, cap=None
                         total += weight[o, c, dy, dx] * x[c, row, column]
         out[o, y, x_] = min(max(total, 0.0), np.inf if cap is None else cap)
     return out
+
+
+def icp_align(source, target, init, iterations, reach=None):
+    """Clouds (N,3) and (M,3) or, with a window's `reach`, (H,W,3): T, residual (N,3), valid (N,)."""
+    points = target.reshape(-1, 3)
+    good = np.isfinite(points).all(1)
+    usable = np.isfinite(source).all(1)
+    if reach is not None:
+        width = target.shape[1]
+        with np.errstate(invalid="ignore"):
+            good, usable = good & (points[:, 2] > 1e-6), usable & (source[:, 2] > 1e-6)
+        rows, columns = np.divmod(np.flatnonzero(good), width)
+        rays = points[good, :2] / points[good, 2:]
+        lines = [
+            np.linalg.lstsq(np.stack([ray, np.ones_like(ray)], 1), pixels, rcond=None)[0]
+            for ray, pixels in zip(rays.T, (columns, rows))
+        ]
+
+    def match(T):
+        found = np.full(len(source), -1)
+        for i in np.flatnonzero(usable):
+            p = T[:3, :3] @ source[i] + T[:3, 3]
+            allowed = good.copy()
+            if reach is not None:
+                if not p[2] > 1e-6:
+                    continue
+                u, v = (np.floor(a * x / p[2] + b + 0.5) for (a, b), x in zip(lines, p))
+                row, column = np.divmod(np.arange(len(points)), width)
+                allowed &= (abs(column - u) <= reach) & (abs(row - v) <= reach)
+            if allowed.any():
+                distance = ((points - p) ** 2).sum(1)
+                found[i] = np.where(allowed, distance, np.inf).argmin()
+        return found
+
+    T = init.copy()
+    for _ in range(iterations):
+        found = match(T)
+        valid = found >= 0
+        if valid.sum() >= 3:
+            T = kabsch(source[valid] @ T[:3, :3].T + T[:3, 3], points[found[valid]]) @ T
+    found = match(T)
+    valid = found >= 0
+    residual = np.where(valid[:, None], points[found] - (source @ T[:3, :3].T + T[:3, 3]), 0)
+    return T, residual, valid
+
+
+def kabsch(p, q):
+    """The rigid transform (4,4) that takes points p (N,3) closest to q, by the singular value decomposition."""
+    u, _, vt = np.linalg.svd((p - p.mean(0)).T @ (q - q.mean(0)))
+    T = np.eye(4)
+    T[:3, :3] = vt.T @ np.diag([1, 1, np.linalg.det(vt.T @ u.T)]) @ u.T
+    T[:3, 3] = q.mean(0) - T[:3, :3] @ p.mean(0)
+    return T

@@ -6,6 +6,7 @@
 #include "mdepth/depth_metrics.h"
 #include "mdepth/disparity_to_depth.h"
 #include "mdepth/edge_aware_smoothness.h"
+#include "mdepth/icp_align.h"
 #include "mdepth/inverse_warp.h"
 #include "mdepth/min_reprojection.h"
 #include "mdepth/nnconv5.h"
@@ -36,6 +37,7 @@
 
 #define MDEPTH_CPU_OPS(OP)        \
   OP(conv_stack, ConvStackParams) \
+  OP(icp_align, IcpAlignParams)   \
   OP(nnconv5_weight_gradients, NnConv5WeightGradientsParams)
 
 // The CPU kernels exist once per instruction set, in a namespace of its name. Each returns 0, or 1 when memory for its row
