@@ -7,6 +7,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from mdepth_fast.files import replacing
@@ -37,7 +38,8 @@ def draw(run: Path) -> None:
     sample = kind.evaluation_data(trained.config)[0]
     system = kind.create(trained.config, kind.training_data(trained.config))
     system.net.load_state_dict(trained.net.state_dict())
-    cells = list(system.eval().panel(sample))[:3]  # image, prediction, ground truth
+    with torch.inference_mode():
+        cells = list(system.eval().panel(sample))[:3]  # image, prediction, ground truth
     with tempfile.TemporaryDirectory() as temporary:
         large = Path(temporary) / "panel.png"
         draw_panel(large, cells)

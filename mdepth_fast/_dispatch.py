@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -107,8 +107,10 @@ def implementation(function: str, backend: str) -> Callable[[Callable[..., Any]]
     return register
 
 
-def full_precision(device: torch.device) -> torch.autocast:
-    """Context in which the reference computes what the kernels compute: without autocast."""
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which PyTorch computes what the kernels compute: without autocast."""
+    if device.type == "meta":  # has no autocast
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 

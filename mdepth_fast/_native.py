@@ -130,7 +130,7 @@ class Params:
         """Raises ValueError for more elements than an array member has room for."""
         get = members.get
         if not self._arrays:
-            return self._struct.pack(*[get(name, 0) for name in self.names])
+            return self._packed([get(name, 0) for name in self.names])
         values: list[Any] = []
         for name in self.names:
             count = self._arrays.get(name)
@@ -141,7 +141,13 @@ class Params:
             if len(elements) > count:
                 raise ValueError(f"{name}: expected at most {count}, got {len(elements)}")
             values += [*elements, *[0] * (count - len(elements))]
-        return self._struct.pack(*values)
+        return self._packed(values)
+
+    def _packed(self, values: list[Any]) -> bytes:
+        try:
+            return self._struct.pack(*values)
+        except struct.error as error:
+            raise ValueError(f"a number does not fit into the kernels' parameters: {error}") from None
 
 
 def has(op: str) -> bool:

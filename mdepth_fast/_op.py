@@ -115,8 +115,9 @@ class Kernel:
         asks: Mapping[str, Callable[[], Any]] | None = None,
         any_layout: bool = False,
         after: Callable[..., None] | None = None,
+        sane: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
-        self.name, self.inputs, self.outputs = name, dict(inputs), dict(outputs)
+        self.name, self.inputs, self.outputs, self.sane = name, dict(inputs), dict(outputs), sane
         self.of_nothing, self.asks, self.any_layout, self.after = of_nothing, dict(asks or {}), any_layout, after
         flags = dict.fromkeys(one.only_if for one in outputs.values() if one.only_if)
         self.options = {**options, **dict.fromkeys(flags, bool)}
@@ -209,6 +210,8 @@ class Kernel:
     def native(self, backend: str, **values: Any) -> tuple[Tensor | None, ...]:
         """The implementation of every backend that runs C++: "cpu", "cuda", "nvrtc"."""
         sizes = self.sizes(values)
+        if self.sane is not None and (wrong := self.sane(sizes)):
+            raise RuntimeError(f"{self.name}: expected {wrong}, got {sizes}")
         outputs = self.allocate(values, sizes, raw=True)
         first = self.first(values)
         dtype, device = first.dtype, first.device
@@ -249,6 +252,9 @@ class Kernel:
 
         def fake(*arguments: Any, **keywords: Any) -> Any:
             values = self.values(arguments, keywords)
+            devices = {one.device for name in self.inputs for one in _listed(values[name]) if one is not None}
+            if len(devices) > 1:
+                raise RuntimeError(f"{self.name}: expected tensors on one device, got {sorted(map(str, devices))}")
             return self._given(self.fake(values), values)
 
         for backend in _native.backends(self.name):
@@ -292,6 +298,7 @@ class Op:
             contiguous tensors of the working dtype, and are given those parameters.
         fake: the outputs' memory, where the declaration does not say it all.
         after: called with the first output, and by keyword all that was given: may explain a NaN.
+        sane: what kernels need of the sizes, in words where it does not hold: the registered function is anybody's.
 
     A call takes `backend` as the public functions do ("" or None: the thread's choice, else automatic), and the inputs
     and options by name.
@@ -311,6 +318,7 @@ class Op:
         any_layout: bool = False,
         fake: Callable[..., Tensor] | None = None,
         after: Callable[..., None] | None = None,
+        sane: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
         self.name, self.reference, self.gradient = name, reference, backward
         self.public = len(outputs)
@@ -322,6 +330,7 @@ class Op:
             of_nothing=of_nothing,
             any_layout=any_layout,
             after=after,
+            sane=sane,
         )
         if fake is not None:
             self.forward.fake = lambda values: (fake(**values),)  # type: ignore[method-assign]
@@ -362,7 +371,13 @@ class Op:
             flag = f"need_{name}" if several else None
             outputs[f"grad_{name}"] = Array(sizes, one.dtype, like=name, only_if=flag, zeroed=name in gradient.zeroed)
         kernel = Kernel(
-            f"{self.name}_backward", inputs, options, outputs, asks=gradient.asks, any_layout=forward.any_layout
+            f"{self.name}_backward",
+            inputs,
+            options,
+            outputs,
+            asks=gradient.asks,
+            any_layout=forward.any_layout,
+            sane=forward.sane,
         )
         if function := gradient.function:
             for name in _dispatch.BACKENDS:
@@ -439,6 +454,11 @@ class Op:
         for name in self.backward.options:
             if name.startswith("need_"):
                 values[name] = wanted[name.removeprefix("need_")]
+        if self.gradient.function is None and torch._C._functorch.is_legacy_batchedtensor(values["grad"]):
+            raise RuntimeError(
+                f"{self.name}: the fused backends take one gradient at a time (no is_grads_batched, no vectorize); "
+                'call it with backend="reference"'
+            )
         if _traces(values, self.backward.inputs) or torch.is_grad_enabled():
             found = getattr(torch.ops.mdepth, self.backward.name)(*self.backward.arguments(values), backend)
             outputs = found if isinstance(found, tuple) else (found,)
@@ -522,7 +542,7 @@ def _listed(value: Any) -> Iterable[Any]:
 
 
 def _traces(values: Values, inputs: Mapping[str, Array]) -> bool:
-    """Whether anything looks at what is called: a compiler, an exporter, a mode, a subclass, a profiler.
+    """Whether anything looks at what is called: compiler, exporter, mode, subclass, profiler, lazy negation.
 
     Then the registered function runs, which all of these know.
     """
@@ -535,7 +555,12 @@ def _traces(values: Values, inputs: Mapping[str, Array]) -> bool:
         return True
     for name in inputs:
         for tensor in _listed(values[name]):
-            if type(tensor) is not Tensor and tensor is not None and type(tensor) is not torch.nn.Parameter:
+            if tensor is None:
+                continue
+            if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+                return True
+            # Numbers that memory does not hold as they are: the dispatcher resolves them.
+            if tensor.is_neg() or tensor._is_zerotensor():
                 return True
     return False
 

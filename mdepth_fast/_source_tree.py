@@ -70,6 +70,9 @@ def _compiled(name: str) -> ModuleSpec:
     other = None
     for spec in _candidates(name):
         assert spec.origin is not None
+        if not Path(spec.origin).stat().st_size:  # of a build that was interrupted
+            other = spec.origin
+            continue
         with Path(spec.origin).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if (found := _MARKER.search(content)) and found[0].startswith(wanted + b"+"):
                 return spec

@@ -1,6 +1,6 @@
 """Argument checks of the public ops: a clear error names the argument, what was expected and what came."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -88,6 +88,17 @@ def same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None
     for name, other in others.items():
         if other is not None and other.device != first.device:
             raise ValueError(f"{name}: expected device {first.device}, where {first_name} is, got {other.device}")
+
+
+def windows(sizes: Mapping[str, int]) -> str | None:
+    """What kernels of 3x3 windows need of their sizes, in words where it does not hold."""
+    fits = sizes["height"] >= 2 and sizes["width"] >= 2 and sizes.get("channels", 1) >= 1
+    return None if fits else "at least 1 channel, H and W of at least 2"
+
+
+def some(sizes: Mapping[str, int]) -> bool:
+    """Whether every size but the batch is at least 1."""
+    return all(size >= 1 for name, size in sizes.items() if name != "batch")
 
 
 def window_fits(image: Tensor, name: str) -> None:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,8 @@ def _check_blocks(x: Tensor, blocks: Sequence[ConvBlock]) -> None:
             raise ValueError(f"{name}cap: expected a number above 0 or None, got {cap!r}")
         _checks.tensor(weight, name + "weight", (None, channels, None, None), "(O, C, k, k)")
         outputs, _, kernel, other = weight.shape
+        if outputs == 0:
+            raise ValueError(f"{name}weight: expected at least 1 output channel, got shape {tuple(weight.shape)}")
         if kernel != other or kernel % 2 == 0 or (dw_weight is not None and kernel != 1):
             side = "k odd" if dw_weight is None else "k = 1 behind a depthwise convolution"
             raise ValueError(f"{name}weight: expected (O, C, k, k), {side}, got shape {tuple(weight.shape)}")
@@ -194,8 +196,16 @@ _OP = Op(
     any_layout=True,
     fake=_fake,
 )
+
+
+def _chain(backend: str, x: Tensor, **options: Any) -> Tensor:
+    """A GPU's: `nnconv5` for the blocks that it knows, PyTorch for the others."""
+    with _dispatch.full_precision(x.device):
+        return reference(x=x, **options, backend=backend)
+
+
 for _backend in ("cuda", "triton", "nvrtc"):
-    _dispatch.implementation("conv_stack", _backend)(functools.partial(reference, backend=_backend))
+    _dispatch.implementation("conv_stack", _backend)(functools.partial(_chain, _backend))
 
 
 @_dispatch.implementation("conv_stack", "cpu")
@@ -209,6 +219,12 @@ def _native_run(
     skips: Sequence[int],
 ) -> Tensor:
     _OP.forward.sizes({"x": x, "weights": weights})
+    lists = (depthwise, strides, caps, doubled, skips)
+    if len({len(one) for one in lists}) > 1 or len(weights) != sum(4 if dw else 2 for dw in depthwise) or not weights:
+        raise RuntimeError("conv_stack: expected lists of one length, and two or four weights a block")
+    shapes: list[tuple[int, int, int]] = [(x.shape[1], x.shape[2], x.shape[3])]
+    if min(shapes[0]) < 1:
+        raise RuntimeError(f"conv_stack: x: expected C, H and W of at least 1, got shape {tuple(x.shape)}")
     planes = not depthwise[0] and weights[0].shape[-1] > 1 and x.is_contiguous()  # a dense block reads these too
     layout = torch.contiguous_format if planes else torch.channels_last
     x = x.contiguous(memory_format=layout)
@@ -234,9 +250,14 @@ def _native_run(
             kernel = dw_weight.shape[-1]
             members["dw_weight"] = address(dw_weight, "dw_weight", inputs, 1, kernel, kernel)
             members["dw_bias"] = address(dw_bias, "dw_bias", inputs)
-        if skip >= len(packed) or (has_dw and (kernel not in (3, 5) or stride not in (1, 2))):
+        if stride not in (1, 2) or (kernel not in (3, 5) if has_dw else kernel % 2 == 0):
+            raise RuntimeError(f"conv_stack: block {len(packed)}: expected stride 1 or 2 and a kernel of an odd size")
+        _, rows, columns = shapes[-1]
+        shapes.append((outputs, *_size(rows, columns, stride, twice)))
+        if outputs < 1 or not -1 <= skip < len(packed) or (skip >= 0 and shapes[skip + 1] != shapes[-1]):
             raise RuntimeError(
-                f"conv_stack: block {len(packed)}: expected kernel 3 or 5, stride 1 or 2, a block before it"
+                f"conv_stack: block {len(packed)}: expected at least 1 output channel, and as skip -1 or a block "
+                f"before it with a result of its shape {shapes[-1]}, got {skip}"
             )
         packed.append(block.pack({**members, "kernel": kernel}))
         inputs = outputs

@@ -1,6 +1,7 @@
 """The sums over pixels that determine all depth metrics."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -149,6 +150,13 @@ def reference(
     return torch.stack([torch.where(on, term, 0).sum(1, dtype=torch.float64) for term in terms], 1)
 
 
+def _inside(sizes: Mapping[str, int]) -> str | None:
+    rows, columns = (sizes[n] for n in ("top", "bottom")), (sizes[n] for n in ("left", "right"))
+    (top, bottom), (left, right) = rows, columns
+    inside = 0 <= top <= bottom <= sizes["height"] and 0 <= left <= right <= sizes["width"]
+    return None if inside else "a window inside of the images"
+
+
 _OP = Op(
     "depth_metrics",
     reference,
@@ -163,5 +171,6 @@ _OP = Op(
         **dict.fromkeys(("min_valid", "max_valid", "min_depth", "max_depth"), float),
         "inverse": bool,
     },
+    sane=_inside,
     outputs={"sums": array(torch.float64, "batch", len(DEPTH_SUMS))},
 )

@@ -60,6 +60,7 @@ _OP = Op(
     reference,
     inputs={"disparity": T("batch", 1, "map_height", "map_width")},
     options={"height": int, "width": int, "min_depth": float, "max_depth": float},
+    sane=lambda sizes: None if _checks.some(sizes) else "sizes of at least 1",
     outputs={"depth": T("batch", 1, "height", "width")},
     backward=Backward(
         takes=("disparity", "depth", "min_depth", "max_depth"),

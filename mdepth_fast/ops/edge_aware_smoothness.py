@@ -31,6 +31,8 @@ def edge_aware_smoothness(disparity: Tensor, image: Tensor, *, backend: str | No
     _checks.same_device(disparity, "disparity", image=image)
     if height < 2 or width < 2:
         raise ValueError(f"disparity: expected H and W of at least 2, got {height}x{width}")
+    if image.shape[1] == 0:
+        raise ValueError(f"image: expected at least 1 channel, got shape {tuple(image.shape)}")
     dtype = _checks.working_dtype(disparity, image)
     disparity, image = disparity.to(dtype), image.detach().to(dtype)
     loss: Tensor = _OP(backend, disparity=disparity, image=image)
@@ -62,6 +64,7 @@ _OP = Op(
     },
     outputs={"loss": total()},
     kept={"grad_disparity": T("batch", 1, "height", "width", only_if="need_grad")},
+    sane=_checks.windows,
     backward=Backward(takes=("grad_disparity",), gradients=("disparity",), function=_scaled),
     of_nothing=float("nan"),  # the mean over nothing, as PyTorch has it
 )

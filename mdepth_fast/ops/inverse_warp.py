@@ -108,6 +108,7 @@ _OP = Op(
         "projection": array(torch.float64, "batch", 3, 4),
     },
     options={"padding": str},
+    sane=lambda sizes: None if sizes["source_height"] and sizes["source_width"] else "a source of at least 1x1",
     outputs={
         "warped": T("batch", "channels", "height", "width"),
         "valid": array(torch.bool, "batch", 1, "height", "width"),

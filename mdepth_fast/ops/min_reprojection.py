@@ -47,7 +47,7 @@ def min_reprojection(
 
     Args:
         target: (B, 3, H, W), range [0, 1], H and W at least 2; gets no gradient.
-        sources: (B, S, 3, H, W), S at least 1; get no gradient.
+        sources: (B, S, 3, H, W), S from 1 to 127; get no gradient.
         depth: (B, 1, H, W), or a sequence of them: the scales, at full resolution; they share the identity term.
         K: (B, 3, 3) in pixels. T: (B, S, 4, 4), target camera to source camera.
         source_K: (B, S, 3, 3); None for `K`.
@@ -69,8 +69,8 @@ def min_reprojection(
     batch, _, height, width = target.shape
     _checks.tensor(sources, "sources", (batch, None, 3, height, width), "(B, S, 3, H, W)")
     count = sources.shape[1]
-    if count == 0:
-        raise ValueError(f"sources: expected at least 1 source (S), got shape {tuple(sources.shape)}")
+    if not 1 <= count <= 127:  # of which `selection` says one in 8 bits
+        raise ValueError(f"sources: expected 1 to 127 sources (S), got shape {tuple(sources.shape)}")
     depths = [depth] if isinstance(depth, Tensor) else depth
     if not isinstance(depths, Sequence) or len(depths) == 0:
         raise TypeError(f"depth: expected a tensor or a non-empty sequence of tensors, got {type(depth).__name__}")
@@ -164,6 +164,7 @@ _OP = Op(
         "identity_noise": T("batch", "sources", "height", "width", optional=True),
     },
     options={"ssim_weight": float, "auto_mask": bool, "padding": str},
+    sane=lambda sizes: _checks.windows(sizes) or (None if 1 <= sizes["sources"] <= 127 else "1 to 127 sources"),
     outputs={
         "loss": total("scales"),
         "selection": array(torch.int8, "scales", "batch", 1, "height", "width"),

@@ -172,6 +172,8 @@ def _native_run(backend: str, x: Tensor, pw_weight: Tensor, skip: Tensor | None,
         pw_weight, skip = _native.aligned(pw_weight), None if skip is None else _native.aligned(skip)
     stored, device = x.dtype, x.device
     sizes = _OP.forward.sizes({"x": x, "pw_weight": pw_weight, "skip": skip, **weights})
+    if not _checks.some(sizes):
+        raise RuntimeError(f"nnconv5: expected sizes of at least 1, got {sizes}")
     out = torch.empty(_OP.forward.outputs["out"].shape(sizes), dtype=stored, device=device, memory_format=layout)
     members: dict[str, Any] = {
         **sizes,
@@ -223,6 +225,15 @@ def backward(
     They take the gradient of the depthwise (pointwise) product and the input of that product. The activations are
     recomputed, so only inputs are saved; PyTorch computes these products, in float32 for half.
     """
+    with _dispatch.full_precision(values["x"].device):
+        return _backward(depthwise_weight_gradient, pointwise_weight_gradient, values)
+
+
+def _backward(
+    depthwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
+    pointwise_weight_gradient: Callable[[Tensor, Tensor], Tensor],
+    values: dict[str, Any],
+) -> tuple[Tensor | None, ...]:
     dtype = values["dw_scale"].dtype
     # Detached: which product PyTorch picks for a matmul depends on who wants a gradient, and the last bits with it.
     grad, x, *weights = (values[name].detach().to(dtype).contiguous() for name in ("grad", "x", *_WEIGHTS))
@@ -231,7 +242,8 @@ def backward(
     out_channels = pw_weight.shape[0]
     matrix = pw_weight.view(out_channels, channels)
 
-    depthwise = _depthwise(x, dw_weight)
+    # A weight in channels_last, which one of one input channel may be unseen, hands its layout on.
+    depthwise = _depthwise(x, dw_weight).contiguous()
     inner = _affine(depthwise, dw_scale, dw_shift)
     active = F.relu(inner)
     pointwise = torch.matmul(matrix, active.flatten(2)).view(batch, out_channels, height, width)

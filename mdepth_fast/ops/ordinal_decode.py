@@ -49,6 +49,7 @@ _OP = Op(
     "ordinal_decode",
     reference,
     inputs={"logits": T("batch", "2*bins", "height", "width"), "thresholds": T("bins+1")},
+    sane=lambda sizes: None if sizes["bins"] else "at least 1 bin",
     outputs={
         "depth": T("batch", 1, "height", "width"),
         "label": array(torch.int64, "batch", 1, "height", "width"),

@@ -68,6 +68,7 @@ _OP = Op(
         "thresholds": T("bins+1"),
         "valid": array(torch.bool, "batch", 1, "height", "width", optional=True),
     },
+    sane=lambda sizes: None if sizes["bins"] else "at least 1 bin",
     outputs={"loss": total()},
     kept={"count": array(torch.int64)},  # of valid pixels
     backward=Backward(takes=("logits", "depth", "thresholds", "valid", "count"), gradients=("logits",)),

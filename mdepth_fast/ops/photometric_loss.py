@@ -69,5 +69,6 @@ _OP = Op(
     },
     options={"ssim_weight": float},
     outputs={"loss": T("batch", 1, "height", "width")},
+    sane=_checks.windows,
     backward=Backward(takes=("prediction", "target", "ssim_weight"), gradients=("prediction", "target")),
 )

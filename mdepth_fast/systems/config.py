@@ -122,6 +122,9 @@ class Config:
         default = kind()
         sections = {entry.name: type(getattr(default, entry.name)) for entry in fields(kind)}
         given = {key: value for key, value in values.items() if key not in ("task", "system")}
+        for key, value in given.items():
+            if is_dataclass(sections.get(key)) and not isinstance(value, dict):
+                raise ValueError(f"{key}: expected a mapping of settings, got {value!r}")
         return kind(
             **{
                 key: sections[key](**value) if is_dataclass(sections.get(key)) else value

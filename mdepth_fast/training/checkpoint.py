@@ -1,6 +1,7 @@
 """The checkpoints of a run: whole or absent, the last one and the best one."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own writer copies from the system's temporary folder, which a kill can interrupt half way."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            free = shutil.disk_usage(Path(path).parent).free // 2**20
+            raise OSError(f"{path}: could not be written, {free} MiB are free: {str(error).splitlines()[0]}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def train(
 
     best = KeepBest(folder, monitor, config.trainer.monitor_mode) if monitor and held_out is not None else None
     record = folder / "metrics.json"
-    table = _Tables(best, at_start=checkpoint is None, write=record if main else None)
+    table = _Tables(best, at_start=checkpoint is None, write=record if main else None, say=say)
     bar = sys.stdout.isatty()
     options, every = trainer_options(config, module.system)
     trainer = Trainer(
@@ -152,7 +153,7 @@ def train(
             ),
             *([best] if best else []),
             table,
-            *([RichProgressBar()] if bar else []),
+            RichProgressBar() if bar else _Lines(say if main else lambda line: None),
             *callbacks,
         ],
         plugins=[AtomicCheckpointIO()],
@@ -168,15 +169,18 @@ def train(
     if main:
         if checkpoint and record.is_file():
             table.before = json.loads(record.read_text())["before"]
-        elif not checkpoint:
-            with replacing(folder / "config.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        with replacing(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        for left in folder.glob(".*.ckpt") if checkpoint else ():  # by a run that was killed while it saved
+            left.unlink(missing_ok=True)
         say(f"training {module.system.describe(len(dataset))}, into {folder}")
     try:
         trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit(1).
         if isinstance(stop.__context__, KeyboardInterrupt):
+            if main and (folder / LAST).is_file():
+                say(f"interrupted at step {trainer.global_step}; go on with --resume {folder}")
             raise KeyboardInterrupt from None
         raise
     trainer.save_checkpoint(folder / LAST)
@@ -247,12 +251,31 @@ def _check_monitor(config: Config, system: type[System[Any]]) -> str | None:
     return None if monitor is None else f"val/{monitor.removeprefix('val/')}"
 
 
+class _Lines(Callback):
+    """A line after an epoch, two a minute at most: progress where there is no terminal for a bar."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.next = say, 0.0
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+        if time.monotonic() < self.next and epoch != epochs:
+            return
+        self.next = time.monotonic() + 30
+        names = ("loss", *(f"val/{name}" for name in pl_module.system.shown))
+        values = {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}
+        numbers = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        self.say(f"epoch {epoch} of {epochs}, step {trainer.global_step}: {numbers}")
+
+
 class _Tables(Callback):
     """Evaluates before the first step and after the last one, in all processes together."""
 
-    def __init__(self, best: KeepBest | None, *, at_start: bool, write: Path | None) -> None:
+    def __init__(
+        self, best: KeepBest | None, *, at_start: bool, write: Path | None, say: Callable[[str], None]
+    ) -> None:
         self.loader: Any = None
-        self.best, self.at_start, self.write = best, at_start, write
+        self.best, self.at_start, self.write, self.say = best, at_start, write, say
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
 
@@ -261,6 +284,9 @@ class _Tables(Callback):
             self.before = self._evaluate(pl_module)
             if self.write is not None:
                 _write_metrics(self.write, self.before, None, {})
+                if self.before is not None:
+                    shown = pl_module.system.shown
+                    self.say("before: " + ", ".join(f"{name} {self.before[name]:.3f}" for name in shown))
 
     def on_train_end(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
         self.after = self._evaluate(pl_module)

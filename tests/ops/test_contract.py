@@ -384,3 +384,79 @@ def test_info_names_every_backend_and_reason():
         if not torch.cuda.is_available():
             assert backends["cpu"] is None and "CUDA" in backends["cuda"]
         assert op in mdepth_fast.info_text()
+
+
+@per_op
+def test_numbers_that_memory_does_not_hold_as_they_are(case):
+    """A lazy negation and zeros without memory: as inputs, and as the gradient that comes from above."""
+    inputs = case.inputs()
+    negated = {name: torch._neg_view(-value) for name, value in inputs.items()}
+    assert torch.equal(case.call("cpu", **negated)[0], case.call("cpu", **inputs)[0])
+    if not case.differentiable:
+        return
+    leaves = {name: value.clone().requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+    total = sum(output.sum() for output in case.call("cpu", **leaves))
+    wanted = [leaves[name] for name in case.differentiable]
+    plain = torch.autograd.grad(total, wanted, torch.tensor(-2.0), retain_graph=True)
+    lazy = torch.autograd.grad(total, wanted, torch._neg_view(torch.tensor(2.0)), retain_graph=True)
+    nothing = torch.autograd.grad(total, wanted, torch._efficientzerotensor(()))
+    assert all(torch.equal(a, b) for a, b in zip(plain, lazy))
+    assert not any(one.any() for one in nothing)
+
+
+@per_differentiable_op
+def test_autocast_around_the_backward_changes_nothing(case):
+    inputs = case.inputs()
+    results = []
+    for enabled in (False, True):
+        leaves = {name: value.clone().requires_grad_(name in case.differentiable) for name, value in inputs.items()}
+        total = sum(output.sum() for output in case.call("cpu", **leaves))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(torch.autograd.grad(total, [leaves[name] for name in case.differentiable]))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@per_differentiable_op
+def test_a_batch_of_gradients_is_right_or_refused(case):
+    leaves = {name: value.requires_grad_(name in case.differentiable) for name, value in case.inputs().items()}
+    output = case.call("cpu", **leaves)[0]
+    leaf, directions = leaves[case.differentiable[0]], torch.stack([torch.ones_like(output), -torch.ones_like(output)])
+    if _op.OPS[case.name].gradient.function is None:
+        with pytest.raises(RuntimeError, match=rf"^{case.name}: .*one gradient at a time"):
+            torch.autograd.grad(output, leaf, directions, is_grads_batched=True)
+        return
+    got = torch.autograd.grad(output, leaf, directions, is_grads_batched=True, retain_graph=True)[0]
+    (want,) = torch.autograd.grad(output, leaf, directions[0])
+    torch.testing.assert_close(got, torch.stack([want, -want]))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ops, r: ops.disparity_to_depth(r(1, 1, 0, 3), 4, 4, 0.1, 100.0, ""),
+        lambda ops, r: ops.inverse_warp(r(1, 3, 0, 0), r(1, 1, 4, 4), r(1, 3, 4).double(), "border", ""),
+        lambda ops, r: ops.inverse_warp(r(1, 3, 2, 2), r(1, 1, 4, 4), r(1, 3, 4).double(), "bordr", ""),
+        lambda ops, r: ops.photometric_loss(r(1, 0, 4, 4), r(1, 0, 4, 4), 0.85, ""),
+        lambda ops, r: ops.photometric_loss(r(1, 3, 1, 4), r(1, 3, 1, 4), 0.85, ""),
+        lambda ops, r: ops.photometric_loss(r(1, 3, 4, 4), r(1, 3, 4, 4, device="meta"), 0.85, ""),
+        lambda ops, r: ops.nnconv5(r(1, 0, 3, 3), r(0, 1, 5, 5), r(0), r(0), r(2, 0, 1, 1), r(2), r(2), None, ""),
+        lambda ops, r: ops.ordinal_decode(r(1, 0, 3, 3), r(1), ""),
+        lambda ops, r: ops.depth_metrics(
+            r(2, 5, 5), r(2, 5, 5), None, None, -10000, 10, 5, 20, 0.0, 1.0, 0.0, 1.0, False, ""
+        ),
+        lambda ops, r: ops.conv_stack(
+            r(1, 3, 64, 64), [r(9, 3, 3, 3), r(9), r(1, 9, 1, 1), r(1)], [False], [1], [9.0], [False], [-1], ""
+        ),
+        lambda ops, r: ops.conv_stack(
+            r(1, 3, 8, 8), [r(9, 3, 3, 3), r(9)], [False], [1, 2, 2], [9.0], [False] * 3, [-1], ""
+        ),
+        lambda ops, r: ops.conv_stack(
+            r(1, 3, 8, 8), [r(2, 3, 1, 1), r(2)] * 2, [False] * 2, [2, 1], [9.0] * 2, [False, True], [-1, 0], ""
+        ),
+        lambda ops, r: ops.conv_stack(r(1, 1, 5, 5), [r(0, 1, 1, 1), r(0)], [False], [1], [9.0], [False], [-1], ""),
+    ],
+)
+def test_hostile_arguments_of_registered_functions_reach_no_kernel(call):
+    with pytest.raises((RuntimeError, ValueError, KeyError)), _dispatch.record() as calls:
+        call(torch.ops.mdepth, torch.rand)
+    assert not calls

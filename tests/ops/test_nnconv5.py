@@ -2,6 +2,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from cases import CASES
 from scenes import relative_error
 
 from mdepth_fast.ops import nnconv5
@@ -113,3 +114,17 @@ def test_errors():
     ]:
         with pytest.raises(error, match=message):
             nnconv5(**{**good, name: wrong})
+
+
+def test_gradients_with_weights_in_channels_last():
+    """As `network.to(memory_format=torch.channels_last)` leaves them."""
+    inputs = next(case for case in CASES if case.name == "nnconv5").inputs(dtype=torch.float64)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = {
+            name: (value.contiguous(memory_format=layout) if value.dim() == 4 else value).detach().requires_grad_()
+            for name, value in inputs.items()
+        }
+        results.append(torch.autograd.grad(nnconv5(**leaves, backend="cpu").sum(), list(leaves.values())))
+    for got, want in zip(*results):
+        assert relative_error([got], [want]) < 1e-12
