@@ -457,6 +457,6 @@ def test_a_batch_of_gradients_is_right_or_refused(case):
     ],
 )
 def test_hostile_arguments_of_registered_functions_reach_no_kernel(call):
-    with pytest.raises((RuntimeError, ValueError, KeyError)), _dispatch.record() as calls:
+    with pytest.raises((RuntimeError, ValueError), match="expected"), _dispatch.record() as calls:
         call(torch.ops.mdepth, torch.rand)
     assert not calls

@@ -178,7 +178,7 @@ def test_errors():
     for change, error, message in [
         ({"target": target[:, :1]}, ValueError, r"^target: expected shape \(B, 3, H, W\).*got \(2, 1, 6, 7\)"),
         ({"sources": sources[:, 0]}, ValueError, r"^sources: expected shape \(B, S, 3, H, W\)"),
-        ({"sources": sources[:, :0], "T": T[:, :0]}, ValueError, r"^sources: expected at least 1 source"),
+        ({"sources": sources[:, :0], "T": T[:, :0]}, ValueError, r"^sources: expected 1 to 127 sources"),
         ({"sources": sources[:1]}, ValueError, r"^sources: expected shape .*got \(1, 2, 3, 6, 7\)"),
         ({"depth": []}, TypeError, r"^depth: expected a tensor or a non-empty sequence"),
         ({"depth": [depths[0], depths[0][..., :3]]}, ValueError, r"^depth\[1\]: expected shape .*got \(2, 1, 6, 3\)"),
