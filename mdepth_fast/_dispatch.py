@@ -116,7 +116,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 @functools.cache
 def why_not(op: str, backend: str, device: torch.device) -> str | None:
-    """None if `backend` can run `op` and its backward on `device`, else the reason. Found once: see `forget`."""
+    """None if `backend` can run `op` on `device`, else the reason. Found once: see `forget`."""
     if backend == "cpu" and device.type != "cpu":
         return f"runs on the CPU, the tensors are on {device}"
     if backend == "cpu" and _native.unavailable():

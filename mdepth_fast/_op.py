@@ -108,7 +108,7 @@ class Kernel:
         self,
         name: str,
         inputs: Mapping[str, Array],
-        options: Mapping[str, type],
+        options: Mapping[str, Any],
         outputs: Mapping[str, Array],
         *,
         of_nothing: float | None = None,
@@ -123,7 +123,7 @@ class Kernel:
         self.options = {**options, **dict.fromkeys(flags, bool)}
         self._leading = next(iter(self.inputs))
         self._given_sizes = [name for name, kind in self.options.items() if kind is int]
-        self._codes = [name for name, kind in self.options.items() if kind is str]
+        self._choices = {name: kind for name, kind in self.options.items() if isinstance(kind, tuple)}
 
     def first(self, values: Values) -> Tensor:
         """The tensor that says device and working dtype."""
@@ -142,7 +142,8 @@ class Kernel:
         arguments = [
             f"Tensor{'[]' if one.many else '?' if one.optional else ''} {name}" for name, one in self.inputs.items()
         ]
-        arguments += [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in self.options.items()]
+        kinds = {name: str if isinstance(kind, tuple) else kind for name, kind in self.options.items()}
+        arguments += [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in kinds.items()]
         outputs = ", ".join("Tensor" for _ in self.outputs)
         return f"{self.name}({', '.join(arguments)}, str backend) -> ({outputs})"
 
@@ -219,7 +220,9 @@ class Kernel:
             members: Values = {**sizes, "dtype": _native.code(dtype)}
             for name in self.options:
                 members[name] = values[name]
-            for name in self._codes:
+            for name, known in self._choices.items():
+                if values[name] not in known:
+                    raise RuntimeError(f"{self.name}: {name}: expected one of {', '.join(known)}, got {values[name]!r}")
                 members[name] = _native.code(values[name])
             for name, ask in self.asks.items():
                 members[name] = ask()
@@ -291,7 +294,7 @@ class Op:
         name: on every floor.
         reference: the same in plain PyTorch, by keyword; returns the public outputs.
         inputs, outputs: arrays by name. kept: outputs for the backward alone.
-        options: other arguments by name; an int is a size.
+        options: other arguments by name, with their types; an int is a size, a tuple the strings that there are.
         backward: None where the op has no gradient.
         of_nothing: what `total` outputs are for an empty batch, where that is not left to the kernels.
         any_layout: implementations take any strides and dtype, and fill the C++ parameters themselves; the others get
@@ -311,7 +314,7 @@ class Op:
         *,
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
-        options: Mapping[str, type] | None = None,
+        options: Mapping[str, Any] | None = None,
         kept: Mapping[str, Array] | None = None,
         backward: Backward | None = None,
         of_nothing: float | None = None,

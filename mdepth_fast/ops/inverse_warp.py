@@ -107,7 +107,7 @@ _OP = Op(
         "depth": T("batch", 1, "height", "width"),
         "projection": array(torch.float64, "batch", 3, 4),
     },
-    options={"padding": str},
+    options={"padding": ("border", "zeros")},
     sane=lambda sizes: None if sizes["source_height"] and sizes["source_width"] else "a source of at least 1x1",
     outputs={
         "warped": T("batch", "channels", "height", "width"),

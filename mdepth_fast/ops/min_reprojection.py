@@ -163,7 +163,7 @@ _OP = Op(
         "projection": array(torch.float64, "batch", "sources", 3, 4),
         "identity_noise": T("batch", "sources", "height", "width", optional=True),
     },
-    options={"ssim_weight": float, "auto_mask": bool, "padding": str},
+    options={"ssim_weight": float, "auto_mask": bool, "padding": ("border", "zeros")},
     sane=lambda sizes: _checks.windows(sizes) or (None if 1 <= sizes["sources"] <= 127 else "1 to 127 sources"),
     outputs={
         "loss": total("scales"),

@@ -141,7 +141,7 @@ _OP = Op(
         "depth": T("batch", 1, "height", "width"),
         "valid": array(torch.bool, "batch", 1, "height", "width", optional=True),
     },
-    options={"measured": bool, "form": str, "variance_focus": float, "scale": float, "log_prediction": bool},
+    options={"measured": bool, "form": get_args(Form), "variance_focus": float, "scale": float, "log_prediction": bool},
     outputs={"loss": total()},
     # Of the gradient by the residuals d the slope and shift of each image.
     kept={"coefficients": array(torch.float64, "batch", 2)},

@@ -350,6 +350,14 @@ def test_native_boundary_rejects_what_the_kernels_cannot_take():
             _native.address(bad, "x", torch.float32, device)
 
 
+@per_op
+def test_shapes_on_the_meta_device(case):
+    inputs = case.inputs()
+    got = case.call(None, **{name: value.to("meta") for name, value in inputs.items()})
+    want = case.call("cpu", **inputs)
+    assert [(o.shape, o.dtype, o.device.type) for o in got] == [(o.shape, o.dtype, "meta") for o in want]
+
+
 def test_the_registered_function_takes_whole_pairs_and_working_dtypes_alone():
     logits, thresholds = torch.zeros(2, 5, 3, 4), torch.arange(3.0)
     with pytest.raises(
@@ -436,6 +444,7 @@ def test_a_batch_of_gradients_is_right_or_refused(case):
         lambda ops, r: ops.disparity_to_depth(r(1, 1, 0, 3), 4, 4, 0.1, 100.0, ""),
         lambda ops, r: ops.inverse_warp(r(1, 3, 0, 0), r(1, 1, 4, 4), r(1, 3, 4).double(), "border", ""),
         lambda ops, r: ops.inverse_warp(r(1, 3, 2, 2), r(1, 1, 4, 4), r(1, 3, 4).double(), "bordr", ""),
+        lambda ops, r: ops.inverse_warp(r(1, 3, 2, 2), r(1, 1, 4, 4), r(1, 3, 4).double(), "float64", ""),
         lambda ops, r: ops.photometric_loss(r(1, 0, 4, 4), r(1, 0, 4, 4), 0.85, ""),
         lambda ops, r: ops.photometric_loss(r(1, 3, 1, 4), r(1, 3, 1, 4), 0.85, ""),
         lambda ops, r: ops.photometric_loss(r(1, 3, 4, 4), r(1, 3, 4, 4, device="meta"), 0.85, ""),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import Callback
 from tiny_run import tiny_config, tiny_supervised, write_frames
 
@@ -14,7 +15,7 @@ from mdepth_fast.cli import main
 from mdepth_fast.evaluation import Evaluator
 from mdepth_fast.inference import evaluate, load_trained
 from mdepth_fast.systems.supervised import Supervised
-from mdepth_fast.training.checkpoint import read_checkpoint
+from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mdepth_fast.training.run import train
 
 
@@ -128,3 +129,29 @@ def test_a_validation_without_a_number_is_never_the_best(tmp_path: Path) -> None
     assert result is not None and result.after is not None
     assert math.isnan(result.after["abs_rel"]) and result.best is None
     assert result.panel.is_file()
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes an error of its own of it, which names neither; the old file stays."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def full(values: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 832 vs 726")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"last\.ckpt: could not be written, \d+ MiB are free: .*unexpected pos"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert read_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_resumed_run_says_its_settings_and_clears_what_a_kill_has_left(tmp_path: Path) -> None:
+    root = write_frames(tmp_path / "frames")
+    result = train(settings(root, tmp_path / "runs", optimizer__lr=0.05))
+    assert result is not None
+    left = result.folder / ".last.0123.ckpt"
+    left.write_bytes(b"half")
+    train(settings(root, tmp_path / "runs", optimizer__lr=0.02), resume=str(result.folder))
+    assert not left.exists()
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.02
