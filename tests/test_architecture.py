@@ -18,7 +18,7 @@ PACKAGE = "mdepth_fast"
 # From the roof down. The longest name that a module starts with says where it stands; "" is the package's __init__.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "_info", ""),
-    ("training", "inference", "bench", "benchmark", "netadapt.run"),
+    ("training", "inference", "bench", "benchmark", "netadapt.run", "probe"),
     ("systems",),
     ("models", "losses", "data", "evaluation", "weights", "netadapt"),
     # These know no model, so that models can fill their encoders.

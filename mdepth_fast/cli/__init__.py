@@ -18,6 +18,7 @@ _COMMANDS = {
     "predict": "write depth maps for images or video frames",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
+    "probe": "show what a depth network sees: position, size, pitch, roll, shadows, colours",
     "bench": "time the kernels against plain PyTorch on this machine",
     "info": "show versions and backends, with the reason for each missing backend",
 }

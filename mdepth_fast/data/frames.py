@@ -21,7 +21,7 @@ from mdepth_fast.data.samples import (
     read_matrices,
 )
 
-__all__ = ["FrameFolder"]
+__all__ = ["FrameFolder", "read_intrinsics"]
 
 PathLike = str | Path
 
@@ -56,7 +56,7 @@ class FrameFolder(Dataset[Sample]):
         offsets = check_sources(sources, ())
         self._offsets = [offset for offset in offsets if isinstance(offset, int)]
         self.sources: tuple[SourceName, ...] = tuple("known" for _ in offsets) if poses is not None else offsets
-        self._K, self._normalized = _read_intrinsics(K), normalized
+        self._K, self._normalized = read_intrinsics(K), normalized
         self._evaluation, self._units = evaluation, depth_units_per_metre
         if not depth_units_per_metre > 0:
             raise ValueError(f"depth_units_per_metre: expected a positive number, got {depth_units_per_metre}")
@@ -122,7 +122,11 @@ def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = N
     return listed
 
 
-def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+def read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+    """A camera matrix (3,3) from a text file of 3x3 numbers, an array, or (fx, fy, cx, cy).
+
+    DataError (file) or ValueError (array) if it is none.
+    """
     if isinstance(K, (str, Path)):
         matrix = read_matrices(K, (3,))
         if matrix.shape != (3, 3):
