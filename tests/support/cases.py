@@ -290,7 +290,7 @@ CASES = [
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
-    Case("icp_align", icp_inputs, ("source_points",), _icp, kernels=False),
+    Case("icp_align", icp_inputs, ("source_points",), _icp),
     Case("silog_loss", sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
     Case("berhu_loss", sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(

@@ -23,6 +23,7 @@
   OP(disparity_to_depth, DisparityToDepthParams)          \
   OP(disparity_to_depth_backward, DisparityToDepthParams) \
   OP(edge_aware_smoothness, EdgeAwareSmoothnessParams)    \
+  OP(icp_align, IcpAlignParams)                           \
   OP(inverse_warp, InverseWarpParams)                     \
   OP(inverse_warp_backward, InverseWarpParams)            \
   OP(min_reprojection, MinReprojectionParams)             \
@@ -37,7 +38,6 @@
 
 #define MDEPTH_CPU_OPS(OP)        \
   OP(conv_stack, ConvStackParams) \
-  OP(icp_align, IcpAlignParams)   \
   OP(nnconv5_weight_gradients, NnConv5WeightGradientsParams)
 
 // The CPU kernels exist once per instruction set, in a namespace of its name. Each returns 0, or 1 when memory for its row
