@@ -202,14 +202,14 @@ __device__ __forceinline__ void each_of_group(const IcpAlignParams& p, int64_t g
   for (int k = int(threadIdx.x); k < kIcpGroup && first + k < count; k += kRunThreads) each(int(first) + k);
 }
 
-// Adds up to a number of the workspace for each sum and block, of which an image has `blocks`.
+// This block's sums, into the workspace; an image has `blocks`.
 template <int N>
-__device__ __forceinline__ void keep_partial(const IcpAlignParams& p, const double (&sums)[N]) {
+__device__ __forceinline__ void keep_partial(const IcpAlignParams& p, const double (&sums)[N], int64_t blocks) {
   __shared__ double scratch[kBlockSumScratch<N, kRunThreads>];
-  block_sum<kRunThreads>(sums, scratch, icp_partial(p) + blockIdx.x, int64_t(gridDim.x));
+  block_sum<kRunThreads>(sums, scratch, icp_partial(p) + blockIdx.x, p.batch * blocks);
 }
 
-// The totals of this block's image, in its state.
+// The sums of all blocks of this block's image, in its state.
 template <int N>
 __device__ __forceinline__ IcpState& total_of_image(const IcpAlignParams& p, int64_t blocks) {
   __shared__ double scratch[kBlockSumScratch<N, kReduceThreads>];
@@ -235,7 +235,7 @@ __device__ __forceinline__ void icp_align_means(const IcpAlignParams& p) {
     double point[3];
     if (load_point(target, i, true, point)) add_ray(sums, point, double(i % int(p.width)), double(i / int(p.width)));
   });
-  keep_partial(p, sums);
+  keep_partial(p, sums, groups);
 }
 
 template <class T>
@@ -280,7 +280,7 @@ __device__ __forceinline__ void icp_align_pack(const IcpAlignParams& p) {
     }
     box(least, group.all);
   }
-  keep_partial(p, sums);
+  keep_partial(p, sums, groups);
 }
 
 __device__ __forceinline__ void icp_align_begin(const IcpAlignParams& p) {
@@ -300,7 +300,7 @@ __device__ __forceinline__ void icp_align_spreads(const IcpAlignParams& p) {
     if (load_point(target, i, true, point))
       add_spread(sums, means, point, double(i % int(p.width)), double(i / int(p.width)));
   });
-  keep_partial(p, sums);
+  keep_partial(p, sums, groups);
 }
 
 __device__ __forceinline__ void icp_align_camera(const IcpAlignParams& p) {
@@ -346,7 +346,7 @@ __device__ __forceinline__ void icp_align_pairs(const IcpAlignParams& p) {
   }
   double sums[kIcpSums] = {};
   if (pair.found) add_pair(sums, pair.moved, pair.match);
-  keep_partial(p, sums);
+  keep_partial(p, sums, runs_per_plane(p.points));
 }
 
 __device__ __forceinline__ void icp_align_compose(const IcpAlignParams& p) {
