@@ -152,7 +152,7 @@ def draw_trajectories(path: str | Path, tracks: Mapping[str, Array], *, title: s
     figure = Figure(figsize=(7, 7), layout="constrained")
     axes = figure.subplots()
     for number, (name, centres) in enumerate(tracks.items()):
-        axes.plot(centres[:, 0], centres[:, 2], label=name, color=f"C{number}", linewidth=1.5)
+        axes.plot(centres[:, 0], centres[:, 2], "--" if number else "-", label=name, color=f"C{number}")
         axes.plot(*centres[0, [0, 2]], "o", color=f"C{number}", markersize=5)
     axes.set(aspect="equal", title=title, xlabel=f"x, to the right ({unit})", ylabel=f"z, forward ({unit})")
     axes.set_adjustable("datalim")

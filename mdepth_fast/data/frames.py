@@ -33,7 +33,8 @@ class FrameFolder(Dataset[Sample]):
     folders: one folder or several; sources never cross from one clip to another. Every frame that has all its
     sources (frame offsets) is a target.
     K: a text file of 3x3 numbers, a 3x3 array, or (fx, fy, cx, cy), in pixels of the frames as stored; with
-    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image).
+    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image). None: not known, NaN in
+    every sample; a pose network does without.
     poses: a text file per clip, row i camera-to-world of frame i, in a format of `Trajectory.read`. Then T is known and
     the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames, value /
     `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`.
@@ -42,7 +43,7 @@ class FrameFolder(Dataset[Sample]):
     def __init__(
         self,
         folders: PathLike | Sequence[PathLike],
-        K: PathLike | Sequence[Any] | NDArray[Any],
+        K: PathLike | Sequence[Any] | NDArray[Any] | None,
         height: int = 192,
         width: int = 640,
         *,
@@ -85,6 +86,11 @@ class FrameFolder(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._targets)
 
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """Clip and position in the clip of every sample's target."""
+        return list(self._targets)
+
     def __getitem__(self, index: int) -> Sample:
         clip, position = self._targets[index]
         frames = self._frames[clip]
@@ -123,7 +129,9 @@ def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = N
     return listed
 
 
-def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any] | None) -> NDArray[np.float64]:
+    if K is None:
+        return np.full((3, 3), np.nan)
     if isinstance(K, (str, Path)):
         matrix = read_matrices(K, (3,))
         if matrix.shape != (3, 3):

@@ -193,5 +193,5 @@ def test_poses_are_paired_by_time() -> None:
         associate(trajectory(bend(100), 5 + np.arange(100.0)), truth)
     rows = trajectory(bend(100))
     assert associate(rows, truth) == (rows, truth)
-    with pytest.raises(ValueError, match="a pose for each of the 99 of the prediction.* got 100"):
+    with pytest.raises(ValueError, match=r"a pose for each of the 99 of the prediction.* got 100"):
         associate(rows[:99], truth)
