@@ -24,6 +24,7 @@ __all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "Monod
 _MASK_WEIGHT = 0.2  # of the cross-entropy that keeps a predicted mask from vanishing
 _MIN_Z = 1e-6  # a point that is not farther from the camera lies behind it, as in `ops.inverse_warp`
 
+
 class PhotometricLoss(nn.Module):
     """Mean of `ops.photometric_loss(prediction, target)` over pixels: 0.85 SSIM + 0.15 L1."""
 
