@@ -156,7 +156,7 @@ def test_a_resumed_run_takes_the_rate_and_the_schedule_of_its_configuration(tmp_
     assert rates.rates == pytest.approx([1e-4] * 8 + [1e-5] * 4)
     values = read_checkpoint(tmp_path / "tiny" / "001" / "last.ckpt")
     assert values["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.01
-    with pytest.raises(ValueError, match=r"optimizer\.schedule: expected 'step', as the resumed run has it, got 'poly'"):
+    with pytest.raises(ValueError, match=r"optimizer\.schedule: expected 'step', as the resumed run has it, got"):
         train(tiny_config(**settings, optimizer__schedule="poly"), resume="auto")
 
 
