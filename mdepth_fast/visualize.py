@@ -1,6 +1,6 @@
 """Depth for the eye and for the disk: coloured maps, panels, 16-bit PNG. Every file appears whole or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from mdepth_fast.files import replacing
 
-__all__ = ["Cell", "color_range", "colorize", "draw_panel", "write_depth_png", "write_npy", "write_png"]
+__all__ = [
+    "Cell",
+    "color_range",
+    "colorize",
+    "draw_panel",
+    "draw_trajectories",
+    "write_depth_png",
+    "write_npy",
+    "write_png",
+]
 
 Array = NDArray[Any]
 
@@ -128,5 +137,26 @@ def draw_panel(path: str | Path, cells: Sequence[Cell], *, title: str = "", colu
         colors = colormaps[cell.colormap].with_extremes(bad="0.6")
         drawn = axes.imshow(cell.picture, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=cell.unit)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_trajectories(path: str | Path, tracks: Mapping[str, Array], *, title: str = "", unit: str = "m") -> None:
+    """Draws a bird's-eye view and writes a PNG.
+
+    tracks: name to camera centres (N,3) in the coordinates of one camera, x to the right and z forward; both axes have
+    one scale. A dot marks each start.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, centres) in enumerate(tracks.items()):
+        axes.plot(centres[:, 0], centres[:, 2], "--" if number else "-", label=name, color=f"C{number}")
+        axes.plot(*centres[0, [0, 2]], "o", color=f"C{number}", markersize=5)
+    axes.set(aspect="equal", title=title, xlabel=f"x, to the right ({unit})", ylabel=f"z, forward ({unit})")
+    axes.set_adjustable("datalim")
+    axes.grid(alpha=0.3)
+    axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -10,6 +10,7 @@ from mdepth_fast.data.motorcycle import MotorcycleStereo
 from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
+from mdepth_fast.data.trajectory import Trajectory
 from mdepth_fast.data.transforms import Augment
 from mdepth_fast.data.views import VIEWS, EvaluationView
 
@@ -35,6 +36,7 @@ __all__ = [
     "Sample",
     "SkipBroken",
     "SyntheticScenes",
+    "Trajectory",
     "collate_depth",
     "kb_crop",
     "list_frames",

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdepth_fast.evaluation.evaluator import Evaluator
 from mdepth_fast.evaluation.metrics import METRICS, depth_metrics, metrics_of
+from mdepth_fast.evaluation.odometry import OdometryMetrics, evaluate_odometry
 from mdepth_fast.evaluation.protocols import COLUMNS, PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -14,8 +15,10 @@ __all__ = [
     "METRICS",
     "PROTOCOLS",
     "Evaluator",
+    "OdometryMetrics",
     "Protocol",
     "depth_metrics",
+    "evaluate_odometry",
     "get_protocol",
     "metrics_of",
 ]

@@ -195,6 +195,18 @@ class _PoseNet(PoseModel):
     def check(self, frame: Tensor, name: str) -> None:
         check_images(frame, name)
 
+    @property
+    def last(self) -> nn.Conv2d:
+        """The layer that gives the numbers."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def scale_translation(self, factor: float) -> None:
+        """Changes the unit of the translation: the network then predicts `factor` times as many."""
+        for part in (self.last.weight, self.last.bias):
+            assert part is not None
+            part.unflatten(0, (-1, 6))[:, 3:].mul_(factor)
+
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         axis_angle, translation = self._motions(stack_pair(first, second, self.check), 2)
         return axis_angle[:, 0], translation[:, 0]
@@ -247,8 +259,11 @@ class PoseNet(_PoseNet):
         x = self.encoder.last(frames)
         for conv in self.decoder[:3]:
             x = conv(x).relu_()
-        y: Tensor = self.decoder[3](x)
-        return y
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.decoder[3]  # type: ignore[return-value]
 
     def published_files(self) -> dict[str, dict[str, str]]:
         decoder = {f"net.{key}": f"decoder.{key}" for key in self.decoder.state_dict()}
@@ -292,8 +307,11 @@ class SharedPoseNet(_PoseNet):
         x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)
         for conv in self.decoder[1:3]:
             x = conv(x).relu_()
-        y: Tensor = self.decoder[3](x)
-        return y
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.decoder[3]  # type: ignore[return-value]
 
     def published_files(self) -> dict[str, dict[str, str]]:
         return {"pose.pth": {f"net.{key}": f"decoder.{key}" for key in self.decoder.state_dict()}}
@@ -322,8 +340,15 @@ class PoseCNN(_PoseNet):
         x = frames.contiguous(memory_format=torch.channels_last)
         for conv in self.net:
             x = conv(x).relu_()
-        y: Tensor = self.pose_conv(x)
-        return y
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.pose_conv
+
+    @torch.no_grad()
+    def scale_translation(self, factor: float) -> None:
+        super().scale_translation(factor**2)  # 1 / depth, which multiplies it, has another unit too
 
     def published_files(self) -> dict[str, dict[str, str]]:
         return {"pose.pth": {key: key for key in self.state_dict()}}

@@ -1,5 +1,6 @@
 """Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260), modes M, S, MS, and its ablations."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mdepth_fast.losses import MonodepthLoss
 from mdepth_fast.losses.monodepth import MonodepthParts
 from mdepth_fast.models import PredictiveMask, create_model, load_checkpoint
+from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE
 from mdepth_fast.systems.motion import AllPoses, MotionModel
 from mdepth_fast.systems.registry import packaged_presets, register_system
 from mdepth_fast.systems.self_supervised import (
@@ -213,6 +215,17 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
             with torch.device("meta"):
                 options["channels"] = create_model(config.model.name).encoder.channels[-1]  # type: ignore[union-attr, index]
         return options
+
+    @classmethod
+    def build_pose_net(cls, config: Monodepth2Config, sources: Sequence[int | str]) -> nn.Module | None:
+        """Published translations are in the unit of a depth of 0.1 to 100: they follow the depth range if it is a
+        multiple of that, as in the presets with stereo."""
+        net: Any = super().build_pose_net(config, sources)
+        published = config.pose.weights and (Path(config.pose.weights) / "pose.pth").is_file()
+        unit = [limit / of for limit, of in zip((config.model.min_depth, config.model.max_depth), PUBLISHED_RANGE)]
+        if net is not None and published and math.isclose(*unit):
+            net.scale_translation(unit[0])
+        return net  # type: ignore[no-any-return]
 
     def build_motion(self) -> MotionModel:
         motion = super().build_motion()

@@ -49,6 +49,9 @@ class PairPoses:
         to_depth: converts a disparity map to depth.
     """
 
+    pairwise = True
+    """a source's pose does not depend on the other sources, so a trained network takes any offsets"""
+
     def __init__(self, pose_net: Any, to_depth: Callable[[Tensor], Tensor]) -> None:
         self.pose_net, self.to_depth = pose_net, to_depth
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -144,6 +145,15 @@ class SelfSupervisedSystem(DepthSystem[C]):
     def create(cls, config: C, dataset: Any) -> "SelfSupervisedSystem[C]":
         sources = tuple(dataset.sources)
         return cls(config, cls.starting_net(config, {"sources": sources}), cls.build_pose_net(config, sources), sources)
+
+    @classmethod
+    def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "SelfSupervisedSystem[C]":
+        """The whole trained system of a checkpoint, with its motion model. The arguments are those of `restore`."""
+        for section in (config.model, config.pose):
+            section.weights = section.encoder_weights = None
+        system = cls.create(config, SimpleNamespace(sources=tuple(saved["sources"])))
+        system.load_state_dict(weights)
+        return system
 
     @classmethod
     def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
