@@ -1,5 +1,7 @@
 """Bilinear inverse warping of a source image into the target view."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,12 +67,20 @@ def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = 
 
     `projection` (B, 3, 4) is `geometry.projection_matrix(K, T, source_K)`.
     """
-    warped, _, valid = sample_reference(source, depth, projection, padding)
-    return warped, valid
+    sampled = sample_reference(source, depth, projection, padding)
+    return sampled.warped, sampled.valid
 
 
-def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Warped image, where z > 1e-6, and where the point also falls inside the source."""
+class Sampled(NamedTuple):
+    """A warped image; where z > 1e-6, where the point also falls inside the source, where all its four neighbours do."""
+
+    warped: Tensor
+    seen: Tensor
+    valid: Tensor
+    between: Tensor
+
+
+def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> Sampled:
     batch, _, height, width = depth.shape
     source_height, source_width = source.shape[2:]
     v, u = torch.meshgrid(
@@ -87,6 +97,7 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
     # Not new_tensor, which would wait for a GPU.
     last = torch.cat([uv.new_full((1, 1, 1), size - 1) for size in (source_width, source_height)], 1)
     valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
+    between = valid & (uv < last).all(1, keepdim=True)
     # grid_sample takes NaN and infinite coordinates to finite colours; they must not pass for a measurement.
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)
     grid = (
@@ -95,8 +106,8 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
         .view(batch, height, width, 2)
     )
     warped = F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True)
-    seen, valid = (mask.view(batch, 1, height, width) for mask in (seen, valid))
-    return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid
+    seen, valid, between = (mask.view(batch, 1, height, width) for mask in (seen, valid, between))
+    return Sampled(torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid, between)
 
 
 _OP = Op(
