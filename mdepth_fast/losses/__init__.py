@@ -7,6 +7,7 @@ from mdepth_fast.losses.monodepth import (
     MonodepthParts,
     PhotometricLoss,
 )
+from mdepth_fast.losses.sfmlearner import SfMLearnerLoss, SfMLearnerParts
 from mdepth_fast.losses.supervised import (
     BerHuLoss,
     DepthL1Loss,
@@ -16,12 +17,14 @@ from mdepth_fast.losses.supervised import (
     ScaleShiftInvariantLoss,
     SILogLoss,
 )
+from mdepth_fast.losses.vid2depth import Icp3DLoss, Vid2DepthLoss, Vid2DepthParts
 
 __all__ = [
     "BerHuLoss",
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "Icp3DLoss",
     "LogDepthL1Loss",
     "MinReprojectionLoss",
     "MonodepthLoss",
@@ -29,5 +32,9 @@ __all__ = [
     "OrdinalLoss",
     "PhotometricLoss",
     "SILogLoss",
+    "SfMLearnerLoss",
+    "SfMLearnerParts",
     "ScaleShiftInvariantLoss",
+    "Vid2DepthLoss",
+    "Vid2DepthParts",
 ]
