@@ -72,7 +72,7 @@ def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = 
 
 
 class Sampled(NamedTuple):
-    """A warped image; where z > 1e-6, where the point also falls inside the source, where all its four neighbours do."""
+    """A warped image; where z > 1e-6, where the point also falls inside the source, where its neighbours do too."""
 
     warped: Tensor
     seen: Tensor

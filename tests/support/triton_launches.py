@@ -54,7 +54,9 @@ def _warp(dtype, everything):
 
 def _smoothness(dtype, everything):
     for need_grad in (True, False)[: 2 if everything else 1]:
-        edge_aware_smoothness(_tensor(2, 1, 16, 32, dtype=dtype, grad=need_grad), _tensor(2, 3, 16, 32, dtype=dtype))
+        disparity, image = _tensor(2, 1, 16, 32, dtype=dtype, grad=need_grad), _tensor(2, 3, 16, 32, dtype=dtype)
+        for normalize in (True, False)[: 2 if everything else 1]:
+            edge_aware_smoothness(disparity, image, normalize=normalize)
 
 
 def _disparity(dtype, everything):
