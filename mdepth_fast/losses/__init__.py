@@ -32,9 +32,9 @@ __all__ = [
     "OrdinalLoss",
     "PhotometricLoss",
     "SILogLoss",
+    "ScaleShiftInvariantLoss",
     "SfMLearnerLoss",
     "SfMLearnerParts",
-    "ScaleShiftInvariantLoss",
     "Vid2DepthLoss",
     "Vid2DepthParts",
 ]

@@ -277,7 +277,7 @@ def crc32c(data: NDArray[np.uint8]) -> int:
         for column in np.ascontiguousarray(whole[:, start : start + 256].T):
             state = table[(state ^ column) & 255] ^ (state >> 8)
     # The state of a lane, moved on over as many zeros as the next has bytes, is added to that of the next.
-    step = _zeros(length) if lanes > 1 else None
+    step = _zeros(length)
     while len(state) > 1:
         state = _applied(step, state[::2]) ^ state[1::2]
         step = _applied(step, step)
@@ -289,8 +289,8 @@ def crc32c(data: NDArray[np.uint8]) -> int:
 
 def _zeros(count: int) -> NDArray[np.uint32]:
     """What `count` zero bytes make of a state, as the images of its 32 bits: the map is linear over GF(2)."""
-    result = power = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    power = _crc_table()[power & 255] ^ (power >> 8)
+    result = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32))
+    power = _crc_table()[result & 255] ^ (result >> 8)
     while count:
         if count & 1:
             result = _applied(power, result)
