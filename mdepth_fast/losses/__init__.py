@@ -1,5 +1,6 @@
 """Training losses as modules over the fused ops."""
 
+from mdepth_fast.losses.flow import FlowLoss, FlowLossParts
 from mdepth_fast.losses.monodepth import (
     EdgeAwareSmoothness,
     MinReprojectionLoss,
@@ -22,6 +23,8 @@ __all__ = [
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "FlowLoss",
+    "FlowLossParts",
     "LogDepthL1Loss",
     "MinReprojectionLoss",
     "MonodepthLoss",

@@ -1,7 +1,8 @@
 """FlowNetSimple (Fischer et al., ICCV 2015, arXiv 1504.06852) as Back to Basics trains it (ECCVW 2016, 1608.05842)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,6 @@ from .base import Model, check_images, stack_pair
 from .registry import register_model
 
 __all__ = ["FlowModel", "FlowNetS", "FlowPrediction"]
-
-_MEAN = (0.448553, 0.431021, 0.410602)  # RGB, of the released training code
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class FlowModel(Model):
 
     checkpoint_prefix = "flow_net."
     multiple: ClassVar[int] = 64
+    rgb_mean: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)  # that the network subtracts
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         raise NotImplementedError
@@ -118,6 +118,8 @@ class FlowNetS(FlowModel):
     """
 
     scale: ClassVar[float] = 20.0
+    rgb_mean = (0.448553, 0.431021, 0.410602)
+    mean: Tensor
 
     def __init__(self, width: int = 64, output: Literal["full", "quarter"] = "full") -> None:
         super().__init__()
@@ -161,7 +163,7 @@ class FlowNetS(FlowModel):
                 nn.init.uniform_(module.weight, -((3 / fan) ** 0.5), (3 / fan) ** 0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.register_buffer("mean", torch.tensor(_MEAN * 2).view(1, 6, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.rgb_mean * 2).view(1, 6, 1, 1), persistent=False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Images (B, 3, H, W) to flow (B, 2, H, W), or (B, 2, H / 4, W / 4), always in pixels of the images."""
@@ -182,6 +184,32 @@ class FlowNetS(FlowModel):
             x = torch.cat([up, features[level], self.upsample[key](flow)], 1)
             flow = self.predictor[key](x)
         return self.scale * flow
+
+    def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The network in a checkpoint of the released TensorFlow code, as named arrays, without the optimiser's."""
+        scope = "netShare/"
+        if f"{scope}predict_flow6/conv/weights" not in content:
+            return content
+
+        def numbered(name: str, index: int) -> str:
+            return f"{name}_{index}" if index else name  # as TensorFlow makes names unique
+
+        names = {f"{numbered('reluConv', index)}/conv": f"encoder.{key}" for index, key in enumerate(self.encoder)}
+        names |= {f"predict_flow{level}/conv": f"predictor.{level}" for level in self.predictor}
+        for index, level in enumerate(self.deconv):
+            names[f"{numbered('reluDeconv', index)}/deconv"] = f"deconv.{level}"
+            names[f"{numbered('flowRefinementConcat', index)}/upsampleFlow/deconv"] = f"upsample.{level}"
+        slots = ("/Adam", "/Adam_1")
+        state: dict[str, Any] = {}
+        for key, value in content.items():
+            if not key.startswith(scope) or key.endswith(slots):
+                continue
+            layer, _, leaf = key.removeprefix(scope).rpartition("/")
+            own = {"weights": "weight", "biases": "bias"}.get(leaf, leaf)
+            # HWIO, or HWOI where transposed: in both cases PyTorch has the last two in the reverse order, and first.
+            value = value.permute(3, 2, 0, 1) if getattr(value, "ndim", 0) == 4 else value
+            state[f"{names.get(layer, layer)}.{own}"] = value
+        return state
 
 
 register_model("flownet_s", FlowNetS)
