@@ -65,5 +65,7 @@ def _read(source: Path, name: str | None, trust_pickle: bool) -> tuple[str, dict
     if source.is_dir() or ("mdepth_fast" in content and not name):
         net = load_trained(source).net
         name, options = net.created_as
-        return name, options | {"input_size": net.input_size}, net.state_dict()
+        if hasattr(net, "input_size"):
+            options = options | {"input_size": net.input_size}
+        return name, options, net.state_dict()
     return convert_content(content, source, name)

@@ -3,6 +3,19 @@
 from mdepth_fast.data.cache import Cached
 from mdepth_fast.data.depth_lists import DepthList, KittiDepth, RgbdFolder
 from mdepth_fast.data.depth_transforms import AUGMENTATIONS, DepthAugment, collate_depth
+from mdepth_fast.data.flow import (
+    FlowFile,
+    FlowPairs,
+    FlowSample,
+    FlyingChairs,
+    FramePairs,
+    KittiFlow,
+    read_flow,
+    write_flo,
+    write_flow_png,
+)
+from mdepth_fast.data.flow_synthetic import SyntheticFlow
+from mdepth_fast.data.flow_transforms import FlowAugment, collate_flow
 from mdepth_fast.data.frames import FrameFolder
 from mdepth_fast.data.kitti import KittiRaw, list_frames
 from mdepth_fast.data.kitti_odometry import KittiOdometry, list_odometry_frames
@@ -26,8 +39,15 @@ __all__ = [
     "DepthSample",
     "EvaluationView",
     "FastDepthH5",
+    "FlowAugment",
+    "FlowFile",
+    "FlowPairs",
+    "FlowSample",
+    "FlyingChairs",
     "FrameFolder",
+    "FramePairs",
     "KittiDepth",
+    "KittiFlow",
     "KittiOdometry",
     "KittiRaw",
     "MotorcycleStereo",
@@ -36,10 +56,15 @@ __all__ = [
     "Sample",
     "SequenceAugment",
     "SkipBroken",
+    "SyntheticFlow",
     "SyntheticScenes",
     "Trajectory",
     "collate_depth",
+    "collate_flow",
     "kb_crop",
     "list_frames",
     "list_odometry_frames",
+    "read_flow",
+    "write_flo",
+    "write_flow_png",
 ]

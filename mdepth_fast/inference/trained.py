@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
 from mdepth_fast.models.resnet import VARIANTS, Bottleneck
-from mdepth_fast.systems import Config, SelfSupervisedSystem, system_of
+from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system_of
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
 from mdepth_fast.systems.saved import read_checkpoint
 from mdepth_fast.weights import create_converted
@@ -26,6 +26,11 @@ class Trained:
 
     net: Any
     config: Any
+
+    @property
+    def system(self) -> Any:
+        """The class of the system that it belongs to."""
+        return system_for(self.net) if self.config is None else system_of(self.config)
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Trained:

@@ -1,5 +1,6 @@
 """Training losses as modules over the fused ops."""
 
+from mdepth_fast.losses.flow import FlowLoss, FlowLossParts
 from mdepth_fast.losses.monodepth import (
     EdgeAwareSmoothness,
     MinReprojectionLoss,
@@ -24,6 +25,8 @@ __all__ = [
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "FlowLoss",
+    "FlowLossParts",
     "Icp3DLoss",
     "LogDepthL1Loss",
     "MinReprojectionLoss",

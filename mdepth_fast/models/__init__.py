@@ -1,4 +1,4 @@
-"""Depth and pose networks, by name and by class. This module imports every file that registers models."""
+"""Depth, pose and flow networks, by name and by class. This module imports every file that registers models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
+from .flownet import FlowModel, FlowNetS, FlowPrediction
 from .mobilenet import MobileNet
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
 from .registry import create_model, list_models, register_model
@@ -30,6 +31,9 @@ __all__ = [
     "DisparityModel",
     "Eigen2014",
     "FastDepth",
+    "FlowModel",
+    "FlowNetS",
+    "FlowPrediction",
     "MobileNet",
     "Model",
     "Monodepth2",

@@ -14,12 +14,13 @@ from mdepth_fast.systems.registry import (
     packaged_presets,
     preset_notes,
     register_system,
+    system_for,
 )
 from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervisedSystem, ViewsConfig
-from mdepth_fast.systems.system import StepInfo, System
+from mdepth_fast.systems.system import PredictOptions, StepInfo, System
 from mdepth_fast.systems.views import Views
 
-from mdepth_fast.systems import monodepth2, sfmlearner, supervised, vid2depth  # isort: skip  # one line for each system
+from mdepth_fast.systems import flow, monodepth2, sfmlearner, supervised, vid2depth  # isort: skip  # one line for each system
 
 __all__ = [
     "SYSTEMS",
@@ -30,6 +31,7 @@ __all__ = [
     "OptimizerConfig",
     "Outputs",
     "PairPoses",
+    "PredictOptions",
     "SelfSupervisedSystem",
     "StackedPoses",
     "StepInfo",
@@ -38,6 +40,7 @@ __all__ = [
     "Views",
     "ViewsConfig",
     "config_parser",
+    "flow",
     "get_system",
     "known_poses",
     "list_presets",
@@ -49,6 +52,7 @@ __all__ = [
     "register_system",
     "sfmlearner",
     "supervised",
+    "system_for",
     "system_of",
     "vid2depth",
 ]

@@ -22,15 +22,17 @@ class OptimizerConfig:
         weight_decay: L2 penalty; decoupled from the gradient in adamw.
         eps: epsilon of adam and adamw.
         schedule: constant keeps lr; step multiplies it by `gamma` at the END of every `step_size`-th epoch; poly lowers
-            it at every step from lr to `end` as (1 - step / steps) ** power; plateau multiplies it by `gamma` at the
+            it at every step from lr to `end` as (1 - step / steps) ** power; steps multiplies it by `gamma` after each
+            of the optimiser steps in `milestones`; plateau multiplies it by `gamma` at the
             end of an epoch once more than `patience` epochs in a row have not lowered the mean training loss.
         step_size: step: epochs between the drops.
-        gamma: step and plateau: factor that multiplies the learning rate.
+        gamma: step, steps and plateau: factor that multiplies the learning rate.
         power: poly: exponent.
         end: poly: learning rate after the last step.
         patience: plateau: epochs without improvement to wait for.
         state: run or checkpoint of the same networks whose optimiser state (Adam's moments) to start from, or null; the
             learning rate is that of this configuration all the same.
+        milestones: steps: optimiser steps after which the learning rate drops.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -38,13 +40,14 @@ class OptimizerConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     eps: float = 1e-8
-    schedule: Literal["constant", "step", "poly", "plateau"] = "step"
+    schedule: Literal["constant", "step", "steps", "poly", "plateau"] = "step"
     step_size: int = 15
     gamma: float = 0.1
     power: float = 0.9
     end: float = 0.0
     patience: int = 2
     state: str | None = None
+    milestones: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -20,6 +20,7 @@ __all__ = [
     "packaged_presets",
     "preset_notes",
     "register_system",
+    "system_for",
 ]
 
 S = TypeVar("S", bound=type[System[Any]])
@@ -37,6 +38,14 @@ def register_system(system: S) -> S:
             raise ValueError(f"{system.__name__}: {sorted(taken)[0]!r} belongs to the system {other.name} already")
     SYSTEMS[system.name] = system
     return system
+
+
+def system_for(net: Any) -> Any:
+    """The first system whose networks are of the kind of `net`, for a network that no configuration came with."""
+    for system in SYSTEMS.values():
+        if system.net_type is not object and isinstance(net, system.net_type):
+            return system
+    raise ValueError(f"net: expected a network of one of the systems {', '.join(SYSTEMS)}, got {type(net).__name__}")
 
 
 def packaged_presets(*names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
 from mdepth_fast.systems import Config, OptimizerConfig, StepInfo, System
 from mdepth_fast.training.checkpoint import LAST, read_checkpoint
@@ -132,6 +132,9 @@ class TrainingModule(LightningModule):
                 return floor + (1 - floor) * (1 - min(step / steps, 1)) ** options.power
 
             scheduler = LambdaLR(optimizer, factor)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if options.schedule == "steps":
+            scheduler = MultiStepLR(optimizer, options.milestones, options.gamma)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if options.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, factor=options.gamma, patience=options.patience)
