@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mdepth_fast.evaluation.evaluator import Evaluator
-from mdepth_fast.evaluation.metrics import METRICS, depth_metrics, metrics_of
+from mdepth_fast.evaluation.metrics import METRICS, d1_all, depth_metrics, metrics_of
 from mdepth_fast.evaluation.protocols import COLUMNS, PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ __all__ = [
     "PROTOCOLS",
     "Evaluator",
     "Protocol",
+    "d1_all",
     "depth_metrics",
     "get_protocol",
     "metrics_of",

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
 from mdepth_fast.systems import OptimizerConfig, StepInfo, System
 from mdepth_fast.training.randomness import seeded
@@ -112,7 +112,12 @@ class TrainingModule(LightningModule):
             # Lightning's own plateau forgets an epoch in which a run is resumed: see `lr_scheduler_step`.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "reduce_on_plateau": False}}
         # Stepped by Lightning at the END of an epoch: epochs 0..step_size-1 run at the full rate, as in Monodepth2.
-        scheduler = StepLR(optimizer, options.step_size, options.gamma)
+        if options.schedule == "milestones":
+            if not options.milestones or min(options.milestones) < 1:
+                raise ValueError(f"optimizer.milestones: expected numbers of epochs, got {options.milestones}")
+            scheduler = MultiStepLR(optimizer, options.milestones, options.gamma)
+        else:
+            scheduler = StepLR(optimizer, options.step_size, options.gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
