@@ -5,6 +5,9 @@ from mdepth_fast.ops.conv_stack import ConvBlock, conv_stack
 from mdepth_fast.ops.depth_metrics import DEPTH_SUMS, depth_metrics
 from mdepth_fast.ops.disparity_to_depth import disparity_to_depth
 from mdepth_fast.ops.edge_aware_smoothness import edge_aware_smoothness
+from mdepth_fast.ops.flow_photometric_loss import flow_photometric_loss
+from mdepth_fast.ops.flow_smoothness_loss import flow_smoothness_loss
+from mdepth_fast.ops.flow_warp import flow_warp
 from mdepth_fast.ops.icp_align import IcpResult, icp_align
 from mdepth_fast.ops.inverse_warp import inverse_warp
 from mdepth_fast.ops.min_reprojection import MinReprojection, min_reprojection
@@ -24,6 +27,9 @@ __all__ = [
     "depth_metrics",
     "disparity_to_depth",
     "edge_aware_smoothness",
+    "flow_photometric_loss",
+    "flow_smoothness_loss",
+    "flow_warp",
     "icp_align",
     "inverse_warp",
     "min_reprojection",

@@ -65,6 +65,23 @@ def positive(value: float, name: str) -> None:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
 
 
+def weights(value: object, name: str, shape: tuple[int, ...], symbols: str) -> Tensor | None:
+    """A bool or floating-point tensor of `shape`, or None."""
+    if value is None or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        mask(value, name, shape, symbols)
+        return value
+    return tensor(value, name, shape, symbols)
+
+
+def charbonnier(alpha: float, scale: float, epsilon: float) -> None:
+    """The parameters of `((scale x)^2 + epsilon^2)^alpha`: a smaller epsilon has no square in float32."""
+    if not 0.0 < alpha <= 1.0:
+        raise ValueError(f"alpha: expected a number above 0, at most 1, got {alpha}")
+    positive(scale, "scale")
+    if not 1e-12 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon: expected a finite number of at least 1e-12, got {epsilon}")
+
+
 def contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 

@@ -72,7 +72,6 @@ def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = 
 def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor, Tensor]:
     """Warped image, where z > 1e-6, and where the point also falls inside the source."""
     batch, _, height, width = depth.shape
-    source_height, source_width = source.shape[2:]
     v, u = torch.meshgrid(
         torch.arange(height, dtype=depth.dtype, device=depth.device),
         torch.arange(width, dtype=depth.dtype, device=depth.device),
@@ -83,20 +82,21 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
     uvz = depth.flatten(2) * (projection[:, :, :3] @ pixels) + projection[:, :, 3:]
     uv, z = uvz[:, :2], uvz[:, 2:]
     seen = z > MIN_Z
-    uv = uv / torch.where(seen, z, torch.ones_like(z))
-    # Not new_tensor, which would wait for a GPU.
-    last = torch.cat([uv.new_full((1, 1, 1), size - 1) for size in (source_width, source_height)], 1)
-    valid = seen & (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
+    uv = torch.where(seen, uv / torch.where(seen, z, torch.ones_like(z)), torch.zeros_like(uv))
     # grid_sample takes NaN and infinite coordinates to finite colours; they must not pass for a measurement.
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)
-    grid = (
-        torch.where(seen, uv / last.clamp_min(1) * 2 - 1, torch.zeros_like(uv))
-        .transpose(1, 2)
-        .view(batch, height, width, 2)
-    )
-    warped = F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True)
-    seen, valid = (mask.view(batch, 1, height, width) for mask in (seen, valid))
-    return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid
+    seen, uv = seen.view(batch, 1, height, width), uv.view(batch, 2, height, width)
+    warped, inside = bilinear_reference(source, uv, padding)
+    return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, seen & inside
+
+
+def bilinear_reference(source: Tensor, uv: Tensor, padding: str) -> tuple[Tensor, Tensor]:
+    """The source at (B, 2, H, W) pixel coordinates, and which of these lie inside it, (B, 1, H, W)."""
+    # Not new_tensor, which would wait for a GPU.
+    last = torch.cat([uv.new_full((1, 1, 1, 1), size - 1) for size in (source.shape[3], source.shape[2])], 1)
+    inside = (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
+    grid = (uv / last.clamp_min(1) * 2 - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True), inside
 
 
 _OP = Op(
