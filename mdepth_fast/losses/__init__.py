@@ -1,5 +1,6 @@
 """Training losses as modules over the fused ops."""
 
+from mdepth_fast.losses.left_right import GargLoss, LeftRightLoss, LeftRightParts
 from mdepth_fast.losses.monodepth import (
     EdgeAwareSmoothness,
     MinReprojectionLoss,
@@ -22,6 +23,9 @@ __all__ = [
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "GargLoss",
+    "LeftRightLoss",
+    "LeftRightParts",
     "LogDepthL1Loss",
     "MinReprojectionLoss",
     "MonodepthLoss",

@@ -11,6 +11,7 @@ from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
 from .mobilenet import MobileNet
+from .monodepth import Monodepth, MonodepthResNet50, MonodepthVGG
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
@@ -30,7 +31,10 @@ __all__ = [
     "FastDepth",
     "MobileNet",
     "Model",
+    "Monodepth",
     "Monodepth2",
+    "MonodepthResNet50",
+    "MonodepthVGG",
     "PoseCNN",
     "PoseModel",
     "PoseNet",
