@@ -26,11 +26,11 @@ class OptimizerConfig:
             every step from lr to `end` as (1 - step / steps) ** power; plateau multiplies it by `gamma` at the
             end of an epoch once more than `patience` epochs in a row have not lowered the mean training loss.
         step_size: step: epochs between the drops.
-        milestones: milestones: epochs after which the rate drops.
         gamma: step, milestones and plateau: factor that multiplies the learning rate.
         power: poly: exponent.
         end: poly: learning rate after the last step.
         patience: plateau: epochs without improvement to wait for.
+        milestones: milestones: epochs after which the rate drops.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -40,11 +40,11 @@ class OptimizerConfig:
     eps: float = 1e-8
     schedule: Literal["constant", "step", "milestones", "poly", "plateau"] = "step"
     step_size: int = 15
-    milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
     power: float = 0.9
     end: float = 0.0
     patience: int = 2
+    milestones: list[int] = field(default_factory=list)
 
 
 @dataclass
