@@ -116,7 +116,7 @@ class Augment(nn.Module):
         if levels < 1:
             raise ValueError(f"levels: expected at least 1, got {levels}")
         self.flip, self.jitter, self.levels = flip, jitter, levels
-        self.ranges = tuple(ranges.values())
+        self.ranges: tuple[Any, ...] = tuple(ranges.values())
 
     def extra_repr(self) -> str:
         return f"flip={self.flip}, jitter={self.jitter}, ranges={self.ranges}, levels={self.levels}"
@@ -209,7 +209,7 @@ class StereoAugment(Augment):
         for name, pair in bounds.items():
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name}: expected a range (low, high), 0 < low <= high, got {pair!r}")
-        self.ranges = (tuple(gamma), tuple(brightness), *[tuple(color)] * 3)  # type: ignore[assignment]
+        self.ranges = (tuple(gamma), tuple(brightness), *[tuple(color)] * 3)
 
     def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
         if self.training:

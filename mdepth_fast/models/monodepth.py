@@ -172,9 +172,7 @@ class Monodepth(DepthModel):
         check_images(images, "images")
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple or min(height, width) < self.multiple:
-            raise ValueError(
-                f"images: expected height and width multiples of {self.multiple}, got {height}x{width}"
-            )
+            raise ValueError(f"images: expected height and width multiples of {self.multiple}, got {height}x{width}")
         features = self.encoder(images.contiguous(memory_format=torch.channels_last))
         x, disparity, found = features[-1], None, []
         for level, skip in zip(self.levels, (*features[-2::-1], None), strict=True):

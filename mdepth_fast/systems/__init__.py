@@ -19,7 +19,7 @@ from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervis
 from mdepth_fast.systems.system import StepInfo, System
 from mdepth_fast.systems.views import Views
 
-from mdepth_fast.systems import left_right, monodepth2, supervised  # isort: skip  # one line for each system
+from mdepth_fast.systems import monodepth2, supervised, left_right  # isort: skip  # one line for each system
 
 __all__ = [
     "SYSTEMS",

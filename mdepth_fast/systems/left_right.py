@@ -17,10 +17,11 @@ from mdepth_fast.geometry import rectified_pair
 from mdepth_fast.losses import GargLoss, LeftRightLoss
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.ops import flow_warp
+from mdepth_fast.systems.config import Config
 from mdepth_fast.systems.motion import MotionModel, no_motion
 from mdepth_fast.systems.registry import packaged_presets, register_system
-from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervisedSystem, ViewsConfig
-from mdepth_fast.systems.views import Views
+from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervisedSystem
+from mdepth_fast.systems.views import DataConfig, Views
 
 __all__ = [
     "Garg",
@@ -99,11 +100,12 @@ class GargLossConfig:
 
 
 @dataclass
-class _StereoConfig(ViewsConfig):
-    """Settings of both systems; there are no poses, `pose` is not used."""
+class _StereoConfig(Config):
+    """Settings of both systems; there are no poses."""
 
-    model: StereoModelConfig = field(default_factory=StereoModelConfig)  # type: ignore[assignment]
-    augment: StereoAugmentConfig = field(default_factory=StereoAugmentConfig)  # type: ignore[assignment]
+    data: DataConfig = field(default_factory=DataConfig)
+    model: StereoModelConfig = field(default_factory=StereoModelConfig)
+    augment: StereoAugmentConfig = field(default_factory=StereoAugmentConfig)
 
 
 @dataclass
@@ -170,7 +172,7 @@ class GargObjective(Objective):
 C = TypeVar("C", bound=_StereoConfig)
 
 
-class _StereoSystem(SelfSupervisedSystem[C]):
+class _StereoSystem(SelfSupervisedSystem[C]):  # type: ignore[type-var]  # no poses, no depth range
     """A network that predicts disparities, trained on rectified pairs.
 
     Args:

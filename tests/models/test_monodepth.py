@@ -80,7 +80,9 @@ def test_reads_the_published_variables(tmp_path) -> None:
     broken = read_content(path)
     del broken["model/decoder/Conv_17/biases"]
     np.savez(path, **{key: value.numpy() for key, value in broken.items()})
-    with pytest.raises(ValueError, match=r"model\.npz: does not fit the model: 1 keys missing \(levels\.6\.head\.bias\)"):
+    with pytest.raises(
+        ValueError, match=r"model\.npz: does not fit the model: 1 keys missing \(levels\.6\.head\.bias\)"
+    ):
         load_checkpoint(other, path)
 
 

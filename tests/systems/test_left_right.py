@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import default_collate
 from tiny_run import Untouched
+from torch.utils.data import default_collate
 
 from mdepth_fast.data import MotorcycleStereo, SyntheticScenes
 from mdepth_fast.inference import evaluate, load_trained
@@ -20,7 +20,7 @@ RUN = ["--data.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1", "
 
 def test_presets() -> None:
     data = ("kitti", "motorcycle", "synthetic")
-    assert PRESETS == [f"{system}_{name}" for system in ("left_right", "garg") for name in data]
+    assert [f"{system}_{name}" for system in ("left_right", "garg") for name in data] == PRESETS
     for name in PRESETS:
         config = load_config(name)
         assert config.run == name and name.startswith(config.system)
@@ -40,6 +40,11 @@ def test_the_published_recipe() -> None:
     assert (augment.flip, augment.jitter) == (0.5, 0.5)
     assert (augment.gamma, augment.brightness, augment.color) == ((0.8, 1.2), (0.5, 2.0), (0.8, 1.2))
     assert load_config("garg_kitti").loss.smoothness == 0.01
+
+
+def test_there_are_no_poses_to_set() -> None:
+    with pytest.raises(ValueError, match=r"pose\.name"):
+        load_config("left_right_kitti", ["--pose.name=posecnn"])
 
 
 def build(preset: str, dataset: Any, *words: str) -> Any:
@@ -87,7 +92,7 @@ def test_each_sample_brings_its_focal_length() -> None:
 
 def test_what_is_not_a_pair_is_refused() -> None:
     scenes = SyntheticScenes(1, 128, 128, sources=(-1, "stereo"))
-    with pytest.raises(ValueError, match=r"data\.sources: expected \[stereo\], as left_right learns .* \[-1, 'stereo'\]"):
+    with pytest.raises(ValueError, match=r"data\.sources: expected \[stereo\], as left_right .* \[-1, 'stereo'\]"):
         build("left_right_synthetic", scenes)
 
     class Tilted(SyntheticScenes):
