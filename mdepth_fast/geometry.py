@@ -5,12 +5,16 @@ Conventions, everywhere in the package: pixel centres lie on integers 0..W-1, `K
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "RectifiedPair",
     "backproject",
+    "depth_from_disparity",
+    "disparity_from_depth",
     "euler_from_rotation",
     "flip_geometry",
     "invert_pose",
@@ -19,6 +23,7 @@ __all__ = [
     "pose_vector",
     "project",
     "projection_matrix",
+    "rectified_pair",
     "rotation_from_axis_angle",
     "rotation_from_euler",
     "scale_intrinsics",
@@ -180,3 +185,84 @@ def _inverse(K: Tensor) -> Tensor:
     """
     cofactors = torch.linalg.cross(K.roll(-1, -2), K.roll(-2, -2))
     return cofactors.transpose(-1, -2) / (K[..., :1, :] * cofactors[..., :1, :]).sum(-1, keepdim=True)
+
+
+def depth_from_disparity(
+    disparity: Tensor, focal: float | Tensor, baseline: float | Tensor, offset: float | Tensor = 0.0
+) -> Tensor:
+    """Depth `focal * baseline / (disparity + offset)` of a rectified pair, in the unit of `baseline`.
+
+    Args:
+        disparity: x in the left image minus x in the right image, any shape; in pixels, or in shares of the width.
+        focal: focal length in the unit of `disparity`; a number, or a tensor that broadcasts against it.
+        baseline: distance between the cameras, positive.
+        offset: cx of the right camera minus cx of the left one, in the unit of `disparity`; 0 if they agree
+            (Middlebury's `doffs`).
+
+    Where `disparity + offset` is 0 or less, the rays meet nowhere in front of the cameras: the depth is infinite. NaN
+    stays NaN. ValueError for a focal length or baseline that is a number and not positive.
+    """
+    _check_pair(focal, baseline)
+    parallax = disparity + offset
+    behind = parallax <= 0
+    # The division is harmless on both sides of the choice, or its gradient would be NaN.
+    return torch.where(behind, torch.inf, focal * baseline / torch.where(behind, 1, parallax))
+
+
+def disparity_from_depth(
+    depth: Tensor, focal: float | Tensor, baseline: float | Tensor, offset: float | Tensor = 0.0
+) -> Tensor:
+    """The inverse of `depth_from_disparity`: `focal * baseline / depth - offset`, in the unit of `focal`.
+
+    Infinite depth gives `-offset`, depth 0 infinity. ValueError as there.
+    """
+    _check_pair(focal, baseline)
+    return focal * baseline / depth - offset
+
+
+def _check_pair(focal: float | Tensor, baseline: float | Tensor) -> None:
+    for name, value in (("focal", focal), ("baseline", baseline)):
+        if not isinstance(value, Tensor) and not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+class RectifiedPair(NamedTuple):
+    """Calibration of two cameras whose images are rectified."""
+
+    focal: float
+    """pixels"""
+    baseline: float
+    """distance from the left to the right camera"""
+    offset: float
+    """cx of the right camera minus cx of the left one, pixels"""
+
+
+def rectified_pair(K: Tensor, source_K: Tensor, T: Tensor) -> RectifiedPair:
+    """The rectified pair that a target and a source camera form, whichever of them stands on the left.
+
+    Args:
+        K, source_K: (3, 3), in pixels of images of one size.
+        T: (4, 4), target camera to source camera.
+
+    Raises:
+        ValueError: the pair is not rectified: the cameras are turned against each other by more than 1 mrad, one
+            stands above or before the other by more than 2 % of the baseline (KITTI's do by 0.5 %), or focal lengths
+            or rows differ.
+    """
+    K, source_K, T = K.double(), source_K.double(), T.double()
+    shift, turn = T[:3, 3], (T[:3, :3] - torch.eye(3, dtype=T.dtype, device=T.device)).abs().max()
+    baseline = -float(shift[0])
+    if baseline == 0 or turn > 1e-3 or shift[1:].abs().max() > 0.02 * abs(baseline):
+        raise ValueError(
+            f"T: expected a shift along x between the cameras of a rectified pair, got a translation {shift.tolist()} "
+            f"and a rotation matrix that differs from the identity by {turn:.2g}"
+        )
+    difference = (source_K - K).abs()
+    difference[0, 2] = 0
+    if difference.max() > 1e-3 * K[0, 0]:
+        raise ValueError(
+            "source_K: expected the focal lengths and the row of the principal point of K, as in a rectified pair, "
+            f"got {source_K.tolist()} and {K.tolist()}"
+        )
+    offset = float(source_K[0, 2] - K[0, 2])
+    return RectifiedPair(float(K[0, 0]), abs(baseline), offset if baseline > 0 else -offset)

@@ -1,4 +1,7 @@
+import math
+
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -77,3 +80,59 @@ def test_flipping_images_and_geometry_flips_the_warp():
     flipped, flipped_valid = inverse_warp(source.flip(-1), depth.flip(-1), *geometry.flip_geometry(K, T, 16))
     torch.testing.assert_close(flipped.flip(-1), warped, atol=1e-5, rtol=0)
     assert torch.equal(flipped_valid.flip(-1), valid)
+
+
+def test_disparity_in_pixels_and_depth() -> None:
+    """KITTI's numbers: 0.54 m and 721.5 px, 10 m are 38.96 px, 80 m are 4.87 px."""
+    disparity = geometry.disparity_from_depth(torch.tensor([10.0, 80.0, math.inf]), 721.5377, 0.54)
+    torch.testing.assert_close(disparity, torch.tensor([38.963, 4.8704, 0.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(geometry.depth_from_disparity(disparity[:2], 721.5377, 0.54), torch.tensor([10.0, 80.0]))
+    # With principal points apart: of a point at infinity the disparity is minus the offset.
+    shifted = geometry.disparity_from_depth(torch.tensor([2.0, math.inf]), 100.0, 0.5, 7.0)
+    assert shifted.tolist() == [18.0, -7.0]
+    assert geometry.depth_from_disparity(shifted, 100.0, 0.5, 7.0).tolist() == [2.0, math.inf]
+    # In shares of the width it is the same depth.
+    assert geometry.depth_from_disparity(shifted / 200, 0.5, 0.5, 7.0 / 200).tolist() == [2.0, math.inf]
+
+
+def test_no_disparity_is_infinitely_far() -> None:
+    values = torch.tensor([0.0, -0.0, -1.0, math.nan, 2.0], requires_grad=True)
+    depth = geometry.depth_from_disparity(values, torch.tensor(4.0), 1.0)
+    assert depth[:3].isinf().all() and (depth[:3] > 0).all()
+    assert depth[3].isnan() and depth[4] == 2
+    depth[[0, 1, 2, 4]].sum().backward()
+    assert values.grad is not None and values.grad[[0, 1, 2, 4]].tolist() == [0, 0, 0, -1]
+    with pytest.raises(ValueError, match="focal: expected a positive number, got -1"):
+        geometry.depth_from_disparity(values, -1.0, 1.0)
+    with pytest.raises(ValueError, match="baseline: expected a positive number, got 0"):
+        geometry.disparity_from_depth(values, 1.0, 0.0)
+
+
+def test_the_calibration_of_a_rectified_pair() -> None:
+    K = torch.tensor([[100.0, 0, 50], [0, 110, 30], [0, 0, 1]])
+    right_K = K.clone()
+    right_K[0, 2] = 57
+    T = torch.eye(4)
+    T[:3, 3] = torch.tensor([-0.5, 0.002, 0.0])
+    assert geometry.rectified_pair(K, right_K, T) == geometry.RectifiedPair(100, 0.5, 7)
+    assert geometry.rectified_pair(right_K, K, torch.linalg.inv(T)) == geometry.RectifiedPair(100, 0.5, 7)
+    # Mirrored and seen from the other camera, it is the same pair.
+    mirrored, motion = geometry.flip_geometry(right_K, torch.linalg.inv(T), 120)
+    assert geometry.rectified_pair(mirrored, geometry.flip_geometry(K, T, 120)[0], motion) == (100, 0.5, 7)
+
+
+@pytest.mark.parametrize("change", ["above", "turned", "nowhere", "focal"])
+def test_a_pair_that_is_not_rectified(change: str) -> None:
+    K, T = torch.diag(torch.tensor([100.0, 100, 1])), torch.eye(4)
+    T[0, 3] = -0.5
+    other = K.clone()
+    if change == "above":
+        T[1, 3] = 0.02
+    elif change == "turned":
+        T = geometry.pose_matrix(torch.tensor([0.0, 0.01, 0]), T[:3, 3])
+    elif change == "nowhere":
+        T = torch.eye(4)
+    else:
+        other[1, 1] = 101
+    with pytest.raises(ValueError, match="source_K: expected" if change == "focal" else "T: expected a shift along x"):
+        geometry.rectified_pair(K, other, T)

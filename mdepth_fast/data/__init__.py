@@ -24,7 +24,7 @@ from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.trajectory import Trajectory
-from mdepth_fast.data.transforms import Augment, SequenceAugment
+from mdepth_fast.data.transforms import Augment, SequenceAugment, StereoAugment
 from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Sample",
     "SequenceAugment",
     "SkipBroken",
+    "StereoAugment",
     "SyntheticFlow",
     "SyntheticScenes",
     "Trajectory",

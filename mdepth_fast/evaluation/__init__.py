@@ -10,7 +10,7 @@ from mdepth_fast.evaluation.flow import (
     FlowProtocol,
     get_flow_protocol,
 )
-from mdepth_fast.evaluation.metrics import METRICS, depth_metrics, metrics_of
+from mdepth_fast.evaluation.metrics import METRICS, d1_all, depth_metrics, metrics_of
 from mdepth_fast.evaluation.odometry import OdometryMetrics, evaluate_odometry
 from mdepth_fast.evaluation.protocols import COLUMNS, PROTOCOLS, Protocol, get_protocol
 
@@ -28,6 +28,7 @@ __all__ = [
     "FlowProtocol",
     "OdometryMetrics",
     "Protocol",
+    "d1_all",
     "depth_metrics",
     "evaluate_odometry",
     "get_flow_protocol",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mdepth_fast import ops
 
-__all__ = ["METRICS", "depth_metrics", "metrics_of"]
+__all__ = ["METRICS", "d1_all", "depth_metrics", "metrics_of"]
 
 METRICS = (
     "abs_rel",
@@ -71,6 +71,23 @@ def depth_metrics(prediction: ArrayLike, ground_truth: ArrayLike) -> dict[str, f
             raise ValueError(f"{name}: expected finite, positive depths, got {_first_bad(values)}")
     rows = (torch.from_numpy(np.ascontiguousarray(values)).view(1, 1, -1) for values in (p, g))
     return metrics_of(ops.depth_metrics(*rows, valid=(0.0, math.inf), clip=(1e-300, math.inf))[0].tolist())
+
+
+def d1_all(prediction: ArrayLike, ground_truth: ArrayLike) -> float:
+    """Percentage of disparities that are wrong by at least 3 pixels and at least 5 % of the true one (KITTI 2015).
+
+    prediction, ground_truth: of one shape, in pixels of the full image. Pixels whose ground truth is not finite or not
+    positive do not count, as KITTI's 0 says "none". NaN if none counts. A prediction that is not finite is wrong.
+    ValueError for different shapes. Menze and Geiger, CVPR 2015.
+    """
+    p, g = (np.asarray(values, dtype=np.float64) for values in (prediction, ground_truth))
+    if p.shape != g.shape:
+        raise ValueError(f"prediction, ground_truth: expected one shape, got {p.shape} and {g.shape}")
+    counted = np.isfinite(g) & (g > 0)
+    if not counted.any():
+        return math.nan
+    error = np.abs(p[counted] - g[counted])
+    return 100 * float(1 - ((error < 3) | (error < 0.05 * g[counted])).mean())
 
 
 def _first_bad(values: NDArray[Any]) -> float:

@@ -1,6 +1,7 @@
 """Training losses as modules over the fused ops."""
 
 from mdepth_fast.losses.flow import FlowLoss, FlowLossParts
+from mdepth_fast.losses.left_right import GargLoss, LeftRightLoss, LeftRightParts
 from mdepth_fast.losses.monodepth import (
     EdgeAwareSmoothness,
     MinReprojectionLoss,
@@ -27,7 +28,10 @@ __all__ = [
     "EdgeAwareSmoothness",
     "FlowLoss",
     "FlowLossParts",
+    "GargLoss",
     "Icp3DLoss",
+    "LeftRightLoss",
+    "LeftRightParts",
     "LogDepthL1Loss",
     "MinReprojectionLoss",
     "MonodepthLoss",

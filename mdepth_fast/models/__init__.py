@@ -12,6 +12,7 @@ from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
 from .flownet import FlowModel, FlowNetS, FlowPrediction
 from .mobilenet import MobileNet
+from .monodepth import Monodepth, MonodepthResNet50, MonodepthVGG
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
@@ -36,7 +37,10 @@ __all__ = [
     "FlowPrediction",
     "MobileNet",
     "Model",
+    "Monodepth",
     "Monodepth2",
+    "MonodepthResNet50",
+    "MonodepthVGG",
     "PoseCNN",
     "PoseExpNet",
     "PoseModel",

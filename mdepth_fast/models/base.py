@@ -71,6 +71,7 @@ class DepthModel(Model):
     checkpoint_prefix = "depth_net."
     multiple: ClassVar[int] = 32  # height and width of the input are multiples of it
     takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
+    takes_intrinsics: ClassVar[bool] = False  # `predict` takes the camera matrix as `K`
     interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:

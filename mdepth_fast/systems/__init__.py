@@ -20,7 +20,7 @@ from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervis
 from mdepth_fast.systems.system import PredictOptions, StepInfo, System
 from mdepth_fast.systems.views import Views
 
-from mdepth_fast.systems import flow, monodepth2, sfmlearner, supervised, vid2depth  # isort: skip  # one line for each system
+from mdepth_fast.systems import flow, left_right, monodepth2, sfmlearner, supervised, vid2depth  # isort: skip
 
 __all__ = [
     "SYSTEMS",
@@ -43,6 +43,7 @@ __all__ = [
     "flow",
     "get_system",
     "known_poses",
+    "left_right",
     "list_presets",
     "load_config",
     "monodepth2",

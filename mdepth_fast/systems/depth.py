@@ -66,13 +66,16 @@ def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPredi
     `EvaluationView`), the border of the prediction is replicated to the size of the image: there is no ground truth
     outside the part.
     """
-    size = None
+    options: dict[str, Any] = {"size": None, "flip": flip}
     images = batch["target"]
+    device = next(net.parameters()).device
     if net.takes_views and "sources" in batch:
-        size = (images.shape[-2], images.shape[-1])
+        options["size"] = (images.shape[-2], images.shape[-1])
+        if net.takes_intrinsics:
+            options["K"] = batch["K"].to(device)
     else:
         images = batch.get("image", images)
-    prediction: DepthPrediction = net.predict(_as_float(images.to(next(net.parameters()).device)), size=size, flip=flip)
+    prediction: DepthPrediction = net.predict(_as_float(images.to(device)), **options)
     if "window" in batch:
         top, bottom, left, right = batch["window"][0].tolist()
         height, width = batch["depth"].shape[-2:]

@@ -133,16 +133,20 @@ class TrainingModule(LightningModule):
 
             scheduler = LambdaLR(optimizer, factor)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        if options.schedule == "steps":
-            scheduler = MultiStepLR(optimizer, options.milestones, options.gamma)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if options.schedule == "plateau":
             scheduler = ReduceLROnPlateau(optimizer, factor=options.gamma, patience=options.patience)
             # Lightning's own plateau forgets an epoch in which a run is resumed: see `lr_scheduler_step`.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "reduce_on_plateau": False}}
         # Stepped by Lightning at the END of an epoch: epochs 0..step_size-1 run at the full rate, as in Monodepth2.
-        scheduler = StepLR(optimizer, options.step_size, options.gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        interval = "epoch"
+        if options.schedule in ("milestones", "step_milestones"):
+            interval = "epoch" if options.schedule == "milestones" else "step"
+            if not options.milestones or min(options.milestones) < 1:
+                raise ValueError(f"optimizer.milestones: expected numbers of {interval}s, got {options.milestones}")
+            scheduler = MultiStepLR(optimizer, options.milestones, options.gamma)
+        else:
+            scheduler = StepLR(optimizer, options.step_size, options.gamma)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from mdepth_fast.data import Augment, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data import Augment, MotorcycleStereo, StereoAugment, SyntheticScenes
 from mdepth_fast.data.transforms import adjust_color, image_pyramid
 
 
@@ -189,3 +189,82 @@ def test_wants_bytes() -> None:
         Augment()({**batch, "target": batch["target"].float()})
     with pytest.raises(TypeError, match=r"sources: expected uint8 \(B,S,3,H,W\), got torch.uint8 \(4, 3, 12, 20\)"):
         Augment()({**batch, "sources": batch["sources"][:, 0]})
+
+
+def pairs(size: int = 6) -> dict:
+    """Rectified pairs of which every other one has the right image for its target."""
+    batch = random_batch(size, sources=1)
+    batch["source_K"] = batch["source_K"].clone()
+    batch["source_K"][..., 0, 2] += 3
+    batch["T"] = torch.eye(4).repeat(size, 1, 1, 1)
+    batch["T"][..., 0, 3] = -0.5
+    for key, other in (("target", "sources"), ("K", "source_K")):
+        one, two = batch[key].clone(), batch[other][:, 0].clone()
+        batch[key][1::2], batch[other][1::2, 0] = two[1::2], one[1::2]
+    batch["T"][1::2, :, 0, 3] = 0.5
+    return batch
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_pairs_come_out_left_image_first(flip: int) -> None:
+    batch = pairs()
+    left, right = batch["target"].clone(), batch["sources"][:, 0].clone()
+    left[1::2], right[1::2] = batch["sources"][1::2, 0], batch["target"][1::2]
+    out = StereoAugment(flip=flip, jitter=0)(batch)
+    if flip:
+        left, right = right.flip(-1), left.flip(-1)
+    assert torch.equal(out["target"], left / 255) and torch.equal(out["sources"][:, 0], right / 255)
+    assert torch.equal(out["pyramid"][0], out["target"]) and torch.equal(out["target_aug"], out["target"])
+    # The baseline, and how far the principal points are apart, stay those of the pair.
+    assert torch.equal(out["T"][:, 0, 0, 3], torch.full((6,), -0.5))
+    assert torch.equal(out["source_K"][:, 0, 0, 2] - out["K"][:, 0, 2], torch.full((6,), 3.0))
+    assert torch.equal(out["K"][:, 0, 2], torch.full((6,), 8.0 if not flip else 20 - 1 - 11.0))
+    straight = StereoAugment(flip=1, jitter=1).eval()(batch)
+    for key in ("target", "sources"):
+        assert torch.equal(straight[key], batch[key] / 255)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_mirrored_and_swapped_pair_is_a_pair(warp_errors, side: str) -> None:
+    """The true disparity of the pair explains the mirrored one, if its geometry is mirrored with it."""
+    sample = MotorcycleStereo(125, 185, evaluation=True)[0]
+    plain = {key: value for key, value in sample.items() if key not in ("depth", "image")}
+    if side == "right":
+        right = MotorcycleStereo(125, 185, sides=("right",))[0]
+        plain = dict(right)
+    out = StereoAugment(flip=1, jitter=0)(default_collate([plain]))
+    # Mirrored once more, what was the left image is the source: seen from there, the ground truth fits.
+    back = Augment(flip=1, jitter=0)({**out, **{k: (255 * out[k]).round().byte() for k in ("target", "sources")}})
+    T = torch.linalg.inv(back["T"][0])
+    found = {"target": back["sources"][0, 0] * 255, "sources": back["target"] * 255, "K": back["source_K"][0, 0]}
+    found |= {"source_K": back["K"], "T": T, "depth": sample["depth"]}
+    assert warp_errors(found)[0] == pytest.approx(warp_errors(sample)[0], rel=1e-3)
+
+
+def test_colours_of_a_pair_change_alike() -> None:
+    batch = pairs(64)
+    batch["target"][:] = batch["sources"][:, 0]
+    out = StereoAugment(flip=0, jitter=0.5)(batch, seeded(1))
+    clean, changed = out["target"], out["target_aug"]
+    assert torch.equal(out["sources_aug"][:, 0], changed) and torch.equal(out["sources"][:, 0], clean)
+    kept = torch.tensor([torch.equal(a, b) for a, b in zip(clean, changed)])
+    assert 20 < int(kept.sum()) < 44
+    # log(changed) = gamma * log(clean) + log(factor of the channel), where nothing was cut.
+    for image, other in zip(clean[~kept], changed[~kept]):
+        factors = []
+        for x, y in zip(image, other):
+            inside = (x > 0) & (y > 0) & (y < 1)
+            gamma, factor = np.polyfit(x[inside].double().log(), y[inside].double().log(), 1)
+            assert 0.8 <= gamma <= 1.2
+            factors.append(np.exp(factor))
+        assert min(factors) >= 0.5 * 0.8 and max(factors) <= 2 * 1.2 and max(factors) / min(factors) <= 1.5
+    assert changed.min() >= 0 and changed.max() == 1
+
+
+def test_bad_arguments_of_pairs() -> None:
+    with pytest.raises(ValueError, match=r"sources: expected one, the other image of a rectified pair, got 2"):
+        StereoAugment()(random_batch())
+    with pytest.raises(ValueError, match="depth: expected none in training"):
+        StereoAugment()({**pairs(), "depth": torch.ones(6, 1, 12, 20)})
+    with pytest.raises(ValueError, match=r"gamma: expected a range \(low, high\), 0 < low <= high, got \(1.2, 0.8\)"):
+        StereoAugment(gamma=(1.2, 0.8))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mdepth_fast import ops
-from mdepth_fast.evaluation import METRICS, depth_metrics, metrics_of
+from mdepth_fast.evaluation import METRICS, d1_all, depth_metrics, metrics_of
 
 
 def test_four_pixels_by_hand() -> None:
@@ -89,3 +89,14 @@ def test_of_sums() -> None:
     assert metrics_of(sums.sum(0).tolist()) == pytest.approx(depth_metrics(p.ravel(), g.ravel()), rel=1e-12)
     assert metrics_of([3, 0, 0, 0, 0, 3 * 0.1**2 - 1e-17, 3 * 0.1, 0.3, 3, 3, 3, 0])["silog"] == 0
     assert math.isnan(metrics_of([3, *[math.nan] * 7, 1, 1, 1, math.nan])["silog"])
+
+
+def test_share_of_wrong_disparities() -> None:
+    """Wrong is what is off by 3 pixels and by 5 %; 0 and infinity are no ground truth."""
+    truth = [20.0, 20.0, 100.0, 100.0, 0.0, math.inf, 20.0, 20.0]
+    found = [22.9, 23.0, 104.9, 95.0, 50.0, 1.0, math.nan, math.inf]
+    assert d1_all(found, truth) == pytest.approx(100 * 4 / 6)
+    assert math.isnan(d1_all([1.0], [0.0]))
+    assert d1_all(np.ones((2, 3)), np.ones((2, 3))) == 0
+    with pytest.raises(ValueError, match=r"expected one shape, got \(2,\) and \(1,\)"):
+        d1_all([1.0, 2.0], [1.0])

@@ -15,7 +15,8 @@ def test_every_file_of_presets_is_one_systems_and_says_so() -> None:
         for entry in (resources.files("mdepth_fast") / "configs").iterdir()
         if entry.name.endswith(".yaml")
     }
-    owners = {name: key for key in ("monodepth2", "supervised") for name in SYSTEMS[key].presets}
+    packaged = [system for system in SYSTEMS.values() if system.__module__.startswith("mdepth_fast.")]
+    owners = {name: system.name for system in packaged for name in system.presets}
     assert {name: values["system"] for name, values in files.items()} == owners
     assert set(owners) <= set(list_presets())
 

@@ -84,6 +84,14 @@ def test_steps_are_taken_at_the_end_of_epochs() -> None:
     assert [rates[0] for rates in used] == pytest.approx([1.0] * 8 + [0.1] * 8 + [0.01] * 4)
 
 
+def test_milestones_are_epochs_after_which_the_rate_drops() -> None:
+    settings = config(name="sgd", lr=1.0, schedule="milestones", milestones=[3, 4], gamma=0.5)
+    assert [rates[0] for rates in fit(build(settings), epochs=5)] == [1.0] * 12 + [0.5] * 4 + [0.25] * 4
+    for wrong in ([], [0, 2]):
+        with pytest.raises(ValueError, match=r"optimizer\.milestones: expected numbers of epochs, got"):
+            fit(build(config(schedule="milestones", milestones=wrong)))
+
+
 def test_a_plateau_of_the_mean_training_loss_drops_the_rate() -> None:
     """Patience 1: the second epoch in a row that does not lower the mean is one too many, whatever its steps do."""
     losses = [[6.0, 0.0, 6.0], [5.0, 0.0, 4.0], [4.0, 2.0, 3.0], [3.0, 4.0, 2.0], [2.0, 6.0, 1.0], [1.0, 4.0, 1.0]]
