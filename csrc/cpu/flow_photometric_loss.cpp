@@ -92,6 +92,7 @@ int run(const FlowPhotometricLossParams& p) {
         const int64_t image = (b * p.channels + channel) * plane;
         const T* target = static_cast<const T*>(p.target) + image + at;
         load_pairs(static_cast<const T*>(p.source) + image, n, width, k);
+        for (int i = 0; i < n; i += 64 / int(sizeof(T))) __builtin_prefetch(target + n + i);
         if (p.grad_flow)
           compare<true>(target, n, k);
         else

@@ -66,6 +66,8 @@ void follow(const T* RESTRICT flow_u, const T* RESTRICT flow_v, int y, int x0, i
 template <class T>
 void load_pairs(const T* RESTRICT plane, int n, int w, Taps<T>& k) {
   if (w > 1) {
+    // What the row below this one will need: motions are smooth, but nothing else knows where they lead.
+    for (int i = 0; i < n; i += 64 / int(sizeof(T))) __builtin_prefetch(plane + k.below[i] + w);
     for (int i = 0; i < n; ++i) {
       std::memcpy(k.pairs_above + 2 * i, plane + k.above[i], 2 * sizeof(T));
       std::memcpy(k.pairs_below + 2 * i, plane + k.below[i], 2 * sizeof(T));
