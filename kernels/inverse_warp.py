@@ -115,6 +115,40 @@ def sample(plane, u, v, width, seen):
 
 
 @triton.jit
+def scatter(plane, grad, u, v, width, seen):
+    """Adds the gradient of a sample to its taps."""
+    g0, g1 = grad * v[2], grad * v[3]
+    tl.atomic_add(plane + offset(v[0], u[0], width), g0 * u[2], mask=seen, sem="relaxed")
+    tl.atomic_add(plane + offset(v[0], u[1], width), g0 * u[3], mask=seen, sem="relaxed")
+    tl.atomic_add(plane + offset(v[1], u[0], width), g1 * u[2], mask=seen, sem="relaxed")
+    tl.atomic_add(plane + offset(v[1], u[1], width), g1 * u[3], mask=seen, sem="relaxed")
+
+
+@triton.jit
+def store_taps(index, weight, here, image, u, v, source_height, source_width, seen, inside):
+    """The four taps of pixels `here` for `add_in_order`: where they are in the batch of sources, and their weights."""
+    for tap in tl.static_range(4):
+        row, column = v[tap // 2], u[tap % 2]
+        value = tl.where(seen, v[2 + tap // 2] * u[2 + tap % 2], 0.0)
+        tl.store(
+            index + here * 4 + tap,
+            image * source_height * source_width + offset(row, column, source_width),
+            mask=inside,
+        )
+        tl.store(weight + here * 4 + tap, value, mask=inside)
+
+
+def add_in_order(grad: Tensor, index: Tensor, weight: Tensor, by_source: Tensor) -> None:
+    """Adds the gradient of samples to their taps in a fixed order."""
+    # PyTorch sorts by index and adds up equal ones in that order; a channel at a time, to spare memory.
+    for channel in range(by_source.shape[1]):
+        plane = by_source[:, channel]
+        total = plane.new_zeros(plane.numel())
+        total.index_put_((index.flatten(),), (grad[:, channel, :, :, None] * weight).flatten(), accumulate=True)
+        by_source[:, channel] = total.view_as(plane)
+
+
+@triton.jit
 def projection_sums(sums, gu, gv, inverse_z, shift_u, shift_v, depth, y, x, inside):
     """`sums` and the pixels' share of the gradient by the projection: u = nu / z, v = nv / z, and
     (nu, nv, z) = projection * (depth * (x, y, 1), 1). What is left to be done for x, the same in every row, is left."""
@@ -220,12 +254,7 @@ def _backward(
             gu += g * du
             gv += g * dv
             if grad_source is not None:
-                to = grad_source + at * source_height * source_width
-                g0, g1 = g * v[2], g * v[3]
-                tl.atomic_add(to + offset(v[0], u[0], source_width), g0 * u[2], mask=seen, sem="relaxed")
-                tl.atomic_add(to + offset(v[0], u[1], source_width), g0 * u[3], mask=seen, sem="relaxed")
-                tl.atomic_add(to + offset(v[1], u[0], source_width), g1 * u[2], mask=seen, sem="relaxed")
-                tl.atomic_add(to + offset(v[1], u[1], source_width), g1 * u[3], mask=seen, sem="relaxed")
+                scatter(grad_source + at * source_height * source_width, g, u, v, source_width, seen)
         if grad_depth is not None:
             tl.store(grad_depth + image * height * width + here, gu * du_ddepth + gv * dv_ddepth, mask=inside)
         if partial is not None:
@@ -255,16 +284,7 @@ def _taps(
     shift_u, shift_v, inverse_z, _du, _dv, _poison = project(projection + image * 12, y, x, d)
     u = sample_axis(x, shift_u, source_width, ZEROS)
     v = sample_axis(y, shift_v, source_height, ZEROS)
-    seen = inverse_z > 0
-    for tap in tl.static_range(4):
-        row, column = v[tap // 2], u[tap % 2]
-        value = tl.where(seen, v[2 + tap // 2] * u[2 + tap % 2], 0.0)
-        tl.store(
-            index + here * 4 + tap,
-            image * source_height * source_width + offset(row, column, source_width),
-            mask=inside,
-        )
-        tl.store(weight + here * 4 + tap, value, mask=inside)
+    store_taps(index, weight, here, image, u, v, source_height, source_width, inverse_z > 0, inside)
 
 
 @_dispatch.implementation("inverse_warp", "triton")
@@ -335,7 +355,7 @@ def backward(
         )
     if partial is not None:
         torch.sum(partial, 1, out=by_projection.view(batch, 12))
-    if ordered:
+    if by_source is not None and ordered:
         index = torch.empty((batch, height, width, 4), dtype=torch.int64, device=depth.device)
         weight = depth.new_empty((batch, height, width, 4))
         launch(
@@ -351,9 +371,5 @@ def backward(
             ROWS=TAPS.rows,
             COLUMNS=TAPS.columns,
         )
-        # PyTorch sorts by index and adds up equal ones in that order; a channel at a time, to spare memory.
-        for channel in range(channels):
-            total = source.new_zeros(source[:, 0].numel())
-            total.index_put_((index.flatten(),), (grad[:, channel, :, :, None] * weight).flatten(), accumulate=True)
-            by_source[:, channel] = total.view_as(source[:, 0])
+        add_in_order(grad, index, weight, by_source)
     return by_source, by_depth, by_projection

@@ -32,18 +32,20 @@ void join(const T* RESTRICT one, const T* RESTRICT other, int n, T* RESTRICT wei
   for (int i = 0; i < n; ++i) weight[i] = one[i] * other[i];
 }
 
-// The sum of the penalties of n differences, and their slopes.
+// The sum of the penalties of n differences of u and n of v, and their slopes.
 template <bool kWeighted, class T>
-NOINLINE double separate(const Charbonnier<T>& c, const T* RESTRICT weight, const T* RESTRICT one,
-                         const T* RESTRICT other, int n, T* RESTRICT slope) {
+NOINLINE double separate(const Charbonnier<T>& c, const T* RESTRICT weight, const T* RESTRICT u, const T* RESTRICT v,
+                         int64_t step, int n, T* RESTRICT slope_u, T* RESTRICT slope_v) {
+  const T *RESTRICT next_u = u + step, *RESTRICT next_v = v + step;
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int i = 0; i < n; ++i) {
     const T w = kWeighted ? weight[i] : T(1);
     const bool on = !kWeighted || w != T(0);
-    const Penalty<T> rho = penalty(c, one[i] - other[i]);
-    sum += double(on ? w * rho.value : T(0));
-    slope[i] = on ? w * rho.slope : T(0);
+    const Penalty<T> of_u = penalty(c, u[i] - next_u[i]), of_v = penalty(c, v[i] - next_v[i]);
+    sum += double(on ? w * (of_u.value + of_v.value) : T(0));
+    slope_u[i] = on ? w * of_u.slope : T(0);
+    slope_v[i] = on ? w * of_v.slope : T(0);
   }
   return sum;
 }
@@ -71,9 +73,9 @@ NOINLINE double joint(const Charbonnier<T>& c, const T* RESTRICT weight, const T
 }
 
 template <class T>
-void combine(T share, const T* RESTRICT x, const T* RESTRICT y, const T* RESTRICT above, int n, T* RESTRICT grad) {
+void combine(const T* RESTRICT x, const T* RESTRICT y, const T* RESTRICT above, int n, T* RESTRICT grad) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) grad[i] = share * ((x[i] - x[i - 1]) + (y[i] - above[i]));
+  for (int i = 0; i < n; ++i) grad[i] = (x[i] - x[i - 1]) + (y[i] - above[i]);
 }
 
 template <class T>
@@ -96,8 +98,7 @@ struct Image {
         join_below(at, n, r.weight);
         sum = joint<true>(c, r.weight, f[0], f[1], f[0] + width, f[1] + width, n, r.x[0], r.x[1], r.y[0], r.y[1]);
       } else {
-        sum = joint<false>(c, static_cast<const T*>(nullptr), f[0], f[1], f[0] + width, f[1] + width, n, r.x[0], r.x[1],
-                           r.y[0], r.y[1]);
+        sum = joint<false>(c, r.weight, f[0], f[1], f[0] + width, f[1] + width, n, r.x[0], r.x[1], r.y[0], r.y[1]);
       }
       for (T* slope : {r.x[0], r.x[1], r.y[0], r.y[1]})
         for (int i = n; i < width; ++i) slope[i] = T(0);
@@ -116,14 +117,11 @@ struct Image {
   }
 
   double along(const T* const (&f)[2], int64_t step, int64_t at, int n, T* const (&slope)[2], Rows<T>& r) const {
-    double sum = 0;
-    if (mask) join(mask + at, mask + at + step, n, r.weight);
-    for (int j = 0; j < 2; ++j) {
-      sum += mask ? separate<true>(c, r.weight, f[j], f[j] + step, n, slope[j])
-                  : separate<false>(c, static_cast<const T*>(nullptr), f[j], f[j] + step, n, slope[j]);
-      for (int i = n; i < width; ++i) slope[j][i] = T(0);
-    }
-    return sum;
+    for (T* one : slope)
+      for (int i = n; i < width; ++i) one[i] = T(0);
+    if (!mask) return separate<false>(c, r.weight, f[0], f[1], step, n, slope[0], slope[1]);
+    join(mask + at, mask + at + step, n, r.weight);
+    return separate<true>(c, r.weight, f[0], f[1], step, n, slope[0], slope[1]);
   }
 };
 
@@ -132,7 +130,6 @@ int run(const FlowSmoothnessLossParams& p) {
   const int64_t chunks = (p.height + kRowsPerTask - 1) / kRowsPerTask, tasks = p.batch * chunks;
   const int64_t plane = p.height * p.width;
   const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, tasks)));
-  const double share = 1.0 / double(p.batch * plane);
   const Charbonnier<T> c = charbonnier_of<T>(p);
   PerThread<T> memory(threads, Rows<T>::kBuffers * Rows<T>::step(p.width));
   PerThread<double> partial(1, tasks);
@@ -159,13 +156,13 @@ int run(const FlowSmoothnessLossParams& p) {
       for (int j = 0; j < 2; ++j) std::swap(r.y[j], r.above[j]);
       sum += image.row(y, true, r);
       for (int j = 0; grad && j < 2; ++j)
-        combine(T(share), r.x[j], r.y[j], r.above[j], int(p.width), grad + j * plane + int64_t(y) * p.width);
+        combine(r.x[j], r.y[j], r.above[j], int(p.width), grad + j * plane + int64_t(y) * p.width);
     }
     partial.all()[task] = sum;
   }
   double loss = 0;
   for (int64_t task = 0; task < tasks; ++task) loss += partial.all()[task];
-  *p.loss = loss * share;
+  *p.loss = loss / double(p.batch * plane);
   return 0;
 }
 

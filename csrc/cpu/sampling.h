@@ -13,16 +13,20 @@ namespace mdepth {
 namespace MDEPTH_ISA {
 namespace {
 
-constexpr int kBlock = 256;
+constexpr int kBlock = 128;
 constexpr int kRowsPerTask = 16;
 
+// Each pixel has two taps in each of two rows. The taps of a row are among two neighbours, which are loaded together:
+// half the loads.
 template <class T>
 struct alignas(64) Taps {
   using Number = T;
-  int i00[kBlock], i01[kBlock], i10[kBlock], i11[kBlock];
+  int above[kBlock], below[kBlock];      // the first neighbours
+  int second0[kBlock], second1[kBlock];  // whether a tap is the second one
   T uw0[kBlock], uw1[kBlock], ud0[kBlock], ud1[kBlock], vw0[kBlock], vw1[kBlock], vd0[kBlock], vd1[kBlock];
   T shift_u[kBlock], shift_v[kBlock], poison[kBlock];
   int seen[kBlock];
+  T pairs_above[2 * kBlock], pairs_below[2 * kBlock];  // of one plane
 };
 
 // Pixel i of a block is (x, y) and falls on (x + shift_u, y + shift_v) of a source of h x w pixels; nowhere unless `seen`.
@@ -30,10 +34,11 @@ template <Padding padding, class T>
 MDEPTH_HD void set_taps(Taps<T>& k, int i, int x, int y, T shift_u, T shift_v, bool seen, int h, int w) {
   const Axis<T> u = sample_axis<padding>(x, shift_u, w);
   const Axis<T> v = sample_axis<padding>(y, shift_v, h);
-  k.i00[i] = v.tap0 * w + u.tap0;
-  k.i01[i] = v.tap0 * w + u.tap1;
-  k.i10[i] = v.tap1 * w + u.tap0;
-  k.i11[i] = v.tap1 * w + u.tap1;
+  const int last = w > 1 ? w - 2 : 0, first = u.tap0 < last ? u.tap0 : last;
+  k.above[i] = v.tap0 * w + first;
+  k.below[i] = v.tap1 * w + first;
+  k.second0[i] = u.tap0 - first;
+  k.second1[i] = u.tap1 - first;
   k.uw0[i] = seen ? u.w0 : T(0);
   k.uw1[i] = seen ? u.w1 : T(0);
   k.ud0[i] = seen ? u.d0 : T(0);
@@ -57,11 +62,34 @@ void follow(const T* RESTRICT flow_u, const T* RESTRICT flow_v, int y, int x0, i
   }
 }
 
+// Loads the neighbours of n pixels from a plane whose rows have w pixels.
 template <class T>
-MDEPTH_HD Sample<T> sample(const Taps<T>& k, int i, const T* plane) {
+void load_pairs(const T* RESTRICT plane, int n, int w, Taps<T>& k) {
+  if (w > 1) {
+    // What the row below this one will need: motions are smooth, but nothing else knows where they lead.
+    for (int i = 0; i < n; i += 64 / int(sizeof(T))) __builtin_prefetch(plane + k.below[i] + w);
+    for (int i = 0; i < n; ++i) {
+      std::memcpy(k.pairs_above + 2 * i, plane + k.above[i], 2 * sizeof(T));
+      std::memcpy(k.pairs_below + 2 * i, plane + k.below[i], 2 * sizeof(T));
+      __asm__ volatile("");  // or GCC gathers them, which is slower where a gather is many loads in one instruction
+    }
+    return;
+  }
+  for (int i = 0; i < n; ++i) {
+    k.pairs_above[2 * i] = k.pairs_above[2 * i + 1] = plane[k.above[i]];
+    k.pairs_below[2 * i] = k.pairs_below[2 * i + 1] = plane[k.below[i]];
+  }
+}
+
+// Of the plane whose neighbours are loaded.
+template <class T>
+MDEPTH_HD Sample<T> sample(const Taps<T>& k, int i) {
   const Axis<T> u{0, 0, k.uw0[i], k.uw1[i], k.ud0[i], k.ud1[i]};
   const Axis<T> v{0, 0, k.vw0[i], k.vw1[i], k.vd0[i], k.vd1[i]};
-  return bilinear(u, v, plane[k.i00[i]], plane[k.i01[i]], plane[k.i10[i]], plane[k.i11[i]]);
+  const bool second0 = k.second0[i] != 0, second1 = k.second1[i] != 0;
+  const T a0 = k.pairs_above[2 * i], a1 = k.pairs_above[2 * i + 1];
+  const T b0 = k.pairs_below[2 * i], b1 = k.pairs_below[2 * i + 1];
+  return bilinear(u, v, second0 ? a1 : a0, second1 ? a1 : a0, second0 ? b1 : b0, second1 ? b1 : b0);
 }
 
 // Rows of images, cut into tasks.
@@ -86,9 +114,9 @@ struct RowTasks {
 };
 
 template <class T>
-void warp_block(const T* RESTRICT source, const Taps<T>& k, int n, T* RESTRICT out) {
+void warp_block(const Taps<T>& k, int n, T* RESTRICT out) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) out[i] = sample(k, i, source).value + k.poison[i];
+  for (int i = 0; i < n; ++i) out[i] = sample(k, i).value + k.poison[i];
 }
 
 // The warped image, and which pixels fall inside the source.
@@ -110,9 +138,10 @@ int warp_forward(const Params& p, Locate locate) {
         const T u = T(x0 + i) + k.shift_u[i], v = T(y) + k.shift_v[i];
         valid[i] = k.seen[i] && u >= T(0) && u <= right && v >= T(0) && v <= bottom;
       }
-      for (int64_t c = 0; c < p.channels; ++c)
-        warp_block(static_cast<const T*>(p.source) + (b * p.channels + c) * source_plane, k, n,
-                   static_cast<T*>(p.warped) + (b * p.channels + c) * plane + int64_t(y) * p.width + x0);
+      for (int64_t image = b * p.channels; image < (b + 1) * p.channels; ++image) {
+        load_pairs(static_cast<const T*>(p.source) + image * source_plane, n, int(p.source_width), k);
+        warp_block(k, n, static_cast<T*>(p.warped) + image * plane + int64_t(y) * p.width + x0);
+      }
     });
   }
   return 0;
@@ -120,15 +149,15 @@ int warp_forward(const Params& p, Locate locate) {
 
 // The gradient of a block by u and v: sums over the channels into `gu` and `gv`.
 template <class T, class Params>
-void gather_block(const Params& p, int64_t b, int y, int x0, int n, const Taps<T>& k, T* RESTRICT gu, T* RESTRICT gv) {
+void gather_block(const Params& p, int64_t b, int y, int x0, int n, Taps<T>& k, T* RESTRICT gu, T* RESTRICT gv) {
   const int64_t source_plane = p.source_height * p.source_width, plane = p.height * p.width;
   for (int i = 0; i < n; ++i) gu[i] = gv[i] = T(0);
   for (int64_t c = 0; c < p.channels; ++c) {
-    const T* RESTRICT source = static_cast<const T*>(p.source) + (b * p.channels + c) * source_plane;
+    load_pairs(static_cast<const T*>(p.source) + (b * p.channels + c) * source_plane, n, int(p.source_width), k);
     const T* RESTRICT grad = static_cast<const T*>(p.grad) + (b * p.channels + c) * plane + int64_t(y) * p.width + x0;
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
-      const Sample<T> s = sample(k, i, source);
+      const Sample<T> s = sample(k, i);
       gu[i] += grad[i] * s.du;
       gv[i] += grad[i] * s.dv;
     }
@@ -156,10 +185,10 @@ int warp_backward_source(const Params& p, Locate locate) {
           const T* grad = static_cast<const T*>(p.grad) + image * plane + int64_t(y) * p.width + x0;
           for (int i = 0; i < n; ++i) {
             const T g0 = grad[i] * k.vw0[i], g1 = grad[i] * k.vw1[i];
-            out[k.i00[i]] += g0 * k.uw0[i];
-            out[k.i01[i]] += g0 * k.uw1[i];
-            out[k.i10[i]] += g1 * k.uw0[i];
-            out[k.i11[i]] += g1 * k.uw1[i];
+            out[k.above[i] + k.second0[i]] += g0 * k.uw0[i];
+            out[k.above[i] + k.second1[i]] += g0 * k.uw1[i];
+            out[k.below[i] + k.second0[i]] += g1 * k.uw0[i];
+            out[k.below[i] + k.second1[i]] += g1 * k.uw1[i];
           }
         }
       }

@@ -10,6 +10,7 @@ from cases import (
     assert_empty,
     awkward_metrics,
     degenerate_clouds,
+    flow_inputs,
     gradients,
     hard_clouds,
     icp_inputs,
@@ -25,6 +26,9 @@ from mdepth_fast.ops import (
     depth_metrics,
     disparity_to_depth,
     edge_aware_smoothness,
+    flow_photometric_loss,
+    flow_smoothness_loss,
+    flow_warp,
     icp_align,
     inverse_warp,
     min_reprojection,
@@ -158,11 +162,61 @@ def test_inverse_warp_gradient_by_the_source(padding, ordered, dtype, host):
     assert all(torch.equal(a, b) for a, b in zip(got[1:], again[1:]))
 
 
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flow_warp_by_flows_that_leave_the_source_and_are_not_finite(padding, ordered, dtype, host):
+    """And its gradient by the source: by atomics, or in a fixed order."""
+    source, flow = torch.rand(2, 3, 9, 31, dtype=dtype), 8 * torch.randn(2, 2, 11, 35, dtype=dtype)
+    flow[0, 1, 4, 17], flow[1, 0, 5, 0] = torch.nan, torch.inf
+    weight = torch.rand(2, 3, 10, 35, dtype=dtype)
+    results = []
+    torch.use_deterministic_algorithms(ordered)
+    try:
+        for backend in ("host", "host", "cpu"):
+            leaves = [source.clone().requires_grad_(), flow.clone().requires_grad_()]
+            warped, valid = flow_warp(*leaves, padding=padding, backend=backend)
+            rows = torch.cat([warped[..., :4, :], warped[..., 5:, :]], -2)
+            results.append((warped, valid, *torch.autograd.grad((rows * weight).sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    got, again, want = results
+    assert torch.equal(got[1], want[1]) and got[0].isnan().sum() == 6
+    torch.testing.assert_close(got[:1] + got[2:], want[:1] + want[2:], rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert any("ordered" in kernel for kernel in host) == ordered
+    torch.testing.assert_close(got[3], again[3], rtol=0, atol=0, equal_nan=True)
+    assert not ordered or torch.equal(got[2], again[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flow_losses_where_the_mask_is_off_and_what_is_not_finite(dtype, host):
+    inputs = flow_inputs(2, 19, 37, dtype)
+    on = inputs["mask"] != 0
+    hidden = inputs["flow"].masked_fill(~on, torch.nan)
+    for value in (None, torch.nan, torch.inf):
+        flow, mask = hidden, on
+        if value is not None:
+            flow, mask = inputs["flow"].clone(), None
+            flow[1, 0, 7, 30] = value
+        for loss in (
+            partial(flow_photometric_loss, inputs["target"], inputs["source"]),
+            flow_smoothness_loss,
+            partial(flow_smoothness_loss, form="joint"),
+        ):
+            results = []
+            for backend in ("host", "cpu"):
+                leaf = flow.clone().requires_grad_()
+                found = loss(leaf, mask=mask, backend=backend)
+                results.append((found, *torch.autograd.grad(3 * found, leaf)))
+            torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-9, equal_nan=True)
+            assert results[0][0].isfinite() == (value is None)
+
+
 @per_op
 def test_same_bits_from_run_to_run(case, host):
     inputs = case.inputs(batch=2, height=18, width=45)
     results = [[*outputs, *grads] for outputs, grads in (gradients(case, "host", inputs) for _ in range(2))]
-    first = 1 if case.name != "inverse_warp" else 2  # the source's gradient is summed by atomics
+    first = 1 if case.name not in ("inverse_warp", "flow_warp") else 2  # the source's gradient is summed by atomics
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(a, b) for a, b in zip(results[0][first:], results[1][first:]))
 

@@ -20,7 +20,7 @@ from scenes import scene
 
 from mdepth_fast import _native
 from mdepth_fast.kernels import nvrtc
-from mdepth_fast.ops import inverse_warp, min_reprojection, nnconv5
+from mdepth_fast.ops import flow_warp, inverse_warp, min_reprojection, nnconv5
 
 ASAN = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DMDEPTH_FIBERS")
 TSAN = ("-O1", "-g", "-fsanitize=thread")
@@ -43,7 +43,7 @@ class _Recording:
 
     def launch(self, op, launches, params, device):
         buffers = []
-        atomics = any(re.match("inverse_warp_scatter_f", kernel) for kernel, *_ in launches)
+        atomics = any(re.match("(inverse|flow)_warp_scatter_f", kernel) for kernel, *_ in launches)
         for name, offset, kind, count in _native.module().ops[op].params[1]:
             for at in range(offset, offset + 8 * count, 8) if kind == "P" else ():
                 (address,) = struct.unpack_from("Q", params, at)
@@ -85,6 +85,8 @@ def _call_everything(dtype, height, width, padding):
         try:
             wanted = [one.clone().requires_grad_() for one in (sources[:, 0], depths[0], T[:, 0])]
             inverse_warp(wanted[0], wanted[1], K, wanted[2], padding=padding, backend="host")[0].sum().backward()
+            wanted = [one.requires_grad_() for one in (sources[:, 0].clone(), depths[0].expand(-1, 2, -1, -1).clone())]
+            flow_warp(*wanted, padding=padding, backend="host")[0].sum().backward()
         finally:
             torch.use_deterministic_algorithms(False)
 

@@ -16,6 +16,9 @@ from mdepth_fast.ops import (
     depth_metrics,
     disparity_to_depth,
     edge_aware_smoothness,
+    flow_photometric_loss,
+    flow_smoothness_loss,
+    flow_warp,
     inverse_warp,
     min_reprojection,
     nnconv5,
@@ -51,6 +54,37 @@ def _warp(dtype, everything):
                 inverse_warp(source, *leaves, padding=padding)[0].sum().backward()
             finally:
                 torch.use_deterministic_algorithms(False)
+
+
+def _flow_warp(dtype, everything):
+    for padding in ("border", "zeros")[: 2 if everything else 1]:
+        for by_source, by_flow, ordered in (
+            (True, True, False), (False, True, False), (True, False, False), (True, False, True),
+        ):  # fmt: skip
+            source, flow = (_tensor(2, n, 16, 32, dtype=dtype, grad=by) for n, by in ((3, by_source), (2, by_flow)))
+            torch.use_deterministic_algorithms(ordered)
+            try:
+                flow_warp(source, flow, padding=padding)[0].sum().backward()
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+
+_FLOW_OPTIONS = {"alpha": 0.37, "scale": 3.7, "epsilon": 3e-3}
+
+
+def _flow_photometric(dtype, everything):
+    target, source, mask = (_tensor(2, n, 16, 32, dtype=dtype) for n in (3, 3, 1))
+    for need_grad, masked in ((True, False), (True, True), (False, False))[: 3 if everything else 1]:
+        flow = _tensor(2, 2, 16, 32, dtype=dtype, grad=need_grad)
+        flow_photometric_loss(target, source, flow, mask=mask if masked else None, **_FLOW_OPTIONS)
+
+
+def _flow_smoothness(dtype, everything):
+    mask = _tensor(2, 1, 16, 32, dtype=dtype)
+    for need_grad, masked in ((True, False), (True, True), (False, False))[: 3 if everything else 1]:
+        for form in ("separate", "joint"):
+            flow = _tensor(2, 2, 16, 32, dtype=dtype, grad=need_grad)
+            flow_smoothness_loss(flow, mask=mask if masked else None, form=form, **_FLOW_OPTIONS)
 
 
 def _smoothness(dtype, everything):
@@ -184,6 +218,9 @@ RUNS = {
     "ordinal_decode": _ordinal_decode,
     "ordinal_loss": _ordinal_loss,
     "depth_metrics": _depth_metrics,
+    "flow_warp": _flow_warp,
+    "flow_photometric_loss": _flow_photometric,
+    "flow_smoothness_loss": _flow_smoothness,
     "silog_loss": _silog,
     "berhu_loss": _berhu,
     "nnconv5": _nnconv5,

@@ -57,6 +57,8 @@ def compiler(tmp_path, monkeypatch):
 # What the kernels call of `ALLOWED`.
 FUNCTIONS = {
     "edge_aware_smoothness._edges": ("exp",),
+    "flow_photometric_loss._forward": ("exp", "log"),
+    "flow_smoothness_loss._forward": ("exp", "log"),
     "ordinal_loss._forward": ("exp", "log"),
     "ordinal_loss._backward": ("exp",),
     "silog_loss._sums": ("log",),

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 import triton_blocks
-from cases import awkward_metrics, gradients
+from cases import awkward_metrics, flow_inputs, gradients
 from scenes import relative_error, scene
 from triton_blocks import CASES
 from triton_launches import Launch, launches
@@ -20,6 +20,9 @@ from mdepth_fast.ops import (
     depth_metrics,
     disparity_to_depth,
     edge_aware_smoothness,
+    flow_photometric_loss,
+    flow_smoothness_loss,
+    flow_warp,
     inverse_warp,
     min_reprojection,
     photometric_loss,
@@ -73,7 +76,7 @@ def test_the_tiles_that_ship(case, monkeypatch):
         want, want_grads = gradients(case, "reference", inputs)
         got, got_grads = gradients(case, "triton", {name: value.float() for name, value in inputs.items()})
         assert relative_error(got, want) < 1e-4 and relative_error(got_grads, want_grads) < 1e-2
-    if case.name == "inverse_warp":
+    if case.name in ("inverse_warp", "flow_warp"):
         torch.use_deterministic_algorithms(True)
         try:
             assert_equal_in_double(case, inputs)
@@ -105,6 +108,44 @@ def test_same_bits_from_run_to_run_and_for_any_portion_of_the_batch(case, monkey
     monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 1)
     again, again_grads = gradients(case, "triton", inputs)
     assert all(torch.equal(a, b) for a, b in zip([*first, *first_grads], [*again, *again_grads]))
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_flow_warp_by_flows_that_leave_the_source_and_are_not_finite(padding, ordered):
+    source, flow = torch.rand(1, 2, 5, 11), 6 * torch.randn(1, 2, 6, 9)
+    flow[0, 1, 4, 7] = torch.nan
+    results = []
+    torch.use_deterministic_algorithms(ordered)
+    try:
+        for backend in ("triton", "cpu"):
+            leaves = [source.clone().requires_grad_(), flow.clone().requires_grad_()]
+            warped, valid = flow_warp(*leaves, padding=padding, backend=backend)
+            results.append((warped, valid, *torch.autograd.grad(warped[..., :4, :].square().sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert results[0][0].isnan().sum() == 2
+
+
+def test_flow_losses_where_the_mask_is_off_and_what_is_not_finite():
+    inputs = flow_inputs(1, 9, 11)
+    on = inputs["mask"] != 0
+    broken = inputs["flow"].clone()
+    broken[0, 0, 4, 8] = torch.nan
+    for flow, mask in ((inputs["flow"].masked_fill(~on, torch.nan), on), (broken, None), (broken * torch.inf, None)):
+        for loss in (
+            partial(flow_photometric_loss, inputs["target"], inputs["source"]),
+            flow_smoothness_loss,
+            partial(flow_smoothness_loss, form="joint"),
+        ):
+            results = []
+            for backend in ("triton", "cpu"):
+                leaf = flow.clone().requires_grad_()
+                found = loss(leaf, mask=mask, backend=backend)
+                results.append((found, *torch.autograd.grad(3 * found, leaf)))
+            torch.testing.assert_close(*results, rtol=1e-5, atol=1e-9, equal_nan=True)
+            assert results[0][0].isfinite() == (mask is not None)
 
 
 def test_portions_cover_the_batch(monkeypatch):

@@ -1,4 +1,5 @@
-// The generalised Charbonnier penalty ((scale s)^2 + epsilon^2)^alpha and its derivative, host and device.
+// The generalised Charbonnier penalty ((scale s)^2 + epsilon^2)^alpha and its derivative, host and device. A mean's share is
+// in the derivative already: a factor less to round.
 #pragma once
 #include "mdepth/log.h"
 
@@ -19,24 +20,24 @@ struct Charbonnier<float> {
 
 template <class T>
 struct Penalty {
-  T value, slope;
+  T value, slope;  // the slope times the share
 };
 
-MDEPTH_HD void charbonnier(double alpha, double scale, double epsilon, Charbonnier<double>& c) {
-  c = {scale, epsilon * epsilon, alpha, 2 * alpha * scale};
+MDEPTH_HD void charbonnier(double alpha, double scale, double epsilon, double share, Charbonnier<double>& c) {
+  c = {scale, epsilon * epsilon, alpha, 2 * alpha * scale * share};
 }
 
-MDEPTH_HD void charbonnier(double alpha, double scale, double epsilon, Charbonnier<float>& c) {
+MDEPTH_HD void charbonnier(double alpha, double scale, double epsilon, double share, Charbonnier<float>& c) {
   const float high = from_bits(bits_of(float(alpha)) & 0xffffff80u);
-  c = {float(scale), float(epsilon * epsilon),    float(2 * alpha * scale),
+  c = {float(scale), float(epsilon * epsilon),    float(2 * alpha * scale * share),
        high,         float(alpha - double(high)), float(alpha * 1.44269504088896340736)};
 }
 
-// Those of an op.
+// That of an op, whose loss is a mean over all pixels.
 template <class T, class Params>
 MDEPTH_HD Charbonnier<T> charbonnier_of(const Params& p) {
   Charbonnier<T> c;
-  charbonnier(p.alpha, p.scale, p.epsilon, c);
+  charbonnier(p.alpha, p.scale, p.epsilon, 1.0 / double(p.batch * p.height * p.width), c);
   return c;
 }
 
