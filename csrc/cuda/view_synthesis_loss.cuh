@@ -110,7 +110,9 @@ __device__ __forceinline__ void view_synthesis_loss_tile(const ViewSynthesisLoss
   }
   __syncthreads();
   double* const partial = p.workspace + blockIdx.x;
-  for (int term = 0; term < int(p.terms); ++term) {
+#pragma unroll
+  for (int term = 0; term < kViewTerms; ++term) {
+    if (term >= p.terms) break;
     const T sum[1] = {loss[term]};
     block_sum<kThreads>(sum, scratch, partial + term * (1 + kProjection) * tiles, 0);
   }
