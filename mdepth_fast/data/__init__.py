@@ -9,7 +9,7 @@ from mdepth_fast.data.motorcycle import MotorcycleStereo
 from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
-from mdepth_fast.data.transforms import Augment
+from mdepth_fast.data.transforms import Augment, SequenceAugment
 from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "NyuLabelled",
     "RgbdFolder",
     "Sample",
+    "SequenceAugment",
     "SkipBroken",
     "SyntheticScenes",
     "collate_depth",

@@ -7,6 +7,7 @@ from mdepth_fast.losses.monodepth import (
     MonodepthParts,
     PhotometricLoss,
 )
+from mdepth_fast.losses.sfmlearner import SfMLearnerLoss, SfMLearnerParts
 from mdepth_fast.losses.supervised import (
     BerHuLoss,
     DepthL1Loss,
@@ -16,12 +17,14 @@ from mdepth_fast.losses.supervised import (
     ScaleShiftInvariantLoss,
     SILogLoss,
 )
+from mdepth_fast.losses.vid2depth import Icp3DLoss, Vid2DepthLoss, Vid2DepthParts
 
 __all__ = [
     "BerHuLoss",
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "Icp3DLoss",
     "LogDepthL1Loss",
     "MinReprojectionLoss",
     "MonodepthLoss",
@@ -30,4 +33,8 @@ __all__ = [
     "PhotometricLoss",
     "SILogLoss",
     "ScaleShiftInvariantLoss",
+    "SfMLearnerLoss",
+    "SfMLearnerParts",
+    "Vid2DepthLoss",
+    "Vid2DepthParts",
 ]

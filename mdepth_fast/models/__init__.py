@@ -14,6 +14,7 @@ from .mobilenet import MobileNet
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
+from .sfmlearner import DispNet, PoseExpNet, Vid2DepthDispNet, Vid2DepthPoseNet
 
 if TYPE_CHECKING:
     from mdepth_fast.weights.checkpoint import load_checkpoint
@@ -25,6 +26,7 @@ __all__ = [
     "DPTGeometry",
     "DepthModel",
     "DepthPrediction",
+    "DispNet",
     "DisparityModel",
     "Eigen2014",
     "FastDepth",
@@ -32,10 +34,13 @@ __all__ = [
     "Model",
     "Monodepth2",
     "PoseCNN",
+    "PoseExpNet",
     "PoseModel",
     "PoseNet",
     "ResNetEncoder",
     "UpConvolution",
+    "Vid2DepthDispNet",
+    "Vid2DepthPoseNet",
     "create_model",
     "list_models",
     "load_checkpoint",

@@ -19,7 +19,7 @@ from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervis
 from mdepth_fast.systems.system import StepInfo, System
 from mdepth_fast.systems.views import Views
 
-from mdepth_fast.systems import monodepth2, supervised  # isort: skip  # one line for each system
+from mdepth_fast.systems import monodepth2, sfmlearner, supervised, vid2depth  # isort: skip  # one line for each system
 
 __all__ = [
     "SYSTEMS",
@@ -46,6 +46,8 @@ __all__ = [
     "packaged_presets",
     "preset_notes",
     "register_system",
+    "sfmlearner",
     "supervised",
     "system_of",
+    "vid2depth",
 ]

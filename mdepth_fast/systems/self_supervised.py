@@ -116,9 +116,12 @@ class SelfSupervisedSystem(DepthSystem[C]):
             raise ValueError("sources: expected at least one frame offset or named source, got none")
         self.sources = tuple(sources)
         self.pose_net = pose_net
-        self.augment = Augment(**vars(config.augment))
+        self.augment = self.build_augment()
         self.motion = self.build_motion()
         self.objective = self.build_objective()
+
+    def build_augment(self) -> Augment:
+        return Augment(**vars(self.config.augment))
 
     def build_motion(self) -> MotionModel:
         """Predicts poses of pairs of frames with `pose_net`; ValueError if that is needed and is None."""

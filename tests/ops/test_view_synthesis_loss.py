@@ -173,7 +173,11 @@ def test_errors():
     good["source_K"] = good["weight"] = None
     for change, error, message in [
         ({"target": good["target"][:, :1]}, ValueError, r"^target: expected shape \(B, 3, H, W\).*got \(2, 1, 6, 7\)"),
-        ({"source": good["source"][..., :5]}, ValueError, r"^source: expected shape .*\(2, 3, 6, 7\), got \(2, 3, 6, 5\)"),
+        (
+            {"source": good["source"][..., :5]},
+            ValueError,
+            r"^source: expected shape .*\(2, 3, 6, 7\), got \(2, 3, 6, 5\)",
+        ),
         ({"depth": good["depth"][:1]}, ValueError, r"^depth: expected shape \(B, 1, H, W\)"),
         ({"K": good["K"][0]}, ValueError, r"^K: expected shape"),
         ({"T": good["T"][:, :3]}, ValueError, r"^T: expected shape \(B, 4, 4\)"),
