@@ -191,14 +191,14 @@ __device__ __forceinline__ void view_synthesis_loss_sum(const ViewSynthesisLossP
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(KERNEL)                                                                 \
-  KERNEL(view_synthesis_loss_f32, mdepth::ReprojectionShape<float>::kThreads, ViewSynthesisLossParams,             \
-         mdepth::view_synthesis_loss_tile<float>)                                                                  \
-  KERNEL(view_synthesis_loss_f64, mdepth::ReprojectionShape<double>::kThreads, ViewSynthesisLossParams,            \
-         mdepth::view_synthesis_loss_tile<double>)                                                                 \
-  KERNEL(view_synthesis_loss_sum_f32, mdepth::kReduceThreads, ViewSynthesisLossParams,                             \
-         mdepth::view_synthesis_loss_sum<float>)                                                                   \
-  KERNEL(view_synthesis_loss_sum_f64, mdepth::kReduceThreads, ViewSynthesisLossParams,                             \
+#define MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(KERNEL)                                                      \
+  KERNEL(view_synthesis_loss_f32, mdepth::ReprojectionShape<float>::kThreads, ViewSynthesisLossParams,  \
+         mdepth::view_synthesis_loss_tile<float>)                                                       \
+  KERNEL(view_synthesis_loss_f64, mdepth::ReprojectionShape<double>::kThreads, ViewSynthesisLossParams, \
+         mdepth::view_synthesis_loss_tile<double>)                                                      \
+  KERNEL(view_synthesis_loss_sum_f32, mdepth::kReduceThreads, ViewSynthesisLossParams,                  \
+         mdepth::view_synthesis_loss_sum<float>)                                                        \
+  KERNEL(view_synthesis_loss_sum_f64, mdepth::kReduceThreads, ViewSynthesisLossParams,                  \
          mdepth::view_synthesis_loss_sum<double>)
 
 MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)
