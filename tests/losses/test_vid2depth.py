@@ -129,18 +129,18 @@ def test_the_toy_problem_of_the_release() -> None:
     height = torch.zeros(1, 400, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([vector, height], lr=0.1)
     loss_function, losses = Icp3DLoss(5), []
-    for step in range(150):
+    for step in range(200):
         points = torch.cat([flat[..., :2], (flat[..., 2] + height)[..., None]], -1)
         loss = loss_function(points, seen, pose_matrix_from_vector(vector))
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 if step < 100 else 0.02
+            group["lr"] = 0.1 * 0.98**step
         optimizer.zero_grad()
         loss.backward()
         # The loss is a mean of absolute values: per point its gradient is 1 / the number of values.
         height.grad *= height.numel()  # type: ignore[operator]
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.05 * losses[0]
     rise = vector[0, 2].detach() + height.detach()
     assert (rise - (hidden[0, 2] + bump)).abs().max() < 0.02  # together they are what was hidden
 

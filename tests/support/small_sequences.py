@@ -13,6 +13,5 @@ def kitti(real_data: Path, folder: Path) -> list[str]:
     """Settings for real frames of KITTI: five to train on, two with LiDAR to evaluate."""
     for name, frames in (("train", (1, 3, 5, 7, 9)), ("val", (2, 4))):
         (folder / f"{name}.txt").write_text("".join(f"{DRIVE} {frame} l\n" for frame in frames))
-    return [f"--data.root={real_data / 'kitti_raw'}", f"--data.split={folder / 'train.txt'}"] + [
-        f"--data.val_split={folder / 'val.txt'}"
-    ]
+    splits = [f"--data.split={folder / 'train.txt'}", f"--data.val_split={folder / 'val.txt'}"]
+    return [f"--data.root={real_data / 'kitti_raw'}", *splits]
