@@ -10,6 +10,7 @@ from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.transforms import Augment, SequenceAugment
+from mdepth_fast.data.triplets import Triplets
 from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "SequenceAugment",
     "SkipBroken",
     "SyntheticScenes",
+    "Triplets",
     "collate_depth",
     "kb_crop",
     "list_frames",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, SyntheticScenes, Triplets
 from mdepth_fast.data.kitti import list_frames
 
 __all__ = ["AugmentConfig", "DataConfig", "Views", "evaluation_views", "training_views"]
@@ -54,13 +54,15 @@ class DataConfig:
     """The training and validation data.
 
     Args:
-        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), folder (your frames).
-        root: folder of the data, required for kitti and folder.
+        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), folder (your frames),
+            triplets (sequences prepared by SfMLearner or vid2depth).
+        root: folder of the data, required for kitti, folder and triplets.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
-        split: kitti: file of training lines "folder index side", or null for all frames under the root.
+        split: kitti: file of training lines "folder index side", or null for all frames under the root; triplets: file
+            of training lines "folder frame", or null for train.txt in the root.
         val_split: kitti: file of validation lines, or null for no validation.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
@@ -72,7 +74,7 @@ class DataConfig:
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
     """
 
-    name: Literal["motorcycle", "synthetic", "kitti", "folder"] = "motorcycle"
+    name: Literal["motorcycle", "synthetic", "kitti", "folder", "triplets"] = "motorcycle"
     root: str | None = None
     height: int = 192
     width: int = 640
@@ -127,6 +129,8 @@ def training_views(data: DataConfig, seed: int) -> Any:
         offsets = tuple(source for source in sources if isinstance(source, int))
         split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
         return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
+    if data.name == "triplets":
+        return Triplets(root, data.split or root / "train.txt", **size, **given)
     return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
 
 
