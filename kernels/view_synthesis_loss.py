@@ -42,7 +42,7 @@ from mdepth_fast.ops.view_synthesis_loss import GREY
 
 WARP = Block(8, 32, 4)
 COMPARE = Block(4, 64, 4)
-COMPARE_STRIP = 4  # rows; half in double
+COMPARE_STRIP = 3  # rows; one in double
 DIFFERENTIATE = Block(32, 32, 4)
 
 _GREY = tl.constexpr(GREY)
@@ -158,7 +158,7 @@ def _compare(
     tl.store(at, tl.sum(tl.sum(sum, 2), 1).to(tl.float64), mask=tl.reshape(image < images, (ROWS,)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["windows"])
 def _differentiate(
     warped,  # (B, 3, H, W)
     target,  # (B, 3, H, W)

@@ -116,8 +116,8 @@ struct Kernel {
                         *RESTRICT m2 = k.counts[below] + kLead;
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        const T sum = (m0[i - 1] + m0[i] + m0[i + 1]) + (m1[i - 1] + m1[i] + m1[i + 1]) +
-                      (m2[i - 1] + m2[i] + m2[i + 1]);
+        const T sum =
+            (m0[i - 1] + m0[i] + m0[i + 1]) + (m1[i - 1] + m1[i] + m1[i + 1]) + (m2[i - 1] + m2[i] + m2[i + 1]);
         weight[i] = window_inside(first + i, w) ? sum * T(1.0 / 9.0) : T(0);
       }
     }
@@ -257,11 +257,9 @@ int run(const ViewSynthesisLossParams& p) {
   if (!buffers || !partial) return 1;
 
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t k = 0; k < tiling.count; ++k)
-    kernel.tile(tiling.tile(k), *buffers.mine(), partial.all() + k * numbers);
+  for (int64_t k = 0; k < tiling.count; ++k) kernel.tile(tiling.tile(k), *buffers.mine(), partial.all() + k * numbers);
 
-  if (p.grad_projection)
-    std::memset(p.grad_projection, 0, sizeof(double) * size_t(p.terms * p.batch * kProjection));
+  if (p.grad_projection) std::memset(p.grad_projection, 0, sizeof(double) * size_t(p.terms * p.batch * kProjection));
   for (int term = 0; term < p.terms; ++term) {
     const double share = share_of_term(p, term);
     double loss = 0;

@@ -25,6 +25,7 @@ from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sampl
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.trajectory import Trajectory
 from mdepth_fast.data.transforms import Augment, SequenceAugment, StereoAugment
+from mdepth_fast.data.triplets import Triplets
 from mdepth_fast.data.views import VIEWS, EvaluationView
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "SyntheticFlow",
     "SyntheticScenes",
     "Trajectory",
+    "Triplets",
     "collate_depth",
     "collate_flow",
     "kb_crop",

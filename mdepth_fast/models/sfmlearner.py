@@ -88,10 +88,10 @@ class _Block(nn.Module):
         return F.relu(x)
 
 
-def _head(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+def _head(inputs: int, outputs: int, kernel: int, bias: float = 0.0) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
     return conv
 
 
@@ -113,6 +113,8 @@ class DispNet(DisparityModel):
                        other images of the batch
     bn_momentum        of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
     width_multiplier   factor on the numbers of channels, for small experiments
+    head_bias          what the heads' biases start from; below 0 the first maps are far away, and depth has more room
+                       towards the camera than the factor 2 that a sigmoid of 0.5 leaves
     """
 
     centred: ClassVar[bool] = True  # the network sees colours in [-1, 1]
@@ -130,6 +132,7 @@ class DispNet(DisparityModel):
         batch_statistics: bool = False,
         bn_momentum: float = 0.001,
         width_multiplier: float = 1.0,
+        head_bias: float = 0.0,
     ) -> None:
         super().__init__(min_depth=min_depth, max_depth=max_depth, scales=scales, unit=unit, input_size=input_size)
         self.padding, self.batch_statistics = _check(padding, batch_norm, batch_statistics), batch_statistics
@@ -147,7 +150,7 @@ class DispNet(DisparityModel):
             setattr(self, f"upcnv{level}", block(inputs, outputs, 3, up=True))
             setattr(self, f"icnv{level}", block(outputs + skip + (level < 4), outputs, 3))
             if level <= 4:
-                setattr(self, f"disp{level}", _head(outputs, 1, 3))
+                setattr(self, f"disp{level}", _head(outputs, 1, 3, head_bias))
             inputs = outputs
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

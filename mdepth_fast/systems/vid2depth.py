@@ -58,12 +58,12 @@ class Vid2DepthConfig(SequenceConfig):
 def in_order(offsets: Sequence[int | str]) -> tuple[list[int], int]:
     """For frames stacked as (target, sources): their places in temporal order, and which of these is the target's.
 
-    ValueError unless the target and its sources are consecutive frames.
+    ValueError for a source that is no frame offset.
     """
     offset = [0, *(source for source in offsets if isinstance(source, int))]
+    if len(offset) != len(offsets) + 1:
+        raise ValueError(f"data.sources: expected frame offsets such as [-1, 1], got {[*offsets]}")
     order = sorted(range(len(offset)), key=offset.__getitem__)
-    if len(offset) != len(offsets) + 1 or [offset[n] for n in order] != list(range(min(offset), max(offset) + 1)):
-        raise ValueError(f"data.sources: expected the offsets of neighbouring frames such as [-1, 1], got {[*offsets]}")
     return order, order.index(0)
 
 

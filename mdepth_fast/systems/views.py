@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mdepth_fast.data import FrameFolder, KittiOdometry, KittiRaw, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data import FrameFolder, KittiOdometry, KittiRaw, MotorcycleStereo, SyntheticScenes, Triplets
 from mdepth_fast.data.kitti import list_frames
 from mdepth_fast.data.kitti_odometry import list_odometry_frames
 
@@ -56,14 +56,16 @@ class DataConfig:
 
     Args:
         name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), kitti_odometry
-            (sequences/ of the odometry benchmark), folder (your frames).
-        root: folder of the data, required for kitti, kitti_odometry and folder.
+            (sequences/ of the odometry benchmark), folder (your frames), triplets (sequences prepared by SfMLearner or
+            vid2depth).
+        root: folder of the data, required for kitti, kitti_odometry, folder and triplets.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
         split: kitti: file of training lines "folder index side", or null for all frames under the root
-            (kitti_odometry: of sequences 00 to 08).
+            (kitti_odometry: of sequences 00 to 08); triplets: file of training lines "folder frame", or null for
+            train.txt in the root.
         val_split: kitti: file of validation lines, or null for no validation.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
@@ -77,7 +79,7 @@ class DataConfig:
             drives in place of the calibrated ones.
     """
 
-    name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder"] = "motorcycle"
+    name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets"] = "motorcycle"
     root: str | None = None
     height: int = 192
     width: int = 640
@@ -134,6 +136,8 @@ def training_views(data: DataConfig, seed: int) -> Any:
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
         return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
+    if data.name == "triplets":
+        return Triplets(root, data.split or root / "train.txt", **size, **given)
     return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
 
 

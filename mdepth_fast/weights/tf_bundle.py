@@ -45,7 +45,9 @@ def read_tf_bundle(path: Path) -> dict[str, Tensor]:
     partitioned variable.
     """
     entries = dict(_table(path))
-    header = _fields(entries.pop(b"", b""), "the header")
+    if b"" not in entries:
+        raise ValueError("the index has no header")
+    header = _fields(entries.pop(b""), "the header")
     shards = _number(header, 1, 1)
     if _number(header, 2, 0):
         raise ValueError("its numbers are big-endian")
@@ -259,7 +261,7 @@ _LANES = 1 << 14
 
 @cache
 def _crc_table() -> NDArray[np.uint32]:
-    table = np.arange(256, dtype=np.uint32)
+    table: NDArray[Any] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ (_POLYNOMIAL * (table & 1)).astype(np.uint32)
     return table

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from mdepth_fast.data import Augment, MotorcycleStereo, StereoAugment, SyntheticScenes
+from mdepth_fast.data import Augment, MotorcycleStereo, SequenceAugment, StereoAugment, SyntheticScenes
 from mdepth_fast.data.transforms import adjust_color, image_pyramid
 
 
@@ -268,3 +268,79 @@ def test_bad_arguments_of_pairs() -> None:
         StereoAugment()({**pairs(), "depth": torch.ones(6, 1, 12, 20)})
     with pytest.raises(ValueError, match=r"gamma: expected a range \(low, high\), 0 < low <= high, got \(1.2, 0.8\)"):
         StereoAugment(gamma=(1.2, 0.8))
+
+
+class TestSequenceAugment:
+    def test_without_numbers_it_is_a_conversion(self) -> None:
+        batch = random_batch()
+        for augment in (SequenceAugment(jitter=0, scale=(1.0, 1.0)), SequenceAugment().eval()):
+            out = augment(batch, seeded(0))
+            for key in ("target", "sources"):
+                assert torch.equal(out[key], batch[key] / 255) and torch.equal(out[f"{key}_aug"], out[key])
+            assert all(torch.equal(out[key], batch[key]) for key in ("K", "source_K", "T"))
+        assert batch["target"].dtype == torch.uint8
+
+    def test_a_cut_keeps_points_under_their_pixels(self) -> None:
+        """Of images whose colours are ray directions: at every pixel the new K gives the ray that the colour says."""
+        batch = random_batch(height=24, width=40)
+        v, u = torch.meshgrid(torch.arange(24.0), torch.arange(40.0), indexing="ij")
+        batch["target"] = torch.stack([6 * u, 6 * v, torch.zeros_like(u)]).expand(4, 3, 24, 40).byte()
+        batch["sources"] = batch["target"][:, None].expand(-1, 2, -1, -1, -1)
+        before = torch.linalg.inv(batch["K"][0])
+        out = SequenceAugment(jitter=0, scale=(1.05, 1.5))(batch, seeded(3))
+        assert len({tuple(K.flatten().tolist()) for K in out["K"]}) == 4
+        torch.testing.assert_close(out["source_K"], out["K"][:, None].expand(-1, 2, -1, -1))
+        for n in range(4):
+            assert (out["K"][n].diagonal()[:2] / batch["K"][n].diagonal()[:2]).min() >= 1.05
+            pixels = torch.stack([u, v, torch.ones_like(u)]).flatten(1)
+            rays = torch.linalg.inv(out["K"][n]) @ pixels
+            for image in (out["target"][n], *out["sources"][n]):
+                was = torch.cat([image[:2].flatten(1) * 255 / 6, torch.ones(1, 24 * 40)])
+                inside = ((was[:2] > 0.5) & (was[:2] < torch.tensor([[38.5], [22.5]]))).all(0)
+                assert inside.float().mean() > 0.8
+                assert ((before @ was - rays).abs() < 0.1 / 15)[:, inside].all()
+
+    def test_colours_change_alike_in_all_frames_and_in_the_loss(self) -> None:
+        batch = random_batch()
+        batch["sources"] = batch["target"][:, None].expand(-1, 2, -1, -1, -1)
+        augment = SequenceAugment(scale=(1.0, 1.0))
+        out = augment(batch, seeded(1))
+        torch.testing.assert_close(out["sources"], out["target"][:, None].expand(-1, 2, -1, -1, -1))
+        assert out["target"] is out["target_aug"] and out["pyramid"][0] is out["target"]
+        assert not torch.equal(out["target"], batch["target"] / 255)
+        # A power and a factor per sample and channel: logarithms lie on a line.
+        x, y = (batch["target"].double() / 255).log(), out["target"].double().log()
+        for n in range(4):
+            for channel in range(3):
+                keep = x[n, channel].isfinite() & (y[n, channel] < 0)
+                slope, offset = np.polyfit(x[n, channel][keep].numpy(), y[n, channel][keep].numpy(), 1)
+                assert 0.8 <= slope <= 1.2 and np.log(0.4) <= offset <= np.log(2.4)
+                fit = slope * x[n, channel][keep] + offset
+                assert (fit - y[n, channel][keep]).abs().max() < 1e-4
+        clean = SequenceAugment(scale=(1.0, 1.0), colors_in_loss=False)(batch, seeded(1))
+        torch.testing.assert_close(clean["target"], batch["target"] / 255)
+        torch.testing.assert_close(clean["target_aug"], out["target_aug"])
+
+    def test_draws_do_not_depend_on_the_options(self) -> None:
+        batch = random_batch()
+        plain = SequenceAugment(jitter=0)(batch, seeded(2))
+        torch.testing.assert_close(SequenceAugment(jitter=1)(batch, seeded(2))["K"], plain["K"])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"scale": (0.9, 1.1)}, r"scale: expected factors of at least 1, got \(0.9, 1.1\)"),
+            ({"gamma": (1.2, 0.8)}, r"gamma: expected a range \(low, high\)"),
+            ({"color": (1.0,)}, "color: expected a range"),
+            ({"flip": 2}, "flip: expected a probability"),
+        ],
+    )
+    def test_bad_options(self, options: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            SequenceAugment(**options)
+
+    def test_ground_truth_is_refused_in_training_only(self) -> None:
+        batch = {**random_batch(), "depth": torch.ones(4, 1, 12, 20)}
+        with pytest.raises(ValueError, match="depth: expected none in training"):
+            SequenceAugment()(batch)
+        assert SequenceAugment().eval()(batch)["depth"] is batch["depth"]

@@ -25,6 +25,7 @@ NAMES = [
     "posecnn",
     "posenet_resnet18",
     "posenet_resnet50",
+    *(f"{system}{net}" for system in ("sfmlearner", "sfmlearner_pytorch", "vid2depth") for net in ("", "_pose")),
 ]
 
 
@@ -39,7 +40,7 @@ def test_names():
 def test_every_name_creates_its_kind(name):
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, PoseModel if name.startswith("pose") else DepthModel)
+    assert isinstance(model, PoseModel if name.startswith("pose") or name.endswith("_pose") else DepthModel)
     assert model.created_as == (name, {})
 
 

@@ -168,12 +168,32 @@ def test_no_gradient_is_computed_when_nobody_asks():
     torch.testing.assert_close(sum(loss), sum(view_synthesis_loss(**{**tensors, "weight": only_weight})).detach())
 
 
+def test_without_a_weight_where_something_traces():
+    """The registered functions know of a gradient that there is not."""
+    tensors = pair(1, 6, 7)
+    del tensors["weight"]
+    leaves = {name: tensors[name].requires_grad_() for name in ("depth", "T")}
+
+    def run():
+        l1, ssim = view_synthesis_loss(**tensors)
+        return torch.autograd.grad(l1 + ssim, list(leaves.values()))
+
+    want = run()
+    with torch.autograd.profiler.profile():
+        got = run()
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
 def test_errors():
     good = pair(2, 6, 7)
     good["source_K"] = good["weight"] = None
     for change, error, message in [
         ({"target": good["target"][:, :1]}, ValueError, r"^target: expected shape \(B, 3, H, W\).*got \(2, 1, 6, 7\)"),
-        ({"source": good["source"][..., :5]}, ValueError, r"^source: expected shape .*\(2, 3, 6, 7\), got \(2, 3, 6, 5\)"),
+        (
+            {"source": good["source"][..., :5]},
+            ValueError,
+            r"^source: expected shape .*\(2, 3, 6, 7\), got \(2, 3, 6, 5\)",
+        ),
         ({"depth": good["depth"][:1]}, ValueError, r"^depth: expected shape \(B, 1, H, W\)"),
         ({"K": good["K"][0]}, ValueError, r"^K: expected shape"),
         ({"T": good["T"][:, :3]}, ValueError, r"^T: expected shape \(B, 4, 4\)"),
