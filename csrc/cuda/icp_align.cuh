@@ -19,7 +19,11 @@ struct alignas(16) Packed {
   T at[4];  // x, y, z and nothing
 };
 
-__device__ __forceinline__ double infinite() { return 1e308 * 10.0; }
+// NVRTC has no name for it.
+__device__ __forceinline__ double infinite() {
+  double large = 1e308;
+  return large * 10.0;
+}
 
 // The nearest of the candidates that it is asked to consider, the first among equals.
 template <class T>
