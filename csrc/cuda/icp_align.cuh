@@ -329,7 +329,7 @@ __device__ __forceinline__ Pair pair_of_thread(const IcpAlignParams& p) {
   Pair pair = {blockIdx.x / blocks, blockIdx.x % blocks * kRunThreads + threadIdx.x, false, false, {}, {}};
   pair.exists = pair.point < p.points;
   double point[3];
-  if (!pair.exists ||
+  if (!pair.exists || p.height * p.width == 0 ||
       !load_point(static_cast<const T*>(p.source) + pair.image * p.points * 3, pair.point, p.organised, point))
     return pair;
   move(p.transform + pair.image * 16, point, pair.moved);
