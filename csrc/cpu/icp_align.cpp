@@ -114,7 +114,7 @@ class Tree {
   }
 
   bool nearest(const double* p, int64_t source, double* match) const {
-    if (count_ == 0 || !finite(p)) return false;
+    if (count_ == 0 || !finite_point(p)) return false;
     Query query{p, kInfinity, -1};
     // Where the point was matched before bounds the search; it decides nothing.
     if (last_[source] >= 0) query.consider(distance(p, last_[source]), last_[source], index_);

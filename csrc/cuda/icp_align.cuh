@@ -1,24 +1,29 @@
-// Iterative closest points, without a word from the host: a thread matches a source point, a block sums up its pairs, and
-// a kernel of one block per image adds the sums in order and composes the alignment onto the transform.
+// Iterative closest points without a round trip to the host. A thread matches a source point, a block adds up its pairs,
+// and a kernel of one block per image adds the blocks' sums in order and composes the alignment onto the transform.
 //
 // Neighbours are decided in double, but few candidates get that far. The others are refused by their distance in the
 // cloud's own type, with room for its roundings: on most GPUs float is many times faster.
 //
-// An organised target is read where it lies. Points of an unorganised one are packed in fours of numbers and, 32 by 32
-// in the order in which they came, put into boxes; a box that is too far away is passed over. Scans and images come in
-// an order that makes small boxes. In any other order, all pairs are compared.
+// An organised target is read where it lies. The points of an unorganised one are packed in the order in which they
+// came. Every 32 have a box, and 32 boxes a larger one; a box that is too far away is passed over. Scans and images come
+// in an order that makes small boxes. In a random order, all pairs are compared.
 #pragma once
 #include "block.cuh"
 #include "mdepth/icp_align.h"
 
 namespace mdepth {
 
+// A point that is loaded at once.
 template <class T>
 struct alignas(16) Packed {
-  T x, y, z, unused;
+  T at[4];  // x, y, z and nothing
 };
 
-__device__ __forceinline__ double infinity() { return 1e308 * 10.0; }
+// NVRTC has no name for it.
+__device__ __forceinline__ double infinite() {
+  double large = 1e308;
+  return large * 10.0;
+}
 
 // The nearest of the candidates that it is asked to consider, the first among equals.
 template <class T>
@@ -38,10 +43,10 @@ class Nearest {
   // Several at once, so that they are loaded together and their first test has one branch.
   template <int N>
   __device__ __forceinline__ void consider(const int (&candidate)[N], const Packed<T> (&q)[N]) {
-    T distance[N], least = T(infinity());
+    T distance[N], least = T(infinite());
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const T dx = rounded_[0] - q[k].x, dy = rounded_[1] - q[k].y, dz = rounded_[2] - q[k].z;
+      const T dx = rounded_[0] - q[k].at[0], dy = rounded_[1] - q[k].at[1], dz = rounded_[2] - q[k].at[2];
       distance[k] = dx * dx + dy * dy + dz * dz;
       least = min_of(distance[k], least);
     }
@@ -54,8 +59,8 @@ class Nearest {
   // Whether a box may have a point to consider.
   __device__ __forceinline__ bool reaches(const Packed<T>* corners) const {
     const Packed<T> low = corners[0], high = corners[1];
-    const T dx = outside(rounded_[0], low.x, high.x), dy = outside(rounded_[1], low.y, high.y);
-    const T dz = outside(rounded_[2], low.z, high.z);
+    const T dx = outside(rounded_[0], low.at[0], high.at[0]), dy = outside(rounded_[1], low.at[1], high.at[1]);
+    const T dz = outside(rounded_[2], low.at[2], high.at[2]);
     return dx * dx + dy * dy + dz * dz <= limit_;
   }
 
@@ -67,18 +72,19 @@ class Nearest {
   }
 
   __device__ __forceinline__ void decide(int candidate, const Packed<T>& q) {
-    const double point[3] = {double(q.x), double(q.y), double(q.z)}, distance = squared_distance(point_, point);
+    const double point[3] = {double(q.at[0]), double(q.at[1]), double(q.at[2])},
+                 distance = squared_distance(point_, point);
     if (!(distance < best_ || (distance == best_ && candidate < index))) return;
     best_ = distance;
     index = candidate;
     const T reach = sqrt_of(T(distance)) + gap_;
-    // More than a dozen roundings to the nearest come to, and those of numbers below the smallest normal one.
+    // Room for more than a dozen roundings, and for those of numbers too small to be normal.
     limit_ = reach * reach * T(1 + 2e-6) + T(2e-38);
   }
 
-  double point_[3], best_ = infinity();
+  double point_[3], best_ = infinite();
   T rounded_[3], gap_;       // the point as T, and how far that is from it
-  T limit_ = T(infinity());  // of squared distances from the rounded point: where one is greater, it is not the nearest
+  T limit_ = T(infinite());  // of squared distances from the rounded point: where one is greater, it is not the nearest
 };
 
 // The target's points in the window around a projection.
@@ -97,7 +103,8 @@ class PixelWindow {
     Nearest<T> found(p);
     consider<1>(found, int(u), int(v));  // most likely it, so that few of the others are looked at twice
 #pragma unroll 1
-    for (int dv = -kIcpReach; dv <= kIcpReach; ++dv) consider<2 * kIcpReach + 1>(found, int(u) - kIcpReach, int(v) + dv);
+    for (int dv = -kIcpReach; dv <= kIcpReach; ++dv)
+      consider<2 * kIcpReach + 1>(found, int(u) - kIcpReach, int(v) + dv);
     if (found.index < 0) return false;
 #pragma unroll
     for (int a = 0; a < 3; ++a) match[a] = double(target_[3 * int64_t(found.index) + a]);
@@ -115,8 +122,8 @@ class PixelWindow {
     for (int k = 0; k < N; ++k) {
       index[k] = clamped(v, height_) * width_ + clamped(u + k, width_);
       const T* point = target_ + 3 * int64_t(index[k]);
-      q[k] = {point[0], point[1], point[2], T(0)};
-      if (!(q[k].z > T(kMinZ))) q[k].z = T(infinity() - infinity());
+      q[k] = {{point[0], point[1], point[2], T(0)}};
+      if (!(q[k].at[2] > T(kMinZ))) q[k].at[2] = T(infinite() - infinite());
     }
     found.consider(index, q);
   }
@@ -148,9 +155,12 @@ template <class T>
 class PackedCloud {
  public:
   __device__ __forceinline__ PackedCloud(const IcpAlignParams& p, int64_t image)
-      : groups_(packed_groups<T>(p) + image * icp_groups(p)), last_(last_matches(p, image)), count_(int(icp_groups(p))) {}
+      : groups_(packed_groups<T>(p) + image * icp_groups(p)),
+        last_(last_matches(p, image)),
+        count_(int(icp_groups(p))) {}
 
   __device__ __forceinline__ bool nearest(const double* p, int64_t source, double* match) const {
+    if (!finite_point(p)) return false;  // or no box would be too far away
     Nearest<T> found(p);
     // Where the point was matched before bounds the search; it decides nothing.
     const int before = last_[source];
@@ -168,9 +178,8 @@ class PackedCloud {
     if (found.index < 0) return false;
     last_[source] = found.index;
     const Packed<T> q = groups_[found.index / kIcpGroup].point[found.index % kIcpGroup];
-    match[0] = double(q.x);
-    match[1] = double(q.y);
-    match[2] = double(q.z);
+#pragma unroll
+    for (int a = 0; a < 3; ++a) match[a] = double(q.at[a]);
     return true;
   }
 
@@ -241,44 +250,36 @@ __device__ __forceinline__ void icp_align_means(const IcpAlignParams& p) {
 template <class T>
 __device__ __forceinline__ void icp_align_pack(const IcpAlignParams& p) {
   constexpr int kRuns = kIcpGroup / kIcpRun;
-  __shared__ T corner[kRuns][6];  // the least of x, y, z, and of -x, -y, -z
+  __shared__ T corner[kRuns][6];  // of a run: the least x, y and z, then those of -x, -y and -z
   const int64_t groups = icp_groups(p), image = blockIdx.x / groups, first = blockIdx.x % groups * kIcpGroup;
   const int64_t count = p.height * p.width;
   const T* target = static_cast<const T*>(p.target) + image * count * 3;
   PackedGroup<T>& group = packed_groups<T>(p)[blockIdx.x];
-  const T none = T(infinity());
+  const T none = T(infinite());
   double sums[kIcpMeanSums] = {};
 #pragma unroll 1
   for (int k = int(threadIdx.x); k < kIcpGroup; k += kRunThreads) {
     double point[3];
     const bool counts = first + k < count && load_point(target, first + k, false, point);
     if (counts) add_point(sums, point);
-    const T nan = none - none;
-    group.point[k] = counts ? Packed<T>{T(point[0]), T(point[1]), T(point[2]), T(0)} : Packed<T>{nan, nan, nan, T(0)};
+#pragma unroll
+    for (int a = 0; a < 3; ++a) group.point[k].at[a] = counts ? T(point[a]) : none - none;
   }
   __syncthreads();
 #pragma unroll 1
   for (int t = int(threadIdx.x); t < 6 * kRuns; t += kRunThreads) {
-    const T* x = &group.point[t / 6 * kIcpRun].x + t % 3;
-    const T sign = t % 6 < 3 ? T(1) : T(-1);
+    const int run = t / 6, j = t % 6;
+    const T sign = j < 3 ? T(1) : T(-1);
     T least = none;
-    for (int k = 0; k < kIcpRun; ++k) least = min_of(sign * x[4 * k], least);
-    corner[t / 6][t % 6] = least;
+    for (int k = 0; k < kIcpRun; ++k) least = min_of(sign * group.point[run * kIcpRun + k].at[j % 3], least);
+    group.run[run][j / 3].at[j % 3] = sign * least;
+    corner[run][j] = least;
   }
   __syncthreads();
-  const auto box = [](const T* least, Packed<T>* corners) {
-    corners[0] = {least[0], least[1], least[2], T(0)};
-    corners[1] = {-least[3], -least[4], -least[5], T(0)};
-  };
-  if (threadIdx.x < kRuns) box(corner[threadIdx.x], group.run[threadIdx.x]);
-  if (threadIdx.x == 0) {
-    T least[6];
-#pragma unroll
-    for (int j = 0; j < 6; ++j) {
-      least[j] = none;
-      for (int r = 0; r < kRuns; ++r) least[j] = min_of(corner[r][j], least[j]);
-    }
-    box(least, group.all);
+  if (const int j = int(threadIdx.x); j < 6) {
+    T least = none;
+    for (int run = 0; run < kRuns; ++run) least = min_of(corner[run][j], least);
+    group.all[j / 3].at[j % 3] = j < 3 ? least : -least;
   }
   keep_partial(p, sums, groups);
 }
@@ -286,7 +287,8 @@ __device__ __forceinline__ void icp_align_pack(const IcpAlignParams& p) {
 __device__ __forceinline__ void icp_align_begin(const IcpAlignParams& p) {
   IcpState& state = total_of_image<kIcpMeanSums>(p, icp_groups(p));
   if (threadIdx.x == 0) state.means = icp_means(state.sums);
-  if (threadIdx.x < 16) p.transform[blockIdx.x * int64_t(16) + threadIdx.x] = p.init[blockIdx.x * int64_t(16) + threadIdx.x];
+  if (threadIdx.x < 16)
+    p.transform[blockIdx.x * int64_t(16) + threadIdx.x] = p.init[blockIdx.x * int64_t(16) + threadIdx.x];
 }
 
 template <class T>
@@ -327,7 +329,7 @@ __device__ __forceinline__ Pair pair_of_thread(const IcpAlignParams& p) {
   Pair pair = {blockIdx.x / blocks, blockIdx.x % blocks * kRunThreads + threadIdx.x, false, false, {}, {}};
   pair.exists = pair.point < p.points;
   double point[3];
-  if (!pair.exists ||
+  if (!pair.exists || p.height * p.width == 0 ||
       !load_point(static_cast<const T*>(p.source) + pair.image * p.points * 3, pair.point, p.organised, point))
     return pair;
   move(p.transform + pair.image * 16, point, pair.moved);
@@ -368,7 +370,7 @@ __device__ __forceinline__ void icp_align_residual(const IcpAlignParams& p) {
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_ICP_ALIGN_DTYPE_KERNELS(KERNEL, suffix, T)                                              \
+#define MDEPTH_ICP_ALIGN_DTYPE_KERNELS(KERNEL, suffix, T)                                               \
   KERNEL(icp_align_means_##suffix, mdepth::kRunThreads, IcpAlignParams, mdepth::icp_align_means<T>)     \
   KERNEL(icp_align_spreads_##suffix, mdepth::kRunThreads, IcpAlignParams, mdepth::icp_align_spreads<T>) \
   KERNEL(icp_align_pack_##suffix, mdepth::kRunThreads, IcpAlignParams, mdepth::icp_align_pack<T>)       \

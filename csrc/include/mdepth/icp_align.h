@@ -25,7 +25,7 @@ MDEPTH_FIELDS(IcpAlignParams, dtype, threads, batch, points, height, width, iter
 constexpr int kIcpReach = 3;  // of the window on organised clouds, in pixels to each side
 
 template <class T>
-MDEPTH_HD bool finite(const T* p) {
+MDEPTH_HD bool finite_point(const T* p) {
   return p[0] - p[0] == T(0) && p[1] - p[1] == T(0) && p[2] - p[2] == T(0);
 }
 
@@ -34,7 +34,7 @@ template <class T>
 MDEPTH_HD bool load_point(const T* cloud, int64_t i, bool organised, double* point) {
   const T* p = cloud + 3 * i;
   for (int a = 0; a < 3; ++a) point[a] = double(p[a]);
-  return finite(p) && (!organised || point[2] > kMinZ);
+  return finite_point(p) && (!organised || point[2] > kMinZ);
 }
 
 MDEPTH_HD double squared_distance(const double* p, const double* q) {
