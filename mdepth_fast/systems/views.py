@@ -38,7 +38,7 @@ class Views:
     pyramid: list[Tensor]
     """the target at scales s = 0, 1, ..., each half the size of the one before: (B,3,H/2^s,W/2^s)"""
     offsets: tuple[int | str, ...]
-    """one per source: an integer is a frame offset with unknown pose; a name ("stereo") has a known pose"""
+    """one per source: an integer is a frame offset with unknown pose; a name ("stereo", "known") has a known pose"""
     names: list[str]
     """names of the samples"""
 
@@ -66,6 +66,8 @@ class DataConfig:
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
         intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
         depth: folder: folder of 16-bit PNGs in millimetres named like the frames, for validation, or null.
+        poses: folder: file of camera-to-world poses in the unit of the depth, a row per frame (KITTI, TUM or 4x4), in
+            place of a pose network; null to predict the motion.
         batch_size: samples per step over all processes.
         repeat: number of times to show every sample per epoch.
         workers: number of processes that decode images; 0 decodes in the training process.
@@ -88,6 +90,7 @@ class DataConfig:
     repeat: int = 1
     workers: int = 0
     skip_bad: bool = False
+    poses: str | None = None
 
 
 @dataclass
@@ -115,6 +118,8 @@ def training_views(data: DataConfig, seed: int) -> Any:
     """The training data set; its `sources` define the mode: offsets M, "stereo" S, both MS."""
     size = _size(data)
     given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
+    if data.poses and data.name != "folder":
+        raise ValueError(f"data.poses: expected null for the {data.name} data, which read no file of poses")
     if data.name == "motorcycle":
         if data.sources not in ([], ["stereo"]):
             raise ValueError(f'data.sources: the motorcycle pair has ["stereo"] only, got {data.sources}')
@@ -127,7 +132,7 @@ def training_views(data: DataConfig, seed: int) -> Any:
         offsets = tuple(source for source in sources if isinstance(source, int))
         split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
         return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
-    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
+    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given, poses=data.poses)
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
