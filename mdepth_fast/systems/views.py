@@ -60,8 +60,10 @@ class DataConfig:
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
-        split: kitti: file of training lines "folder index side", or null for all frames under the root.
-        val_split: kitti: file of validation lines, or null for no validation.
+        split: kitti: file of training lines "folder index side", or null for all frames under the root. folder: file of
+            the names of the target frames, or null for all.
+        val_split: kitti: file of validation lines, or null for no validation. folder: file of the names of the frames
+            to validate on.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
         intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
@@ -132,7 +134,7 @@ def training_views(data: DataConfig, seed: int) -> Any:
         offsets = tuple(source for source in sources if isinstance(source, int))
         split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
         return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
-    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given, poses=data.poses)
+    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given, poses=data.poses, split=data.split)
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
@@ -156,7 +158,13 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
     if data.name == "folder" and data.depth:
         root = root_folder(data)
         return FrameFolder(
-            root, data.intrinsics or root / "K.txt", **size, sources=(), depth=data.depth, evaluation=True
+            root,
+            data.intrinsics or root / "K.txt",
+            **size,
+            sources=(),
+            depth=data.depth,
+            evaluation=True,
+            split=data.val_split,
         )
     return None
 
