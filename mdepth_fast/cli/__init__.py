@@ -17,6 +17,7 @@ _COMMANDS = {
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps for images or video frames",
     "odometry": "predict and evaluate the trajectory of the camera",
+    "data": "prepare data: ground truth of KITTI's splits for evaluation scripts",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",

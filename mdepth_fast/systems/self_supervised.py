@@ -181,10 +181,10 @@ class SelfSupervisedSystem(DepthSystem[C]):
         options = cls.pose_options(config, sources)
         if config.pose.encoder_weights:
             options["encoder_weights"] = config.pose.encoder_weights
-        net: nn.Module = called("pose.name, pose.encoder_weights", partial(create_model, config.pose.name), options)
+        net: Any = called("pose.name, pose.encoder_weights", partial(create_model, config.pose.name), options)
         if config.pose.weights:
             load_checkpoint(net, config.pose.weights)
-        return net
+        return net  # type: ignore[no-any-return]
 
     @classmethod
     def model_options(cls, config: C) -> dict[str, Any]:
