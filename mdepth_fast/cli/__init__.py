@@ -17,7 +17,7 @@ _COMMANDS = {
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps for images or video frames",
     "odometry": "predict and evaluate the trajectory of the camera",
-    "data": "check a folder of frames, or prepare one from a video",
+    "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",

@@ -1,25 +1,79 @@
-"""`mdepth-fast data`."""
+"""`mdepth-fast data VERB`.
+
+A verb is a function that adds its arguments to a parser and one that runs it, in `_VERBS`.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Look at data, and prepare them."
-    verbs = parser.add_subparsers(metavar="verb", required=True)
-    _add_check(verbs)
-    _add_prepare(verbs)
+    parser.description = "Check and prepare data."
+    verbs = parser.add_subparsers(metavar="verb", dest="verb", required=True)
+    for name, (about, add, _) in _VERBS.items():
+        add(verbs.add_parser(name, help=about, allow_abbrev=False))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    arguments.run_verb(arguments)
+    _VERBS[arguments.verb][2](arguments)
 
 
-def _add_check(verbs: Any) -> None:
-    text = "report on a folder of frames: sizes, intrinsics, motion, static pairs, broken files"
-    parser = verbs.add_parser("check", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-    parser.set_defaults(run_verb=_check)
+def _add_ground_truth(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the ground truth of a split of KITTI as gt_depths.npz: under the key `data` an array of depth maps in "
+        "metres, 0 = none, each at the size of its image, in the order of the split. Monodepth2's scripts read it, and "
+        "`mdepth-fast eval --ground-truth`. The published ground truth of `eigen` is --depth x, that of "
+        "`eigen_benchmark` is --depth annotated."
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of the raw data (2011_09_26/...)")
+    parser.add_argument("--split", type=Path, required=True, help='file of lines "folder index side"')
+    parser.add_argument(
+        "--output", type=Path, default=Path("gt_depths.npz"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--depth",
+        choices=("x", "z", "annotated"),
+        default="x",
+        help="x, the LiDAR's forward coordinate, as in the published eigen numbers; z, depth along the camera's axis; "
+        "annotated, for eigen_benchmark (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--annotated-root",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the annotated depth, with train/ and val/ (default: the drives of the raw data)",
+    )
+
+
+def _ground_truth(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from mdepth_fast.cli._common import progress
+    from mdepth_fast.data.kitti import KittiGroundTruth
+    from mdepth_fast.files import replacing
+
+    output, kind = arguments.output, {"x": "lidar_x", "z": "lidar", "annotated": "annotated"}[arguments.depth]
+    if output.suffix != ".npz":
+        raise ValueError(f"--output: expected a file named *.npz, got {output}")
+    if arguments.annotated_root and kind != "annotated":
+        raise ValueError(f"--annotated-root: goes with --depth annotated, got --depth {arguments.depth}")
+    for option in ("root", "annotated_root"):
+        folder = getattr(arguments, option)
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"--{option.replace('_', '-')}: no such folder: {folder}")
+    annotated = (arguments.annotated_root or arguments.root) if kind == "annotated" else None
+    truth = KittiGroundTruth(arguments.root, arguments.split, kind, annotated)
+    maps = np.empty(len(truth), dtype=object)  # of maps of different sizes
+    with progress("reading") as track:
+        for index in track(range(len(truth))):
+            maps[index] = truth[index]
+    with replacing(output) as temporary:
+        np.savez_compressed(temporary, data=maps)
+    print(f"{output}: {len(maps)} depth maps, {kind} of {arguments.split}")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Report on a folder of frames: sizes, intrinsics, motion, static pairs, broken files."
     parser.add_argument("folder", type=Path, help="folder of frames in natural order of their names")
     parser.add_argument(
         "--intrinsics", type=Path, metavar="FILE", help="3x3 camera matrix (default: K.txt in the folder)"
@@ -44,16 +98,11 @@ def _check(arguments: argparse.Namespace) -> None:
     print(report.table())
 
 
-def _add_prepare(verbs: Any) -> None:
-    text = "make a folder to train on from a video or a folder of images"
-    parser = verbs.add_parser(
-        "prepare",
-        help=text,
-        description="Make a folder to train on from a video or a folder of images: resized frames without static ones, "
-        "K.txt and split files. The folder appears when it is complete.",
-        allow_abbrev=False,
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a folder to train on from a video or a folder of images: resized frames without static ones, K.txt and "
+        "split files. The folder appears when it is complete."
     )
-    parser.set_defaults(run_verb=_prepare)
     parser.add_argument("source", type=Path, help="video file, or folder of images in natural order of their names")
     parser.add_argument("output", type=Path, help="folder to make")
     parser.add_argument("--width", type=int, default=640, help="width of the frames, at most (default: %(default)s)")
@@ -90,3 +139,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
     print(f"train_files.txt: {done.train} frames, val_files.txt: {done.val}")
     print(f"next: mdepth-fast data check {output}")
     print(f"      mdepth-fast train folder --data.root={output} --data.split={output / 'train_files.txt'}")
+
+
+_VERBS = {
+    "check": ("report on a folder of frames: motion, intrinsics, broken files", _add_check, _check),
+    "prepare": ("make a folder to train on from a video or a folder of images", _add_prepare, _prepare),
+    "ground-truth": ("write the ground truth of a split of KITTI as gt_depths.npz", _add_ground_truth, _ground_truth),
+}

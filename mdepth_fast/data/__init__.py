@@ -5,6 +5,7 @@ from mdepth_fast.data.depth_lists import DepthList, KittiDepth, RgbdFolder
 from mdepth_fast.data.depth_transforms import AUGMENTATIONS, DepthAugment, collate_depth
 from mdepth_fast.data.frames import FrameFolder
 from mdepth_fast.data.kitti import KittiRaw, list_frames
+from mdepth_fast.data.kitti_odometry import KittiOdometry, list_odometry_frames
 from mdepth_fast.data.motorcycle import MotorcycleStereo
 from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
@@ -27,6 +28,7 @@ __all__ = [
     "FastDepthH5",
     "FrameFolder",
     "KittiDepth",
+    "KittiOdometry",
     "KittiRaw",
     "MotorcycleStereo",
     "NyuLabelled",
@@ -38,4 +40,5 @@ __all__ = [
     "collate_depth",
     "kb_crop",
     "list_frames",
+    "list_odometry_frames",
 ]

@@ -166,6 +166,7 @@ PROTOCOLS = {
         Protocol("kitti_eigen", crop="garg", alignment="median"),
         Protocol("kitti_eigen_stereo", crop="garg"),
         Protocol("kitti_eigen_benchmark", alignment="median", cap_ground_truth=False),
+        Protocol("kitti_eigen_benchmark_stereo", cap_ground_truth=False),
         # Metric depth from supervised networks, with the improved ground truth of 652 images.
         _KITTI,
         replace(_KITTI, name="kitti_garg_50", max_depth=50.0),

@@ -1,6 +1,7 @@
 """Trained networks: reading them back, measuring them, predicting with them."""
 
 from mdepth_fast.inference.odometry import predict_trajectory
+from mdepth_fast.inference.publish import publish
 from mdepth_fast.inference.trained import (
     Trained,
     evaluate,
@@ -18,4 +19,5 @@ __all__ = [
     "load_trained",
     "predict_sample",
     "predict_trajectory",
+    "publish",
 ]

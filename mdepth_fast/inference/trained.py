@@ -10,15 +10,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
+from mdepth_fast.models.resnet import VARIANTS, Bottleneck
 from mdepth_fast.systems import Config, SelfSupervisedSystem, system_of
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
 from mdepth_fast.systems.saved import read_checkpoint
 from mdepth_fast.weights import create_converted
 
 __all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_sample"]
-
-# Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
-_PUBLISHED_UNIT = 5.4
 
 
 @dataclass
@@ -92,28 +91,42 @@ def _read_run(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 
 def _layers(encoder: dict[str, Any]) -> int:
-    return 50 if "encoder.layer1.0.conv3.weight" in encoder else 18
+    """Of a published ResNet: told by its kind of block and their number in the third stage."""
+    bottleneck = "encoder.layer1.0.conv3.weight" in encoder
+    blocks = sum(f"encoder.layer3.{number}.conv1.weight" in encoder for number in range(40))
+    return next(
+        (n for n, (block, counts) in VARIANTS.items() if (block is Bottleneck, counts[2]) == (bottleneck, blocks)), 18
+    )
 
 
 def _load_published(folder: Path, device: str | torch.device) -> Trained:
     encoder = read_checkpoint(folder / "encoder.pth")
-    layers = _layers(encoder)
     stereo = bool(encoder.get("use_stereo", False))
-    unit = _PUBLISHED_UNIT if stereo else 1.0
-    net = create_model(
-        f"monodepth2_resnet{layers}", min_depth=0.1 * unit, max_depth=100.0 * unit, unit="m" if stereo else None
-    )
+    low, high = (limit * (STEREO_UNIT if stereo else 1.0) for limit in PUBLISHED_RANGE)
+    name = f"monodepth2_resnet{_layers(encoder)}"
+    net = create_model(name, min_depth=low, max_depth=high, unit="m" if stereo else None)
     load_checkpoint(net, folder)
     return Trained(net.to(device).eval(), None)
 
 
 def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
     """Monodepth2 with the published depth and pose networks of a folder."""
-    pose = "posecnn"
-    if (folder / "pose_encoder.pth").is_file():
-        pose = f"posenet_resnet{_layers(read_checkpoint(folder / 'pose_encoder.pth'))}"
     depth = f"monodepth2_resnet{_layers(read_checkpoint(folder / 'encoder.pth'))}"
-    sections = {"model": {"name": depth, "weights": str(folder)}, "pose": {"name": pose, "weights": str(folder)}}
+    pose = read_checkpoint(folder / "pose.pth")
+    if (folder / "pose_encoder.pth").is_file():
+        encoder = read_checkpoint(folder / "pose_encoder.pth")
+        name, images = f"posenet_resnet{_layers(encoder)}", encoder.get("encoder.conv1.weight")
+        frames = 2 if images is None else images.shape[1] // 3
+    elif "pose_conv.weight" in pose:
+        name, frames = "posecnn", 1 + pose["pose_conv.weight"].shape[0] // 6
+    else:
+        name, frames = "posenet_shared", 1 + pose["net.3.weight"].shape[0] // 6 if "net.3.weight" in pose else 2
+    if frames not in (2, 3):
+        raise ValueError(f"{folder}: expected a pose network of 2 or 3 frames, got one of {frames}")
+    sections: dict[str, Any] = {"model": {"name": depth}, "pose": {"name": name}}
+    sections["pose"]["input"] = "pairs" if frames == 2 else "all"
+    for section in sections.values():
+        section["weights"] = str(folder)
     config = Config.from_dict({"system": "monodepth2", **sections})
     system: SelfSupervisedSystem[Any] = system_of(config).create(config, SimpleNamespace(sources=(-1, 1)))
     return system

@@ -11,7 +11,7 @@ from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
 from .mobilenet import MobileNet
-from .monodepth2 import Monodepth2, PoseCNN, PoseNet
+from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
 
@@ -34,7 +34,9 @@ __all__ = [
     "PoseCNN",
     "PoseModel",
     "PoseNet",
+    "PredictiveMask",
     "ResNetEncoder",
+    "SharedPoseNet",
     "UpConvolution",
     "create_model",
     "list_models",

@@ -4,7 +4,7 @@ To add a system, write one file and add a line here, or call `register_system` a
 """
 
 from mdepth_fast.systems.config import Config, OptimizerConfig, TrainerConfig, system_of
-from mdepth_fast.systems.motion import MotionModel, PairPoses, StackedPoses, known_poses, no_motion
+from mdepth_fast.systems.motion import AllPoses, MotionModel, PairPoses, StackedPoses, known_poses, no_motion
 from mdepth_fast.systems.registry import (
     SYSTEMS,
     config_parser,
@@ -23,6 +23,7 @@ from mdepth_fast.systems import monodepth2, supervised  # isort: skip  # one lin
 
 __all__ = [
     "SYSTEMS",
+    "AllPoses",
     "Config",
     "MotionModel",
     "Objective",

@@ -29,6 +29,8 @@ class OptimizerConfig:
         power: poly: exponent.
         end: poly: learning rate after the last step.
         patience: plateau: epochs without improvement to wait for.
+        state: run or checkpoint of the same networks whose optimiser state (Adam's moments) to start from, or null; the
+            learning rate is that of this configuration all the same.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -42,6 +44,7 @@ class OptimizerConfig:
     power: float = 0.9
     end: float = 0.0
     patience: int = 2
+    state: str | None = None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -12,7 +13,7 @@ from mdepth_fast.data import Augment
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.ops import disparity_to_depth
 from mdepth_fast.systems.config import Config
-from mdepth_fast.systems.depth import DepthSystem, Preview
+from mdepth_fast.systems.depth import DepthSystem, Preview, called
 from mdepth_fast.systems.doctor import Doctor
 from mdepth_fast.systems.motion import MotionModel, PairPoses, Transforms
 from mdepth_fast.systems.system import StepInfo
@@ -29,7 +30,7 @@ class ModelConfig:
         name: name of a registered depth network, see `mdepth_fast.models.list_models`.
         min_depth: depth for a sigmoid output of 1, in metres if the poses are metric.
         max_depth: depth for a sigmoid output of 0.
-        weights: checkpoint or folder of published weights to start from, or null.
+        weights: run, checkpoint or folder of published weights to start from, or null.
         encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
@@ -46,7 +47,7 @@ class PoseConfig:
 
     Args:
         name: posenet_resnet18, posenet_resnet50 or posecnn.
-        weights: checkpoint or folder of published weights to start from, or null.
+        weights: run, checkpoint or folder of published weights to start from, or null.
         encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
@@ -160,6 +161,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         net = create_model(
             model.name,
             **options,
+            **cls.model_options(config),
             min_depth=model.min_depth,
             max_depth=model.max_depth,
             unit="m" if any(isinstance(source, str) for source in saved.get("sources", ())) else None,
@@ -174,11 +176,23 @@ class SelfSupervisedSystem(DepthSystem[C]):
         """The pose network, or None if every source has a known pose or the system uses no poses."""
         if not cls.poses_are_predicted or not any(isinstance(source, int) for source in sources):
             return None
-        options = {"encoder_weights": config.pose.encoder_weights} if config.pose.encoder_weights else {}
-        net = create_model(config.pose.name, **options)
+        options = cls.pose_options(config, sources)
+        if config.pose.encoder_weights:
+            options["encoder_weights"] = config.pose.encoder_weights
+        net: Any = called("pose.name, pose.encoder_weights", partial(create_model, config.pose.name), options)
         if config.pose.weights:
             load_checkpoint(net, config.pose.weights)
-        return net
+        return net  # type: ignore[no-any-return]
+
+    @classmethod
+    def model_options(cls, config: C) -> dict[str, Any]:
+        """What else a system's configuration says about the depth network: further arguments of its constructor."""
+        return {}
+
+    @classmethod
+    def pose_options(cls, config: C, sources: Sequence[int | str]) -> dict[str, Any]:
+        """The same of the pose network."""
+        return {}
 
     @classmethod
     def data_settings(cls, net: Any) -> list[str]:
