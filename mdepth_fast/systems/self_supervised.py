@@ -147,7 +147,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
     @classmethod
     def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "SelfSupervisedSystem[C]":
         """The whole trained system of a checkpoint, with its motion model. The arguments are those of `restore`."""
-        for section in (config.model, config.pose):
+        for section in filter(None, (config.model, getattr(config, "pose", None))):
             section.weights = section.encoder_weights = None
         system = cls.create(config, SimpleNamespace(sources=tuple(saved["sources"])))
         system.load_state_dict(weights)

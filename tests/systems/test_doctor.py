@@ -149,7 +149,7 @@ def test_training_with_known_poses(real_data: Path, tmp_path: Path) -> None:
     """Real frames: no pose network, no warning, depth in the unit of the poses, and true depth explains the sources."""
     folder = real_data / "indoor_rgbd"
     given = [f"--data.poses={folder / 'poses.txt'}", "--data.sources=[-3,3]", "--data.batch_size=3"]
-    given += ["--model.min_depth=0.5", "--model.max_depth=10", "--trainer.max_epochs=2", f"--output={tmp_path}"]
+    given += ["--model.min_depth=0.5", "--model.max_depth=10", "--trainer.max_epochs=1", f"--output={tmp_path}"]
     config = indoor(real_data, f"--data.depth={folder / 'depth'}", "--trainer.log_every_n_steps=1", *given)
     lines: list[str] = []
     with warnings.catch_warnings():
