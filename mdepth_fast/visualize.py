@@ -137,6 +137,12 @@ def write_npy(path: str | Path, depth: Tensor | Array) -> None:
         np.save(file, _plane("depth", depth).astype(np.float32))
 
 
+def write_maps(path: str | Path, maps: Sequence[Array]) -> None:
+    """Writes maps (H,W) of one size as one float32 array (N,H,W)."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.stack(maps).astype(np.float32, copy=False))
+
+
 def write_depth_png(path: str | Path, depth: Tensor | Array, scale: float = 256.0) -> int:
     """Writes depth (H,W) as 16-bit PNG, value = depth * scale, 0 = none (KITTI depth: metres * 256).
 

@@ -1,20 +1,31 @@
 """`mdepth-fast eval`."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Evaluate a trained network against ground truth; the table states its protocol."
-    parser.usage = "mdepth-fast eval WEIGHTS [--data PRESET] [--protocol NAME] [--flip] [--SECTION.SETTING VALUE ...]"
+    parser.description = (
+        "Evaluate a trained network, or disparities in a file, against ground truth; the table states its protocol."
+    )
+    parser.usage = (
+        "mdepth-fast eval WEIGHTS [--data PRESET] [--protocol NAME] [--flip] [--SECTION.SETTING VALUE ...]\n"
+        "       mdepth-fast eval DISPARITIES.npy (--ground-truth FILE.npz | --data PRESET) [--protocol NAME]\n"
+        "       mdepth-fast eval WEIGHTS --submission FOLDER --images FOLDER [--flip]"
+    )
     parser.epilog = (
         "By default the data come from the run that wrote the checkpoint; --data names another preset. Settings "
         "follow: `mdepth-fast eval weights/mono_640x192 --data kitti_mono --data.root kitti --data.val_split "
         "test_files.txt`."
     )
     parser.add_argument(
-        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+        "weights",
+        help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files; or a .npy file (N,h,w) "
+        "of disparities, the inverse of depth, in the order of the ground truth",
     )
     parser.add_argument(
         "--checkpoint",
@@ -24,16 +35,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file with the data to evaluate on")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol (default: the preset's)")
     parser.add_argument("--flip", action="store_true", help="average with the prediction for the mirrored image")
+    parser.add_argument(
+        "--scale", type=float, metavar="X", help="multiply predicted depth by this, such as 5.4 for stereo disparities"
+    )
+    parser.add_argument(
+        "--ground-truth",
+        type=Path,
+        metavar="FILE",
+        help="gt_depths.npz to compare disparities with instead of --data",
+    )
+    parser.add_argument(
+        "--save-disparities", type=Path, metavar="FILE", help="also write the predicted disparities as .npy (N,h,w)"
+    )
+    parser.add_argument(
+        "--submission", type=Path, metavar="FOLDER", help="write 16-bit PNGs for KITTI's depth server, evaluate nothing"
+    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the server's images, for --submission")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("-h", "--help", action="help", help="show this help")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
+    if arguments.scale is not None and not 0 < arguments.scale < float("inf"):
+        raise ValueError(f"--scale: expected a positive number, got {arguments.scale}")
+    if (arguments.submission is None) != (arguments.images is None):
+        raise ValueError("--submission: goes with --images, the folder of the server's images")
+    external = arguments.weights.endswith(".npy")
+    if arguments.ground_truth and not external:
+        raise ValueError(f"--ground-truth: goes with a .npy file of disparities, got {arguments.weights}")
+    if arguments.submission:
+        _submit(arguments)
+    elif external:
+        _evaluate_disparities(arguments)
+    else:
+        _evaluate(arguments)
 
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.inference import evaluate, load_trained
     from mdepth_fast.systems import load_config, system_of
+    from mdepth_fast.visualize import write_maps
 
     trained = load_trained(arguments.weights, pick_device(arguments.device), checkpoint=arguments.checkpoint)
     preset = arguments.data or trained.config
@@ -49,13 +91,132 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = system.evaluation_data(config)
     if dataset is None:
         raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split, or --data.depth (folder)")
-    evaluator = system.evaluator(arguments.protocol or config.protocol)
-    if arguments.flip:
-        if not hasattr(evaluator.protocol, "flip"):
-            raise ValueError(f"--flip: the system {system.name} has no prediction for mirrored images")
-        evaluator = system.evaluator(replace(evaluator.protocol, flip=True))
+    evaluator = _evaluator(system.evaluator, arguments, config.protocol)
+    kept: list[Any] = []
+    sample = system.evaluate_sample
+    if arguments.save_disparities:
+        sample = _keeping(sample, kept, arguments.save_disparities)
     with progress("evaluating") as track:
-        evaluate(
-            trained.net, dataset, evaluator, workers=config.data.workers, track=track, sample=system.evaluate_sample
-        )
+        evaluate(trained.net, dataset, evaluator, workers=config.data.workers, track=track, sample=sample)
+    if arguments.save_disparities:
+        write_maps(arguments.save_disparities, kept)
     print(evaluator.table())
+
+
+def _evaluator(create: Any, arguments: argparse.Namespace, default: str) -> Any:
+    """The evaluator of the protocol, with the options that change it."""
+    from dataclasses import replace
+
+    evaluator = create(arguments.protocol or default)
+    changes = {"flip": True} if arguments.flip else {}
+    if arguments.flip and not hasattr(evaluator.protocol, "flip"):
+        raise ValueError("--flip: this system has no prediction for mirrored images")
+    if arguments.scale is not None:
+        changes["scale"] = arguments.scale
+    return create(replace(evaluator.protocol, **changes)) if changes else evaluator
+
+
+def _keeping(sample: Callable[..., None], kept: list[Any], path: Path) -> Callable[..., None]:
+    """`sample`, which also keeps the inverse of the depth that it hands to the evaluator."""
+
+    class Recorder:
+        def __init__(self, evaluator: Any) -> None:
+            self.protocol, self.evaluator = evaluator.protocol, evaluator
+
+        def update(self, prediction: Any, *rest: Any, inverse: bool = False) -> Any:
+            disparity = (prediction if inverse else 1 / prediction)[0, 0].cpu().numpy()
+            if kept and kept[0].shape != disparity.shape:
+                raise ValueError(
+                    f"--save-disparities: {path} holds maps of one size, got {kept[0].shape} and {disparity.shape}"
+                )
+            kept.append(disparity)
+            return self.evaluator.update(prediction, *rest, inverse=inverse)
+
+    return lambda net, batch, evaluator: sample(net, batch, Recorder(evaluator))
+
+
+def _evaluate_disparities(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from mdepth_fast.cli._common import progress
+    from mdepth_fast.data.kitti import read_ground_truth
+    from mdepth_fast.evaluation import Evaluator
+    from mdepth_fast.systems import load_config, system_of
+
+    if arguments.flip or arguments.checkpoint or arguments.save_disparities:
+        raise ValueError("--flip, --checkpoint, --save-disparities: go with a network, got a file of disparities")
+    path = Path(arguments.weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        disparities = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as an array of disparities ({error})") from error
+    if disparities.ndim == 4 and disparities.shape[1] == 1:
+        disparities = disparities[:, 0]
+    if disparities.ndim != 3 or disparities.dtype.kind != "f":
+        raise ValueError(f"{path}: expected floating point (N,h,w), got {disparities.dtype} of {disparities.shape}")
+
+    default, truths = "kitti_eigen", None
+    if arguments.data:
+        if arguments.ground_truth:
+            raise ValueError("--ground-truth: expected this or --data, got both")
+        config = load_config(arguments.data, arguments.overrides)
+        default, dataset = config.protocol, system_of(config).evaluation_data(config)
+        if dataset is None:
+            raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split")
+        truths = ((sample["name"], sample["depth"]) for sample in dataset)
+        count = len(dataset)
+    elif arguments.ground_truth:
+        if arguments.overrides:
+            raise ValueError(f"unrecognized arguments without --data: {' '.join(arguments.overrides)}")
+        maps = read_ground_truth(arguments.ground_truth)
+        truths, count = ((f"map {index}", one) for index, one in enumerate(maps)), len(maps)
+    else:
+        raise ValueError("--ground-truth: expected gt_depths.npz or --data, a preset, to compare disparities with")
+    if count != len(disparities):
+        raise ValueError(f"{path}: expected a map for each of the {count} of the ground truth, got {len(disparities)}")
+    evaluator = _evaluator(Evaluator, arguments, default)
+    with progress("evaluating") as track:
+        for index, (name, truth) in zip(track(range(count)), truths):
+            evaluator.update(np.array(disparities[index]), truth, name, inverse=True)
+    print(evaluator.table())
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    """Predictions as Monodepth2 submits them: disparity resized to 352x1216, depth up to 80 m, times 256."""
+    import torch
+    import torch.nn.functional as F
+
+    from mdepth_fast.cli._common import pick_device, progress
+    from mdepth_fast.data.samples import list_images, read_image
+    from mdepth_fast.inference import load_trained
+    from mdepth_fast.visualize import write_depth_png
+
+    folder = arguments.submission
+    if arguments.overrides or arguments.data or arguments.protocol:
+        raise ValueError("--submission: takes neither data nor a protocol, only --images")
+    if not arguments.images.is_dir():
+        raise FileNotFoundError(f"--images: no such folder: {arguments.images}")
+    paths = list_images(arguments.images)
+    if not paths:
+        raise FileNotFoundError(f"--images: no images in {arguments.images}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--submission: expected a new or empty folder, got {folder}")
+    device = pick_device(arguments.device)
+    net = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint).net
+    if net.kind == "affine_inverse" or (net.unit != "m" and arguments.scale is None):
+        raise ValueError("--scale: expected the metres that a unit of the network's depth stands for, got none")
+    with progress("predicting") as track:
+        for path in track(paths):
+            image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
+            disparity = 1 / net.predict(image, flip=arguments.flip).depth
+            if disparity.shape[-2:] != _SERVER_SIZE:
+                disparity = F.interpolate(disparity, _SERVER_SIZE, mode="bilinear", align_corners=False)
+            depth = ((arguments.scale or 1.0) / disparity).clamp(max=_SERVER_DEPTH)
+            write_depth_png(folder / f"{path.stem}.png", depth)
+    print(f"{len(paths)} depth maps in {folder}: value = metres * 256, 16-bit PNG, up to {_SERVER_DEPTH:g} m")
+
+
+_SERVER_SIZE = (352, 1216)
+_SERVER_DEPTH = 80.0

@@ -1,6 +1,8 @@
 """KITTI raw recordings: frames, calibration, LiDAR and annotated ground truth (Geiger et al., IJRR 2013)."""
 
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,17 @@ from mdepth_fast.data.samples import (
     read_depth,
     read_image,
 )
+from mdepth_fast.weights.numpy_pickle import read_numpy_pickle
 
-__all__ = ["KittiCalibration", "KittiGroundTruth", "KittiRaw", "list_frames", "project_lidar", "read_lidar"]
+__all__ = [
+    "KittiCalibration",
+    "KittiGroundTruth",
+    "KittiRaw",
+    "list_frames",
+    "project_lidar",
+    "read_ground_truth",
+    "read_lidar",
+]
 
 CAMERA = {"l": "image_02", "r": "image_03"}
 _OTHER = {"l": "r", "r": "l"}
@@ -443,3 +454,25 @@ def list_frames(
                 if all(index + offset in present[side] for offset in offsets):
                     lines.append(f"{drive.parent.name}/{drive.name} {index} {side}")
     return lines
+
+
+def read_ground_truth(path: str | Path) -> list[NDArray[np.float32]]:
+    """The depth maps (h, w) of a `gt_depths.npz`: its key `data`, an array of arrays. `DataError` names the file.
+
+    The pickle in it is read without running what it names.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+            member = Path(archive.extract("data.npy", folder))
+            try:
+                maps = list(np.load(member, allow_pickle=False))
+            except ValueError:  # of objects, maps of different sizes
+                maps = [np.asarray(one) for one in read_numpy_pickle(member).values()]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).rpartition("data.npy: ")[2]
+        raise DataError(f"{path}: cannot be read as ground truth, an .npz with the key data ({reason})") from error
+    for index, one in enumerate(maps):
+        if one.ndim != 2 or one.dtype.kind != "f":
+            raise DataError(f"{path}: expected depth maps (h, w), got {one.dtype} of shape {one.shape} at {index}")
+    return [one.astype(np.float32, copy=False) for one in maps]

@@ -166,6 +166,7 @@ PROTOCOLS = {
         Protocol("kitti_eigen", crop="garg", alignment="median"),
         Protocol("kitti_eigen_stereo", crop="garg"),
         Protocol("kitti_eigen_benchmark", alignment="median", cap_ground_truth=False),
+        Protocol("kitti_eigen_benchmark_stereo", cap_ground_truth=False),
         # SfMLearner and vid2depth resize depth, where Monodepth2 resizes disparity.
         Protocol("kitti_sfmlearner", crop="garg", alignment="median", resize="depth"),
         # Metric depth from supervised networks, with the improved ground truth of 652 images.

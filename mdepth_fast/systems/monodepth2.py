@@ -182,17 +182,11 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
     ) -> None:
         super().__init__(config, depth_net, pose_net, sources)
         self.mask_net: PredictiveMask | None = None
-        for setting, needed in (
-            ("pose.name", getattr(pose_net, "reads_features", False)),
-            ("loss.predictive_mask", config.loss.predictive_mask),
-        ):
-            if needed and not hasattr(depth_net, "encode"):
-                raise ValueError(
-                    f"{setting}: needs the features of a network such as monodepth2_resnet18, which "
-                    f"{type(depth_net).__name__} does not give"
-                )
+        if getattr(pose_net, "reads_features", False):
+            _feature_widths(depth_net, "pose.name")
         if config.loss.predictive_mask:
-            self.mask_net = PredictiveMask(depth_net.encoder.channels, len(self.sources), depth_net.scales)
+            widths = _feature_widths(depth_net, "loss.predictive_mask")
+            self.mask_net = PredictiveMask(widths, len(self.sources), depth_net.scales)
 
     @classmethod
     def create(cls, config: Monodepth2Config, dataset: Any) -> "Monodepth2":
@@ -213,7 +207,7 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
             options["frames"] = 1 + sum(isinstance(source, int) for source in sources)
         if config.pose.name == "posenet_shared":
             with torch.device("meta"):
-                options["channels"] = create_model(config.model.name).encoder.channels[-1]  # type: ignore[union-attr, index]
+                options["channels"] = _feature_widths(create_model(config.model.name), "pose.name")[-1]
         return options
 
     @classmethod
@@ -257,6 +251,18 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
         if self.mask_net is not None:
             extras = {**extras, "masks": self.mask_net(features)}
         return Outputs(disparities, transforms, extras)
+
+
+def _feature_widths(depth_net: Any, setting: str) -> tuple[int, ...]:
+    """Channels of the features that `encode` of a depth network gives; ValueError that names the setting if it does
+    not."""
+    if not hasattr(depth_net, "encode"):
+        raise ValueError(
+            f"{setting}: needs the features of a network such as monodepth2_resnet18, which "
+            f"{type(depth_net).__name__} does not give"
+        )
+    widths: tuple[int, ...] = depth_net.encoder.channels
+    return widths
 
 
 def _has_mask(weights: Path) -> bool:

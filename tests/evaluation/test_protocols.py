@@ -37,6 +37,7 @@ def test_presets() -> None:
         "kitti_eigen",
         "kitti_eigen_stereo",
         "kitti_eigen_benchmark",
+        "kitti_eigen_benchmark_stereo",
         "kitti_garg_80",
         "kitti_garg_50",
         "kitti_benchmark",
@@ -53,6 +54,9 @@ def test_presets() -> None:
     assert (eigen.crop, eigen.alignment, eigen.min_depth, eigen.max_depth) == ("garg", "median", 1e-3, 80)
     assert (stereo.crop, stereo.alignment) == ("garg", "none")
     assert (benchmark.crop, benchmark.alignment, benchmark.cap_ground_truth) == (None, "median", False)
+    assert PROTOCOLS["kitti_eigen_benchmark_stereo"] == replace(
+        benchmark, name="kitti_eigen_benchmark_stereo", alignment="none"
+    )
     for name in ("motorcycle", "synthetic"):
         assert (PROTOCOLS[name].crop, PROTOCOLS[name].alignment, PROTOCOLS[name].scale) == (None, "none", 1)
     assert get_protocol("nyu").max_depth == 10

@@ -10,9 +10,15 @@ from tiny_run import TinyDepth, TinyPose, tiny_config
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from mdepth_fast.data import SyntheticScenes
+from mdepth_fast.data import KittiRaw, SyntheticScenes
+from mdepth_fast.geometry import pose_matrix
+from mdepth_fast.inference import load_system, load_trained
+from mdepth_fast.models import Monodepth2 as DepthNet
+from mdepth_fast.models import SharedPoseNet, register_model
+from mdepth_fast.models.base import DisparityModel
+from mdepth_fast.models.monodepth2 import _DepthDecoder
 from mdepth_fast.ops import min_reprojection
-from mdepth_fast.systems import Views
+from mdepth_fast.systems import StepInfo, Views, load_config
 from mdepth_fast.systems.monodepth2 import Monodepth2
 from mdepth_fast.training.loader import BatchSampler, TrainLoader
 from mdepth_fast.training.module import TrainingModule
@@ -160,3 +166,175 @@ def test_a_run_with_a_pose_network_in_units_of_depth(tmp_path: Path) -> None:
     config = tiny_config(output=str(tmp_path), pose__name="posecnn", trainer__max_steps=2)
     result = train(config)
     assert result is not None and result.panel.is_file()
+
+
+class NarrowEncoder(nn.Module):
+    channels = (8, 8, 16, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+            for inputs, outputs in zip((3, *self.channels), self.channels, strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = [images]
+        for stage in self.stages:
+            features.append(stage(features[-1]))
+        return features[1:]
+
+
+class NarrowDepth(DepthNet):
+    """Monodepth2's network on a narrow encoder."""
+
+    def __init__(self, scales: tuple[int, ...] = (0, 1, 2, 3), **options: Any) -> None:
+        DisparityModel.__init__(self, scales=scales, **({"min_depth": 0.1, "max_depth": 100.0} | BLANK | options))
+        self.encoder = NarrowEncoder()  # type: ignore[assignment]
+        self.decoder = _DepthDecoder(self.encoder.channels, scales)
+
+
+BLANK: dict[str, Any] = {"unit": None, "input_size": None}
+register_model("narrow_depth", NarrowDepth)
+
+# Every switch of the ablations, alone and all that go together.
+VARIANTS: dict[str, list[str]] = {
+    "average": ["--loss.average_reprojection=true"],
+    "native scale": ["--loss.native_scale=true"],
+    "plain": ["--loss.auto_mask=false", "--loss.ssim_weight=0"],
+    "noise": ["--loss.identity_noise=1e-5"],
+    "mask": ["--loss.predictive_mask=true", "--loss.auto_mask=false"],
+    "two scales": ["--model.scales=[0,2]"],
+    "shared": ["--pose.name=posenet_shared"],
+    "shared all": ["--pose.name=posenet_shared", "--pose.input=all"],
+    "posecnn all": ["--pose.name=posecnn", "--pose.input=all"],
+    "resnet all": ["--pose.name=posenet_resnet18", "--pose.input=all"],
+}
+VARIANTS["all"] = [
+    word for name in ("average", "native scale", "plain", "mask", "two scales") for word in VARIANTS[name]
+]
+VARIANTS["all"] += VARIANTS["shared all"]
+
+
+def variant(name: str, root: Path, *words: str) -> Any:
+    """Configuration of a variant on real frames of both cameras."""
+    config = load_config(
+        "kitti_mono_stereo",
+        [
+            f"--data.root={root}",
+            "--data.height=64",
+            "--data.width=96",
+            "--data.batch_size=2",
+            "--data.workers=0",
+            "--model.name=narrow_depth",
+            "--pose.name=posecnn",
+            "--optimizer.lr=1e-3",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            *VARIANTS[name],
+            *words,
+        ],
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def frames(real_data: Path) -> Path:
+    return real_data / "kitti_raw"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_learns_from_real_frames(name: str, frames: Path) -> None:
+    torch.manual_seed(0)
+    config = variant(name, frames)
+    dataset: KittiRaw = Monodepth2.training_data(config)
+    assert dataset.sources == (-1, 1, "stereo")
+    system = Monodepth2.create(config, dataset)
+    batch = default_collate([dataset[0], dataset[1]])
+    optimizer = torch.optim.Adam(system.parameters(), 1e-3)
+    losses = []
+    for step in range(4):
+        info = StepInfo(step, torch.Generator().manual_seed(0), False)
+        terms = system.step(batch, info)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(terms["loss"].item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in system.parameters())
+    assert all(any((p.grad != 0).any() for p in net.parameters()) for net in system.children() if [*net.parameters()])  # type: ignore[operator]
+    assert ("mask" in terms) == config.loss.predictive_mask
+    assert (terms["auto_masked"] > 0) == config.loss.auto_mask
+
+
+def test_a_run_of_all_switches_is_read_back(frames: Path, tmp_path: Path) -> None:
+    config = variant("all", frames, f"--output={tmp_path}", "--trainer.max_steps=1")
+    result = train(config)
+    assert result is not None and result.panel.is_file()
+    system = load_system(result.folder)
+    assert system.mask_net is not None and system.sources == (-1, 1, "stereo")
+    assert load_trained(result.folder).net.scales == (0, 2)
+    # And another run starts from it, its mask included.
+    weights = [f"--model.weights={result.folder}", f"--pose.weights={result.folder}"]
+    again = Monodepth2.create(variant("all", frames, *weights), Monodepth2.training_data(config))
+    for key, value in system.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+class Watched(SharedPoseNet):
+    """Remembers the features that it sees."""
+
+    def numbers(self, frames: Tensor) -> Tensor:
+        self.seen = frames
+        return super().numbers(frames)
+
+
+@pytest.mark.parametrize("together", ["pairs", "all"])
+def test_a_shared_pose_network_sees_the_features_of_the_depth_network(together: str, frames: Path) -> None:
+    torch.manual_seed(0)
+    config = variant("shared", frames, f"--pose.input={together}")
+    dataset = Monodepth2.training_data(config)
+    pose = Watched(32, frames=3 if together == "all" else 2)
+    system = Monodepth2(config, NarrowDepth(), pose, dataset.sources).eval()
+    views = Views.of_batch(system.augment(default_collate([dataset[0]])), dataset.sources)
+    with torch.no_grad():
+        outputs = system.outputs(views)
+        last = [system.depth_net.encode(one)[-1] for one in (views.target_aug, *views.sources_aug.unbind(1))]
+        depths = system.depth_net(views.target_aug)
+    for got, want in zip(outputs.disparities, depths, strict=True):
+        torch.testing.assert_close(got, want)
+    # Pairs end with the source after the target; all sees target, before, after. Never the other camera's.
+    seen = [last[0], last[2]] if together == "pairs" else [last[0], last[1], last[2]]
+    torch.testing.assert_close(pose.seen, torch.cat(seen, 1))
+    assert torch.equal(outputs.transforms[:, 2], views.T[:, 2])  # type: ignore[index]
+
+
+def test_all_poses_lead_from_the_target_and_none_is_inverted(frames: Path) -> None:
+    torch.manual_seed(0)
+    config = variant("resnet all", frames)
+    dataset = Monodepth2.training_data(config)
+    system = Monodepth2.create(config, dataset).eval()
+    views = Views.of_batch(system.augment(default_collate([dataset[0]])), dataset.sources)
+    pose: Any = system.pose_net
+    with torch.no_grad():
+        T = system.outputs(views).transforms
+        stacked = torch.stack([views.target_aug, views.sources_aug[:, 0], views.sources_aug[:, 1]], 1)
+        axis_angle, translation = pose.all_poses(stacked)
+    assert pose.encoder.conv1.weight.shape[1] == 9 and pose.decoder[3].out_channels == 12
+    for source in range(2):
+        want = pose_matrix(axis_angle[:, source], translation[:, source])
+        torch.testing.assert_close(T[:, source], want)  # type: ignore[index]
+
+
+def test_switches_that_do_not_go_together_are_refused(frames: Path) -> None:
+    dataset = Monodepth2.training_data(variant("plain", frames))
+    for words, message in (
+        (["--loss.predictive_mask=true"], "predictive_mask: expected auto_mask=False with it"),
+        (["--pose.name=posenet_shared", "--model.name=tiny_depth"], "pose.name: needs the features of a network"),
+        (["--model.name=tiny_depth", *VARIANTS["mask"]], "loss.predictive_mask: needs the features of a network"),
+        (["--pose.encoder_weights=resnet18.pth"], r"pose.encoder_weights: .*unexpected keyword argument"),
+    ):
+        config = variant("noise", frames, *words)
+        config.model.scales = [0, 1, 2, 3]
+        with pytest.raises(ValueError, match=message):
+            Monodepth2.create(config, dataset)

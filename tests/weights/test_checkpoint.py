@@ -14,7 +14,9 @@ from mdepth_fast.models import (
     Monodepth2,
     PoseCNN,
     PoseNet,
+    PredictiveMask,
     ResNetEncoder,
+    SharedPoseNet,
     create_model,
     load_checkpoint,
     load_encoder_weights,
@@ -328,3 +330,93 @@ def test_what_is_no_model_is_not_guessed(tmp_path):
     torch.save({"weight": torch.ones(3)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"1 keys unexpected \(weight\); it is like no registered model"):
         load_checkpoint(PoseCNN(), tmp_path / "weights.pth")
+
+
+def test_published_files_of_the_ablations(tmp_path):
+    """The predicted mask and the shared pose network, under the published names and of the published shapes."""
+    channels = (64, 64, 128, 256, 512)
+    features = [torch.rand(1, width, 64 >> n, 64 >> n) for n, width in enumerate(channels, 1)]
+    mask, plain = PredictiveMask(channels, 2), plain_monodepth2.PlainDecoder(channels)
+    for head in plain.decoder[10:]:
+        head.conv = torch.nn.Conv2d(head.conv.in_channels, 2, 3)
+    torch.save(plain.state_dict(), tmp_path / "predictive_mask.pth")
+    load_checkpoint(mask, tmp_path)
+    with torch.no_grad():
+        for got, want in zip(mask(features), plain(features), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    for frames in (2, 3):
+        pose = SharedPoseNet(frames=frames)
+        shapes = {key: tuple(value.shape) for key, value in pose.publish()["pose.pth"].items() if "weight" in key}
+        outputs = 6 * (frames - 1)
+        assert list(shapes.values()) == [
+            (256, 512, 1, 1),
+            (256, 256 * frames, 3, 3),
+            (256, 256, 3, 3),
+            (outputs, 256, 1, 1),
+        ]
+        assert list(shapes) == [f"net.{n}.weight" for n in range(4)]
+
+
+def test_a_published_folder_is_written_and_read(published, tmp_path):
+    """All files of a folder, key for key, with the entries that published scripts ask for."""
+    folder = published[0]
+    depth, pose = Monodepth2(), PoseNet()
+    for net in (depth, pose):
+        load_checkpoint(net, folder)
+    files = depth.publish() | pose.publish()
+    for name, content in files.items():
+        want = torch.load(folder / name, weights_only=True)
+        assert content.keys() == want.keys(), name
+        assert all(
+            torch.equal(value, want[key]) if isinstance(value, torch.Tensor) else value == want[key]
+            for key, value in content.items()
+        )
+    with pytest.raises(ValueError, match=r"published files stand for 0\.1 to 100, got 1 to 100"):
+        Monodepth2(min_depth=1.0).publish()
+    with pytest.raises(ValueError, match=r"published files stand for 0\.54 to 540 m, got 0\.1 to 100"):
+        Monodepth2(unit="m").publish()
+
+
+@pytest.mark.parametrize("name", ["pose_encoder", "posecnn"])
+def test_published_translations_follow_the_unit_of_depth(tmp_path, name):
+    pose = PoseNet() if name == "pose_encoder" else PoseCNN()
+    images = torch.rand(2, 1, 3, 64, 64)
+    with torch.no_grad():
+        before = pose.eval()(*images)
+        pose.scale_translation(5.4)
+        after = pose(*images)
+    torch.testing.assert_close(after[0], before[0])
+    # posecnn's is multiplied by 1 / depth, which is 1 / 5.4 of what it was.
+    torch.testing.assert_close(after[1], before[1] * (5.4 if name == "pose_encoder" else 5.4**2))
+
+
+@pytest.mark.parametrize("layers", [18, 34, 50, 101, 152])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_imagenet_weights_of_every_encoder_and_format(tmp_path, layers, suffix):
+    path = tmp_path / f"resnet.{suffix}"
+    with torch.device("meta"):
+        shapes = ResNetEncoder(layers).state_dict()
+    state = {key: torch.full(value.shape, 0.25, dtype=value.dtype) for key, value in shapes.items()}
+    state = {key: value for key, value in state.items() if not (suffix == "pth" and key.endswith("tracked"))}
+    state |= {"fc.weight": torch.zeros(1000, 2), "fc.bias": torch.zeros(1000)}
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    encoder = ResNetEncoder(layers)
+    load_encoder_weights(encoder, path)
+    assert all((value == 0.25).all() for key, value in encoder.state_dict().items() if not key.endswith("tracked"))
+    three = ResNetEncoder(18, in_channels=9)
+    if layers == 18:
+        load_encoder_weights(three, path)
+        assert three.conv1.weight.shape[1] == 9 and (three.conv1.weight == 0.25 / 3).all()
+        return
+    with pytest.raises(ValueError, match=rf"resnet\.{suffix}: does not fit the model: .*keys (missing|unexpected)"):
+        load_encoder_weights(three, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(64)])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_is_no_imagenet_weights_is_one_error(tmp_path, suffix, content):
+    path = tmp_path / f"resnet.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"resnet\.{suffix}: damaged, truncated or not a checkpoint") as caught:
+        load_encoder_weights(ResNetEncoder(18), path)
+    assert "\n" not in str(caught.value)
