@@ -286,5 +286,4 @@ def test_a_run_becomes_a_published_folder(capsys, checkpoint, tmp_path):
         torch.testing.assert_close(again.pose_net(*features)[1], motion[1])
     assert equal(again.mask_net.state_dict(), system.mask_net.state_dict())
 
-    fails = functools.partial(main, ["convert", str(path), str(folder)])
-    assert fails() == 1 and "expected a new or empty folder" in capsys.readouterr().err
+    assert "expected a new or empty folder" in fails(capsys, path, folder)
