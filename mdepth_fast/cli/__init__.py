@@ -17,7 +17,7 @@ _COMMANDS = {
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps for images or video frames",
     "odometry": "predict and evaluate the trajectory of the camera",
-    "data": "prepare data: ground truth of KITTI's splits for evaluation scripts",
+    "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",
@@ -81,6 +81,8 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _describe(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "av":
+        return 'av, which reads videos, is not installed: pip install "mdepth-fast[video]"'
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
         return f'{error.name} is not installed: pip install "mdepth-fast[train]"'
     text = " ".join(str(error).split())

@@ -22,7 +22,7 @@ from mdepth_fast.data.samples import (
 )
 from mdepth_fast.data.trajectory import Trajectory
 
-__all__ = ["FrameFolder"]
+__all__ = ["FrameFolder", "read_intrinsics"]
 
 PathLike = str | Path
 
@@ -37,7 +37,8 @@ class FrameFolder(Dataset[Sample]):
     every sample; a pose network does without.
     poses: a text file per clip, row i camera-to-world of frame i, in a format of `Trajectory.read`. Then T is known and
     the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames, value /
-    `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`.
+    `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`. split: a file with the names of the frames
+    that are targets, one per line; None takes every frame.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class FrameFolder(Dataset[Sample]):
         depth: PathLike | Sequence[PathLike] | None = None,
         depth_units_per_metre: float = 1000.0,
         evaluation: bool = False,
+        split: PathLike | None = None,
     ) -> None:
         self._size = check_size(height, width)
         offsets = check_sources(sources, ())
         self._offsets = [offset for offset in offsets if isinstance(offset, int)]
         self.sources: tuple[SourceName, ...] = tuple("known" for _ in offsets) if poses is not None else offsets
-        self._K, self._normalized = _read_intrinsics(K), normalized
+        self._K, self._normalized = read_intrinsics(K), normalized
         self._evaluation, self._units = evaluation, depth_units_per_metre
         if not depth_units_per_metre > 0:
             raise ValueError(f"depth_units_per_metre: expected a positive number, got {depth_units_per_metre}")
@@ -80,8 +82,33 @@ class FrameFolder(Dataset[Sample]):
                 self._poses.append(_read_poses(pose_files[clip], len(frames)))
             inside = range(len(frames))
             self._targets += [(clip, i) for i in inside if all(i + offset in inside for offset in self._offsets)]
+        if split is not None:
+            chosen = self._chosen(Path(split))
+            self._targets = [target for target in self._targets if target in chosen]
         if not self._targets:
             raise ValueError(f"sources: no frame of {', '.join(map(str, clips))} has all of {offsets}")
+
+    def _chosen(self, split: Path) -> set[tuple[int, int]]:
+        """Clip and position of the frames that a split file names."""
+        try:
+            lines = split.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{split}: cannot be read as a split file ({error})") from error
+        # With several clips a name may need its folder.
+        places: dict[str, list[tuple[int, int]]] = {}
+        for clip, frames in enumerate(self._frames):
+            for position, path in enumerate(frames):
+                for name in {path.name, f"{path.parent.name}/{path.name}"}:
+                    places.setdefault(name, []).append((clip, position))
+        chosen = set()
+        for number, line in enumerate(lines, 1):
+            if name := line.strip():
+                found = places.get(name, [])
+                if len(found) != 1:
+                    what = "no frame" if not found else f"{len(found)} frames"
+                    raise DataError(f"{split}, line {number}: expected the name of one frame, got {name!r}: {what}")
+                chosen.add(found[0])
+        return chosen
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -129,7 +156,8 @@ def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = N
     return listed
 
 
-def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any] | None) -> NDArray[np.float64]:
+def read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any] | None) -> NDArray[np.float64]:
+    """A camera matrix (3,3) in any form that `FrameFolder` takes."""
     if K is None:
         return np.full((3, 3), np.nan)
     if isinstance(K, (str, Path)):

@@ -1,6 +1,5 @@
 """The base of the systems that learn depth and motion from video or stereo: networks, motion, objective."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,14 +14,12 @@ from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.ops import disparity_to_depth
 from mdepth_fast.systems.config import Config
 from mdepth_fast.systems.depth import DepthSystem, Preview, called
+from mdepth_fast.systems.doctor import Doctor
 from mdepth_fast.systems.motion import MotionModel, PairPoses, Transforms
 from mdepth_fast.systems.system import StepInfo
 from mdepth_fast.systems.views import AugmentConfig, DataConfig, Views, evaluation_views, training_views
 
 __all__ = ["ModelConfig", "Objective", "Outputs", "PoseConfig", "SelfSupervisedSystem", "ViewsConfig"]
-
-# A disparity map is flat if its spread over an image is below this share of its mean.
-_FLAT = 1e-3
 
 
 @dataclass
@@ -121,6 +118,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         self.augment = Augment(**vars(config.augment))
         self.motion = self.build_motion()
         self.objective = self.build_objective()
+        self.doctor = Doctor(config)
 
     def build_motion(self) -> MotionModel:
         """Predicts poses of pairs of frames with `pose_net`; ValueError if that is needed and is None."""
@@ -149,7 +147,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
     @classmethod
     def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "SelfSupervisedSystem[C]":
         """The whole trained system of a checkpoint, with its motion model. The arguments are those of `restore`."""
-        for section in (config.model, config.pose):
+        for section in filter(None, (config.model, getattr(config, "pose", None))):
             section.weights = section.encoder_weights = None
         system = cls.create(config, SimpleNamespace(sources=tuple(saved["sources"])))
         system.load_state_dict(weights)
@@ -204,8 +202,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         return [f"--data.{name}={value}" for name, value in zip(("height", "width"), net.input_size or ())]
 
     def describe(self, samples: int) -> str:
-        kinds = (("M", int), ("S", str))
-        mode = "".join(letter for letter, kind in kinds if any(isinstance(source, kind) for source in self.sources))
+        mode = "M" * any(source != "stereo" for source in self.sources) + "S" * ("stereo" in self.sources)
         data = self.config.data
         size = f"{data.height}x{data.width}"
         line = f"{self.config.model.name} in mode {mode} on {samples} samples of {data.name} at {size}"
@@ -225,18 +222,9 @@ class SelfSupervisedSystem(DepthSystem[C]):
         views = Views.of_batch(self.augment(batch, info.generator), self.sources)
         outputs = self.outputs(views)
         terms = self.objective(views, outputs)
-        if info.look and info.step > 0:
-            self._check_shape(outputs.disparities[0].detach(), info.step)
+        if info.look:
+            self.doctor.look(info.step, views, outputs, terms)
         return dict(terms)
-
-    def _check_shape(self, disparity: Tensor, step: int) -> None:
-        spread = (disparity.float().std((1, 2, 3)) / disparity.float().mean((1, 2, 3))).max()
-        if spread < _FLAT:
-            warnings.warn(
-                f"the disparity is flat at step {step} (spread {spread.item():.1e} of its mean): training has "
-                "collapsed; check the intrinsics, the depth range and that the camera moves",
-                stacklevel=2,
-            )
 
     def extra_state(self) -> dict[str, Any]:
         return {"sources": list(self.sources)}

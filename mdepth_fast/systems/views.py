@@ -39,7 +39,7 @@ class Views:
     pyramid: list[Tensor]
     """the target at scales s = 0, 1, ..., each half the size of the one before: (B,3,H/2^s,W/2^s)"""
     offsets: tuple[int | str, ...]
-    """one per source: an integer is a frame offset with unknown pose; a name ("stereo") has a known pose"""
+    """one per source: an integer is a frame offset with unknown pose; a name ("stereo", "known") has a known pose"""
     names: list[str]
     """names of the samples"""
 
@@ -63,12 +63,15 @@ class DataConfig:
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
         split: kitti: file of training lines "folder index side", or null for all frames under the root
-            (kitti_odometry: of sequences 00 to 08).
-        val_split: kitti: file of validation lines, or null for no validation.
+            (kitti_odometry: of sequences 00 to 08). folder: file of the names of the target frames, or null for all.
+        val_split: kitti: file of validation lines, or null for no validation. folder: file of the names of the frames
+            to validate on.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
         intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
         depth: folder: folder of 16-bit PNGs in millimetres named like the frames, for validation, or null.
+        poses: folder: file of camera-to-world poses in the unit of the depth, a row per frame (KITTI, TUM or 4x4), in
+            place of a pose network; null to predict the motion.
         batch_size: samples per step over all processes.
         repeat: number of times to show every sample per epoch.
         workers: number of processes that decode images; 0 decodes in the training process.
@@ -94,6 +97,7 @@ class DataConfig:
     workers: int = 0
     skip_bad: bool = False
     nominal_K: bool = False
+    poses: str | None = None
 
 
 @dataclass
@@ -121,6 +125,8 @@ def training_views(data: DataConfig, seed: int) -> Any:
     """The training data set; its `sources` define the mode: offsets M, "stereo" S, both MS."""
     size = _size(data)
     given: dict[str, Any] = {"sources": tuple(data.sources)} if data.sources else {}
+    if data.poses and data.name != "folder":
+        raise ValueError(f"data.poses: expected null for the {data.name} data, which read no file of poses")
     if data.name == "motorcycle":
         if data.sources not in ([], ["stereo"]):
             raise ValueError(f'data.sources: the motorcycle pair has ["stereo"] only, got {data.sources}')
@@ -134,7 +140,7 @@ def training_views(data: DataConfig, seed: int) -> Any:
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
         return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
-    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
+    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given, poses=data.poses, split=data.split)
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
@@ -158,7 +164,13 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
     if data.name == "folder" and data.depth:
         root = root_folder(data)
         return FrameFolder(
-            root, data.intrinsics or root / "K.txt", **size, sources=(), depth=data.depth, evaluation=True
+            root,
+            data.intrinsics or root / "K.txt",
+            **size,
+            sources=(),
+            depth=data.depth,
+            evaluation=True,
+            split=data.val_split,
         )
     return None
 

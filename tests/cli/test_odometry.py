@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run  # noqa: F401  (registers the tiny networks)
 from PIL import Image
 from scipy.spatial.transform import Rotation
 

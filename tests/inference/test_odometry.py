@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.inference import load_system, predict_trajectory
+from mdepth_fast.models import create_model
 from mdepth_fast.systems import PairPoses, StackedPoses
 from mdepth_fast.systems.monodepth2 import Monodepth2
 from mdepth_fast.training.module import TrainingModule
@@ -123,3 +124,22 @@ def test_a_saved_system_comes_back_whole(tmp_path: Path) -> None:
     expected = predict_trajectory(system.eval(), frames)
     assert np.array_equal(predict_trajectory(found, frames).poses, expected.poses)
     assert expected.length > 0
+
+
+@pytest.mark.parametrize("pose", ["posenet_resnet18", "posecnn"])
+def test_a_published_folder_is_a_system(tmp_path: Path, pose: str) -> None:
+    depth, motion = create_model("monodepth2_resnet18", input_size=(64, 96)), create_model(pose)
+    for files in (depth.publish(), motion.publish()):
+        for name, content in files.items():
+            torch.save(content, tmp_path / name)
+    frames = write_numbered(tmp_path / "frames", 3)
+    found = load_system(tmp_path)
+    assert found.depth_net.input_size == (64, 96) and not found.training
+    expected = {name: value.clone() for name, value in motion.state_dict().items()}
+    assert all(torch.equal(value, expected[name]) for name, value in found.pose_net.state_dict().items())
+    assert len(predict_trajectory(found, frames)) == 3
+    (tmp_path / "pose.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"pose\.pth"):
+        load_system(tmp_path)
+    with pytest.raises(ValueError, match="expected a run or a checkpoint, got a converted file"):
+        load_system(tmp_path / "net.safetensors")
