@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{target}: {', '.join(path.name for path in publish(source, target))}")
         return
     if target.suffix != ".safetensors":
-        raise ValueError(f"output: expected a file named *.safetensors or a folder, got {target}")
+        raise ValueError(f"output: expected a file named *.safetensors, got {target}")
     name, options, state = _read(source, arguments.model, arguments.trust_pickle)
     write_converted(target, name, options, state, source=source.name)
     stated = "".join(f", {key}={value!r}" for key, value in options.items())

@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import plain_monodepth2
@@ -15,8 +16,9 @@ from released_blobs import released_blobs
 from safetensors.torch import load_file, save_file
 
 from mdepth_fast.cli import main
-from mdepth_fast.inference import load_trained
+from mdepth_fast.inference import load_system, load_trained
 from mdepth_fast.models import DORN, create_model, load_checkpoint, registry
+from mdepth_fast.systems.monodepth2 import Monodepth2
 from mdepth_fast.weights import converted_model, read_pickled_module
 
 # A training script of somebody else: a whole net, statistics that pruning has turned into parameters, and a result
@@ -245,3 +247,43 @@ def test_errors(tmp_path, capsys):
         load_trained(tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"published weights are made readable by `mdepth-fast convert`"):
         load_trained(tmp_path / "weights.pth")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Of a run with stereo, a shared pose network and a predicted mask, untrained."""
+    config = tiny_run.tiny_config(
+        model={"name": "monodepth2_resnet18", "min_depth": 0.54, "max_depth": 540.0},
+        pose={"name": "posenet_shared"},
+        loss={"predictive_mask": True, "auto_mask": False},
+    )
+    system = Monodepth2.create(config, SimpleNamespace(sources=(-1, 1, "stereo")))
+    saved = {"config": config.to_dict(), **system.extra_state()}
+    torch.save({"state_dict": system.state_dict(), "mdepth_fast": saved}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt", system.eval(), config
+
+
+def test_a_run_becomes_a_published_folder(capsys, checkpoint, tmp_path):
+    path, system, config = checkpoint
+    folder = tmp_path / "published"
+    names = ["depth.pth", "pose.pth", "predictive_mask.pth", "encoder.pth"]
+    assert converts(capsys, path, folder) == f"{folder}: {', '.join(names)}\n"
+    assert sorted(file.name for file in folder.iterdir()) == sorted(names)
+    encoder = torch.load(folder / "encoder.pth", weights_only=True)
+    assert (encoder["height"], encoder["width"], encoder["use_stereo"]) == (64, 96, True)
+    assert encoder["encoder.fc.weight"].shape == (1000, 512)
+
+    trained = load_trained(folder)
+    assert equal(trained.net.state_dict(), system.depth_net.state_dict())
+    assert (trained.net.unit, trained.net.max_depth, trained.net.input_size) == ("m", 540.0, (64, 96))
+    # The translation is in units of 5.4 m there, and in metres again for a run in metres.
+    features = torch.rand(2, 1, 512, 2, 3)
+    with torch.no_grad():
+        motion, published = (net(*features) for net in (system.pose_net, load_system(folder).pose_net))
+        config.model.weights = config.pose.weights = str(folder)
+        again = Monodepth2.create(config, SimpleNamespace(sources=(-1, 1, "stereo"))).eval()
+        torch.testing.assert_close(published[1] * 5.4, motion[1])
+        torch.testing.assert_close(again.pose_net(*features)[1], motion[1])
+    assert equal(again.mask_net.state_dict(), system.mask_net.state_dict())
+
+    assert "expected a new or empty folder" in fails(capsys, path, folder)
