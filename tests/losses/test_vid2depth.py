@@ -141,8 +141,10 @@ def test_the_toy_problem_of_the_release() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
-    rise = vector[0, 2].detach() + height.detach()
-    assert (rise - (hidden[0, 2] + bump)).abs().max() < 0.02  # together they are what was hidden
+    # A tilt may take a part of the cone: together, motion and cloud are what was hidden.
+    T = pose_matrix_from_vector(vector.detach())
+    found = points.detach() @ T[:, :3, :3].mT + T[:, None, :3, 3]
+    assert (found - seen).abs().max() < 0.01 < (flat - seen).abs().max() / 10
 
 
 def test_gradients_reach_maps_motion_and_intrinsics() -> None:

@@ -54,8 +54,9 @@ def test_bfloat16(tmp_path: Path) -> None:
 def test_checksums_are_those_of_the_standard() -> None:
     assert crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283  # RFC 3720, as the next
     assert crc32c(np.zeros(32, np.uint8)) == 0x8A9136AA
-    data = np.random.default_rng(0).integers(0, 256, 8 * 2**14 + 5, dtype=np.uint8)  # in lanes, and a rest
-    assert crc32c(data) == plain_crc32c(data.tobytes())
+    data = np.random.default_rng(0).integers(0, 256, 8 * 2**14 + 5, dtype=np.uint8)
+    for size in (1, 4096, 4097, 5000, len(data)):  # one after the other, in lanes, in lanes with a rest
+        assert crc32c(data[:size]) == plain_crc32c(data[:size].tobytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"a", b"abcd" * 100, bytes(range(256)) * 20, b"xy" + b"a" * 5000 + b"xyz"])
