@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mdepth_fast.models
-from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models, register_model, registry
+from mdepth_fast.models import DepthModel, FlowModel, PoseModel, create_model, list_models, register_model, registry
 
 # What people use: none of these may go.
 NAMES = [
@@ -20,6 +20,7 @@ NAMES = [
     "fcrn_resnet50_deconv",
     "fcrn_resnet50_upconv",
     "fcrn_resnet50_upproj",
+    "flownet_s",
     "monodepth2_resnet18",
     "monodepth2_resnet50",
     "posecnn",
@@ -39,7 +40,8 @@ def test_names():
 def test_every_name_creates_its_kind(name):
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, PoseModel if name.startswith("pose") else DepthModel)
+    kinds = {"pose": PoseModel, "flow": FlowModel}
+    assert isinstance(model, kinds.get(name[:4], DepthModel))
     assert model.created_as == (name, {})
 
 
