@@ -15,7 +15,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "train a preset or your own configuration",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
-    "predict": "write depth maps for images or video frames",
+    "predict": "write depth maps, or optical flow, for images or video frames",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "bench": "time the kernels against plain PyTorch on this machine",
