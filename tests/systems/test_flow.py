@@ -205,14 +205,16 @@ def test_bad_settings_are_named() -> None:
     assert Flow.evaluation_data(load_config("flow_kitti")) is None
 
 
-class TestCommands:
-    @pytest.fixture(scope="class")
-    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        output = tmp_path_factory.mktemp("runs")
-        words = [*TINY, "--data.length=8", "--data.val_length=3", "--trainer.max_epochs=1", f"--output={output}"]
-        assert main(["train", "flow_synthetic", *words]) == 0
-        return output / "flow_synthetic" / "001"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    output = tmp_path_factory.mktemp("runs")
+    words = [*TINY, "--data.length=8", "--data.val_length=3", "--trainer.max_epochs=1", f"--output={output}"]
+    assert main(["train", "flow_synthetic", *words]) == 0
+    return output / "flow_synthetic" / "001"
 
+
+class TestCommands:
     @pytest.fixture
     def clip(self, tmp_path: Path) -> Path:
         folder = tmp_path / "clip"
