@@ -15,7 +15,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "train a preset or your own configuration",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
-    "predict": "write depth maps for images or video frames",
+    "predict": "write depth maps, or optical flow, for images or video frames",
     "odometry": "predict and evaluate the trajectory of the camera",
     "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
     "convert": "convert published weights of any format to safetensors",

@@ -90,7 +90,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = load_config(preset, [*system.data_settings(trained.net), *arguments.overrides])
     dataset = system.evaluation_data(config)
     if dataset is None:
-        raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split, or --data.depth (folder)")
+        where = "--data.val_split, --data.val_root or --data.depth (folder)"
+        raise ValueError(f"no ground truth in the data of {config.run}: set {where}")
     evaluator = _evaluator(system.evaluator, arguments, config.protocol)
     kept: list[Any] = []
     sample = system.evaluate_sample

@@ -87,17 +87,11 @@ def _read_png16(path: Path) -> NDArray[np.uint16]:
         for mode in ("RGB;16B", "RGB;16L"):
             with Image.open(path, formats=["PNG"]) as image:
                 (tile,) = image.tile  # type: ignore[attr-defined]
-                codec, box, offset, stored = tile
-                stored = stored if isinstance(stored, str) else stored[0]
+                stored = tile[3] if isinstance(tile[3], str) else tile[3][0]
                 if stored != "RGB;16B":
                     raise DataError(f"{path}: expected a flow PNG of 16-bit RGB, got {stored}")
-                image.tile = (
-                    [type(tile)(codec, box, offset, mode)]
-                    if hasattr(tile, "_replace")
-                    else [  # type: ignore[attr-defined]
-                        (codec, box, offset, mode)
-                    ]
-                )
+                # A plain tuple before Pillow 11.
+                image.tile = [tile._replace(args=mode) if hasattr(tile, "_replace") else (*tile[:3], mode)]  # type: ignore[attr-defined]
                 halves.append(np.array(image).astype(np.uint16))
     except DataError:
         raise

@@ -1,5 +1,6 @@
 """From a batch of image pairs to what a training step needs: crop, flips, order in time, colours."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,6 @@ class FlowAugment(nn.Module):
         out = {key: value for key, value in batch.items() if key != "size"}
         count = len(batch["first"])
         draws = torch.rand(count, _DRAWS, generator=generator)
-        normal = torch.randn(count, generator=generator)
         pairs = torch.stack([batch["first"], batch["second"]], 1)
         if pairs.dtype != torch.uint8 or pairs.dim() != 5 or pairs.shape[2] != 3:
             raise TypeError(f"first, second: expected uint8 (B,3,h,w), got {pairs.dtype} {tuple(pairs[:, 0].shape)}")
@@ -108,12 +108,12 @@ class FlowAugment(nn.Module):
         images = torch.stack(cropped).float() / 255
         out["first"], out["second"] = images.unbind(1)
         if self.training:
-            images = self._recolor(images, draws[:, 5:].to(images), normal.to(images))
+            images = self._recolor(images, draws[:, 5:].to(images))
         out["first_aug"], out["second_aug"] = images.unbind(1)
         return out
 
-    def _recolor(self, images: Tensor, draws: Tensor, normal: Tensor) -> Tensor:
-        """Pairs (B,2,3,H,W) in other colours; uniform draws (B,7), normal ones (B,)."""
+    def _recolor(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Pairs (B,2,3,H,W) in other colours, by uniform draws (B,7)."""
 
         def between(limits: tuple[float, float], column: Tensor) -> Tensor:
             return (limits[0] + (limits[1] - limits[0]) * column).view(len(images), 1, -1, 1, 1)
@@ -121,6 +121,8 @@ class FlowAugment(nn.Module):
         if (self.contrast, self.brightness, self.color, self.gamma) == (_NONE, 0.0, _NONE, _NONE):
             return images
         changed = images * between(self.contrast, draws[:, :1])
+        # Box and Muller's way to a normal number, from draws of the sample's own row.
+        normal = (-2 * torch.log1p(-draws[:, 5])).sqrt() * (2 * math.pi * draws[:, 6]).cos()
         changed = changed + self.brightness * normal.view(-1, 1, 1, 1, 1)
         changed = (changed * between(self.color, draws[:, 1:4])).clamp(0, 1)
         return changed ** (1 / between(self.gamma, draws[:, 4:5]))

@@ -52,6 +52,7 @@ class FlowDataConfig:
         val_length: synthetic: number of held-out pairs.
         motion: synthetic: largest shift along an axis, in pixels.
         objects: synthetic: largest number of objects in front of the background.
+        keep: synthetic: keep the pairs in memory, so that later epochs draw nothing.
         batch_size: samples per step over all processes.
         repeat: number of times to show every sample per epoch.
         workers: number of processes that decode images; 0 decodes in the training process.
@@ -68,6 +69,7 @@ class FlowDataConfig:
     val_length: int = 50
     motion: float = 4.0
     objects: int = 2
+    keep: bool = False
     batch_size: int = 4
     repeat: int = 1
     workers: int = 0
@@ -235,7 +237,7 @@ class Flow(System[FlowConfig]):
     @staticmethod
     def _synthetic(data: FlowDataConfig, length: int, seed: int) -> SyntheticFlow:
         return SyntheticFlow(
-            length, data.height, data.width, seed=seed, motion=data.motion, objects=data.objects, keep=True
+            length, data.height, data.width, seed=seed, motion=data.motion, objects=data.objects, keep=data.keep
         )
 
     @classmethod

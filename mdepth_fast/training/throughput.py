@@ -66,7 +66,7 @@ class TimedLoader:
             if number == 0:
                 speed.first, began = came - began, now
             else:
-                speed.batches, speed.images = number, speed.images + len(batch["target"])
+                speed.batches, speed.images = number, speed.images + len(batch["name"])
                 speed.waiting, speed.seconds = speed.waiting + came - asked, now - began
             asked = now
 

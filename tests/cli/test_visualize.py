@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from mdepth_fast.data.samples import read_depth
-from mdepth_fast.visualize import Cell, color_range, colorize, draw_panel, write_depth_png, write_npy
+from mdepth_fast.visualize import Cell, color_range, colorize, colorize_flow, draw_panel, write_depth_png, write_npy
 
 
 def test_depth_png_round_trip(tmp_path: Path) -> None:
@@ -74,3 +74,18 @@ def test_panel(tmp_path: Path) -> None:
     drawn = np.array(Image.open(tmp_path / "panel.png").convert("RGB"))
     assert drawn.shape[1] > drawn.shape[0], "two rows of three"
     assert (drawn == round(0.6 * 255)).all(-1).any(), "what is not a number is grey"
+
+
+def test_colours_of_flow_are_middleburys() -> None:
+    """Its circle at the four directions; white stands still, half the length is half the saturation."""
+    flow = np.array([[[1, -1, 0, 0, 0, 0.5, 2, np.nan, 1e10]], [[0, 0, 1, -1, 0, 0, 0, 0, 0]]])
+    rgb = colorize_flow(flow, 1.0)[0].tolist()
+    right, left, down, up = [255, 0, 0], [0, 209, 255], [255, 229, 0], [88, 0, 255]
+    assert rgb == [right, left, down, up, [255, 255, 255], [255, 127, 127], [191, 0, 0], [0, 0, 0], [0, 0, 0]]
+    longest = colorize_flow(torch.tensor([[[2.0, 4.0]], [[0.0, 0.0]]])[None])
+    assert longest.tolist() == [[[255, 127, 127], [255, 0, 0]]]
+    assert (colorize_flow(np.zeros((2, 3, 4))) == 255).all()
+    with pytest.raises(ValueError, match=r"flow: expected \(2,H,W\) or \(1,2,H,W\), got shape \(3, 4\)"):
+        colorize_flow(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="bound: expected a positive number of pixels, got 0"):
+        colorize_flow(flow, 0)

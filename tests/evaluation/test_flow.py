@@ -83,3 +83,24 @@ def test_bad_input_is_named():
     for field, value in (("average", "rows"), ("outlier", -1.0), ("columns", ("abs_rel",))):
         with pytest.raises(ValueError, match=f"^{field}.*: expected"):
             FlowProtocol("mine", **{field: value})
+
+
+def test_gather_puts_processes_together(monkeypatch):
+    """As every process of two sees it; the other has one pair more, and the order is that of the processes."""
+    own, other, whole = (FlowEvaluator("flow_kitti") for _ in range(3))
+    rng = np.random.default_rng(1)
+    for evaluator in (own, other, other):
+        flow, prediction = rng.normal(0, 4, (2, 2, 5, 6))
+        evaluator.update(prediction, flow, visible=np.ones((5, 6)))
+        whole.update(prediction, flow, visible=np.ones((5, 6)))
+    assert own.gather() is own, "no processes"
+
+    def all_gather_object(parts, mine):
+        assert mine == own._sums
+        parts[:] = [mine, other._sums]
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
+    assert own.gather().compute() == whole.compute()
+    assert own.compute()["images"] == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mdepth_fast.models
-from mdepth_fast.models import DepthModel, PoseModel, create_model, list_models, register_model, registry
+from mdepth_fast.models import DepthModel, FlowModel, PoseModel, create_model, list_models, register_model, registry
 
 # What people use: none of these may go.
 NAMES = [
@@ -20,6 +20,7 @@ NAMES = [
     "fcrn_resnet50_deconv",
     "fcrn_resnet50_upconv",
     "fcrn_resnet50_upproj",
+    "flownet_s",
     "monodepth2_resnet18",
     "monodepth2_resnet50",
     "posecnn",
@@ -40,7 +41,11 @@ def test_names():
 def test_every_name_creates_its_kind(name):
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, PoseModel if name.startswith("pose") or name.endswith("_pose") else DepthModel)
+    if name.startswith(("pose", "flow")) or name.endswith("_pose"):
+        kind = FlowModel if name.startswith("flow") else PoseModel
+    else:
+        kind = DepthModel
+    assert isinstance(model, kind)
     assert model.created_as == (name, {})
 
 

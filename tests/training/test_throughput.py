@@ -48,7 +48,7 @@ class Slow:
         self.epochs += 1
         for number in range(3):
             self.clock.sleep(self.seconds)
-            yield {"target": torch.full((2, 3, 4, 4), number)}
+            yield {"target": torch.full((2, 3, 4, 4), number), "name": ["a", "b"]}
 
 
 def test_waiting_and_steps_are_told_apart(clock: Clock) -> None:
