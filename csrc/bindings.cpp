@@ -154,7 +154,8 @@ PYBIND11_MODULE(_C, m) {
                py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
                py::arg("float16") = int(Product::kFloat16), py::arg("bfloat16") = int(Product::kBFloat16),
                py::arg("eigen") = int(SilogForm::kEigen), py::arg("image_mean") = int(SilogForm::kImageMean),
-               py::arg("sqrt") = int(SilogForm::kSqrt), py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased));
+               py::arg("sqrt") = int(SilogForm::kSqrt), py::arg("sqrt_unbiased") = int(SilogForm::kSqrtUnbiased),
+               py::arg("separate") = int(SmoothnessForm::kSeparate), py::arg("joint") = int(SmoothnessForm::kJoint));
   m.def("isa", [] { return kIsaNames[active_isa]; });
   m.def("set_isa", &set_isa);
 

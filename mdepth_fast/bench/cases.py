@@ -157,6 +157,79 @@ _add(
 )
 
 
+def _flow_inputs(batch: int, height: int, width: int, **keywords: Any) -> dict[str, Any]:
+    """Two frames and a smooth flow of some pixels with a little noise."""
+    s = scene(batch, height, width, 1, 1, **keywords)
+    generator = torch.Generator().manual_seed(keywords.get("seed", 0))
+    flow = torch.stack([8 * (s["depths"][0][:, 0] - 5), 30 * (s["disparities"][0][:, 0] - 0.03)], 1)
+    return {
+        "target": s["target"],
+        "source": s["sources"][:, 0],
+        "flow": flow + 0.1 * torch.randn(flow.shape, generator=generator),
+    }
+
+
+def _flow_smoothness(flow: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    return ops.flow_smoothness_loss(flow)
+
+
+def _flow_loss(target: Tensor, source: Tensor, flow: Tensor) -> Tensor:
+    return ops.flow_photometric_loss(target, source, flow) + ops.flow_smoothness_loss(flow)
+
+
+_add(
+    Case(
+        "flow_warp",
+        "flow_warp",
+        lambda *sizes: {name: value for name, value in _flow_inputs(*sizes).items() if name != "target"},
+        ("source", "flow"),
+        lambda **t: ops.flow_warp(**t)[0],
+        bytes_per_pixel=33 + 52,  # source, flow, warped, valid; gradient, source, flow and both gradients
+        flops_per_pixel=60 + 100,
+        size=(4, 384, 512),
+    )
+)
+
+_add(
+    Case(
+        "flow_photometric_loss",
+        "flow_photometric_loss",
+        _flow_inputs,
+        ("flow",),
+        ops.flow_photometric_loss,
+        bytes_per_pixel=40 + 16,  # both images, flow, gradient; the gradient times a number
+        flops_per_pixel=120 + 2,
+        size=(4, 384, 512),
+    )
+)
+
+_add(
+    Case(
+        "flow_smoothness_loss",
+        "flow_smoothness_loss",
+        _flow_inputs,
+        ("flow",),
+        _flow_smoothness,
+        bytes_per_pixel=16 + 16,  # flow, gradient; the gradient times a number
+        flops_per_pixel=4 * 45 + 2,
+        size=(4, 384, 512),
+    )
+)
+
+_add(
+    Case(
+        "flow_loss",
+        "flow_photometric_loss",
+        _flow_inputs,
+        ("flow",),
+        _flow_loss,
+        bytes_per_pixel=40 + 8,  # both images, flow, gradient; a gradient times a number, in place
+        flops_per_pixel=120 + 4 * 45 + 2,
+        size=(4, 384, 512),
+    )
+)
+
+
 def _disparity_to_depth_inputs(batch: int, height: int, width: int) -> dict[str, Any]:
     """A decoder's map of scale 2, and an image of the size of the depth."""
     s = scene(batch, height, width, 1, 3)

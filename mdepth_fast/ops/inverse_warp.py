@@ -93,10 +93,11 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
 def bilinear_reference(source: Tensor, uv: Tensor, padding: str) -> tuple[Tensor, Tensor]:
     """The source at (B, 2, H, W) pixel coordinates, and which of these lie inside it, (B, 1, H, W)."""
     # Not new_tensor, which would wait for a GPU.
-    last = torch.cat([uv.new_full((1, 1, 1, 1), size - 1) for size in (source.shape[3], source.shape[2])], 1)
-    inside = (uv >= 0).all(1, keepdim=True) & (uv <= last).all(1, keepdim=True)
-    grid = (uv / last.clamp_min(1) * 2 - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=True), inside
+    size = torch.cat([uv.new_full((1, 1, 1, 1), n) for n in (source.shape[3], source.shape[2])], 1)
+    inside = (uv >= 0).all(1, keepdim=True) & (uv <= size - 1).all(1, keepdim=True)
+    # By the outer edges, as grid_sample knows no coordinates but 0 on an axis of one pixel with align_corners=True.
+    grid = ((2 * uv + 1) / size - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=False), inside
 
 
 _OP = Op(

@@ -93,13 +93,15 @@ def test_non_finite_camera_shows_everywhere(backend, name):
 
 
 @BACKENDS
-def test_sources_of_another_size_and_of_one_pixel(backend):
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_sources_of_another_size_and_of_one_pixel(backend, padding):
     _, sources, depths, K, T, source_K = scene(1, 12, 17, dtype=torch.float64)
     for size in ((7, 9), (1, 1), (1, 5)):
         source = sources[:, 0, :, : size[0], : size[1]]
-        warped, valid = inverse_warp(source, depths[0], K, T[:, 0], source_K=source_K[:, 0], backend=backend)
+        arguments = {"source_K": source_K[:, 0], "padding": padding, "backend": backend}
+        warped, valid = inverse_warp(source, depths[0], K, T[:, 0], **arguments)
         want, _, inside = oracles.inverse_warp(
-            source[0].numpy(), depths[0][0, 0].numpy(), K[0].numpy(), T[0, 0].numpy(), source_K[0, 0].numpy()
+            source[0].numpy(), depths[0][0, 0].numpy(), K[0].numpy(), T[0, 0].numpy(), source_K[0, 0].numpy(), padding
         )
         np.testing.assert_allclose(warped[0].numpy(), want, rtol=0, atol=1e-10)
         np.testing.assert_array_equal(valid[0, 0].numpy(), inside)

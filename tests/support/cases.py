@@ -243,6 +243,49 @@ def _icp(backend, source_points, target_points, init):
     return outputs + constants
 
 
+def flow_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """Two similar images, a flow of some pixels that leaves them here and there, and weights of which some are 0."""
+    target, sources, *_ = scene(batch, height, width, 1, 1, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    flow = 2 * torch.randn(batch, 2, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64)
+    mask = weight.masked_fill(weight < 0.2, 0.0)
+    return {"target": target, "source": sources[:, 0], "flow": flow.to(dtype), "mask": mask.to(dtype)}
+
+
+def _flow_warp_inputs(**sizes):
+    inputs = flow_inputs(**sizes)
+    return {name: inputs[name] for name in ("source", "flow")}
+
+
+def _flow_warp(backend, source, flow):
+    return [ops.flow_warp(source, flow, backend=backend)[0]]
+
+
+def _flow_photometric(backend, target, source, flow, mask):
+    """Without and with a mask, the latter as for KITTI."""
+    plain = ops.flow_photometric_loss(target, source, flow, backend=backend)
+    return [
+        torch.stack([plain, ops.flow_photometric_loss(target, source, flow, mask=mask, alpha=0.38, backend=backend)])
+    ]
+
+
+def _flow_smoothness_inputs(**sizes):
+    inputs = flow_inputs(**sizes)
+    return {name: inputs[name] for name in ("flow", "mask")}
+
+
+def _flow_smoothness(backend, flow, mask):
+    losses = [
+        ops.flow_smoothness_loss(flow, mask=one, form=form, alpha=alpha, scale=scale, backend=backend)
+        for one, form, alpha, scale in (
+            (None, "separate", 0.37, 1.0), (mask, "separate", 0.21, 1.0), (None, "joint", 0.28, 3.5),
+            (mask, "joint", 0.9, 1.8),
+        )
+    ]  # fmt: skip
+    return [torch.stack(losses)]
+
+
 def awkward_metrics(dtype):
     """Arguments of `depth_metrics`: numbers that are not finite, at the ends of the ranges, and windows, by name."""
     maps = _metrics_inputs(2, 9, 131, dtype)
@@ -291,6 +334,9 @@ CASES = [
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
     Case("icp_align", icp_inputs, ("source_points",), _icp, kernels=False),
+    Case("flow_warp", _flow_warp_inputs, ("source", "flow"), _flow_warp),
+    Case("flow_photometric_loss", flow_inputs, ("flow",), _flow_photometric),
+    Case("flow_smoothness_loss", _flow_smoothness_inputs, ("flow",), _flow_smoothness),
     Case("silog_loss", sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
     Case("berhu_loss", sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(

@@ -106,6 +106,51 @@ def edge_aware_smoothness(disparity, image):
     return np.mean(along_x) + np.mean(along_y)
 
 
+def flow_warp(source, flow, padding="border"):
+    """source (C,Hs,Ws), flow (2,H,W): warped (C,H,W), valid (H,W)."""
+    _, height, width = flow.shape
+    _, source_height, source_width = source.shape
+    warped, valid = np.zeros((source.shape[0], height, width)), np.zeros((height, width), bool)
+    for y in range(height):
+        for x in range(width):
+            u, v = x + flow[0, y, x], y + flow[1, y, x]
+            valid[y, x] = 0 <= u <= source_width - 1 and 0 <= v <= source_height - 1
+            warped[:, y, x] = bilinear(source, u, v, padding)
+    return warped, valid
+
+
+def charbonnier(s, alpha, scale, epsilon):
+    return ((scale * s) ** 2 + epsilon**2) ** alpha
+
+
+def flow_photometric_loss(target, source, flow, mask, alpha=0.25, scale=1.0, epsilon=1e-3):
+    """A batch: images (B,C,H,W), flow (B,2,H,W), mask (B,H,W)."""
+    total = 0.0
+    for b in range(len(target)):
+        warped, valid = flow_warp(source[b], flow[b])
+        for y, x in np.argwhere(valid):
+            distance = np.abs(target[b, :, y, x] - warped[:, y, x]).sum()
+            total += mask[b, y, x] * charbonnier(distance, alpha, scale, epsilon)
+    return total / mask.size
+
+
+def flow_smoothness_loss(flow, mask, form, alpha=0.37, scale=1.0, epsilon=1e-3):
+    """A batch: flow (B,2,H,W), mask (B,H,W)."""
+    total = 0.0
+    for f, m in zip(flow, mask):
+        for y in range(m.shape[0]):
+            for x in range(m.shape[1]):
+                others = [(y, x + 1)] * (x + 1 < m.shape[1]) + [(y + 1, x)] * (y + 1 < m.shape[0])
+                steps = [np.abs(f[:, y, x] - f[:, i, j]) for i, j in others]
+                if form == "joint" and len(others) == 2:
+                    weight = m[y, x] * m[others[0]] * m[others[1]]
+                    total += weight * charbonnier(np.sum(steps), alpha, scale, epsilon)
+                elif form == "separate":
+                    for step, other in zip(steps, others):
+                        total += m[y, x] * m[other] * charbonnier(step, alpha, scale, epsilon).sum()
+    return total / mask.size
+
+
 def ordinal_decode(logits, thresholds):
     """One image: logits (2K,H,W): depth (H,W), label (H,W)."""
     bins, height, width = len(logits) // 2, *logits.shape[1:]

@@ -3,6 +3,10 @@
 #pragma once
 #include "mdepth/hd.h"
 
+#if !defined(__CUDACC_RTC__)
+#include <cstdint>
+#endif
+
 namespace mdepth {
 
 MDEPTH_HD unsigned bits_of(float x) {

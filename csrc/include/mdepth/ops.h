@@ -6,6 +6,9 @@
 #include "mdepth/depth_metrics.h"
 #include "mdepth/disparity_to_depth.h"
 #include "mdepth/edge_aware_smoothness.h"
+#include "mdepth/flow_photometric_loss.h"
+#include "mdepth/flow_smoothness_loss.h"
+#include "mdepth/flow_warp.h"
 #include "mdepth/icp_align.h"
 #include "mdepth/inverse_warp.h"
 #include "mdepth/min_reprojection.h"
@@ -23,6 +26,10 @@
   OP(disparity_to_depth, DisparityToDepthParams)          \
   OP(disparity_to_depth_backward, DisparityToDepthParams) \
   OP(edge_aware_smoothness, EdgeAwareSmoothnessParams)    \
+  OP(flow_photometric_loss, FlowPhotometricLossParams)    \
+  OP(flow_smoothness_loss, FlowSmoothnessLossParams)      \
+  OP(flow_warp, FlowWarpParams)                           \
+  OP(flow_warp_backward, FlowWarpParams)                  \
   OP(inverse_warp, InverseWarpParams)                     \
   OP(inverse_warp_backward, InverseWarpParams)            \
   OP(min_reprojection, MinReprojectionParams)             \
