@@ -151,6 +151,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("enums") =
       py::dict(py::arg("float32") = int(Dtype::kFloat32), py::arg("float64") = int(Dtype::kFloat64),
                py::arg("border") = int(Padding::kBorder), py::arg("zeros") = int(Padding::kZeros),
+               py::arg("masked") = int(Outside::kMasked), py::arg("grey") = int(Outside::kGrey),
                py::arg("exact") = int(Product::kExact), py::arg("tf32") = int(Product::kTf32),
                py::arg("float16") = int(Product::kFloat16), py::arg("bfloat16") = int(Product::kBFloat16),
                py::arg("eigen") = int(SilogForm::kEigen), py::arg("image_mean") = int(SilogForm::kImageMean),

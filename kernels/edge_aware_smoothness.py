@@ -2,7 +2,8 @@
 
 `_edges` reads disparity and image once and gives, per tile, the sums of the disparity and of both directions, and per
 pixel the gradient of the means as if the disparity needed no normalisation; `_image_sums` adds the tiles up in a fixed
-order, and `_normalise` puts the mean into the gradient. Words a pixel: C + 1 in, 1 out, 1 in and out.
+order, and `_normalise`, where there is one, puts the mean into the gradient. Words a pixel: C + 1 in, 1 out, and with
+normalisation 1 in and out.
 """
 
 import torch
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdepth_fast import _dispatch
-from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, tile_pixels
+from mdepth_fast.kernels._launch import Block, launch, number, offset, plane_size, tile_pixels
 from mdepth_fast.ops.edge_aware_smoothness import MEAN_EPSILON
 
 EDGES = Block(8, 32, 4)
@@ -42,6 +43,7 @@ def _edges(
     image,  # (B, C, H, W)
     partial,  # (B, 3, tiles) double: disparity, along x, along y
     grad,  # (B, 1, H, W) or None
+    images,
     height,
     width,
     CHANNELS: tl.constexpr,
@@ -64,7 +66,8 @@ def _edges(
     if grad is not None:
         _left, sign_left = _edge(disparity, image, here - 1, 1, inside & (x > 0), plane, CHANNELS)
         _above, sign_above = _edge(disparity, image, here - width, width, inside & (y > 0), plane, CHANNELS)
-        share_x, share_y = 1 / (plane - height).to(d.dtype), 1 / (plane - width).to(d.dtype)
+        share_x = 1 / (images * (plane - height)).to(d.dtype)
+        share_y = 1 / (images * (plane - width)).to(d.dtype)
         value = share_x * (sign_right - sign_left) + share_y * (sign_below - sign_above)
         tl.store(grad + batch * plane + here, value, mask=inside)
 
@@ -77,6 +80,7 @@ def _image_sums(
     height,
     width,
     tiles,
+    NORMALIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -92,9 +96,12 @@ def _image_sums(
         along_x += tl.load(at + tiles + tile, mask=tile < tiles, other=0.0)
         along_y += tl.load(at + 2 * tiles + tile, mask=tile < tiles, other=0.0)
     plane = plane_size(height, width)
-    inverse = 1 / (tl.sum(total) / plane + _MEAN_EPSILON)
-    rough = tl.sum(along_x) / (plane - height) + tl.sum(along_y) / (plane - width)
-    scale = tl.abs(inverse) / batch
+    rough = (tl.sum(along_x) / (plane - height) + tl.sum(along_y) / (plane - width)) / batch
+    if NORMALIZE:
+        inverse = 1 / (tl.sum(total) / plane + _MEAN_EPSILON)
+    else:
+        inverse = number(1.0, total)
+    scale = tl.abs(inverse)
     out = images + image * 3
     tl.store(out, scale * rough)
     tl.store(out + 1, scale)
@@ -118,7 +125,7 @@ def _normalise(
 
 
 @_dispatch.implementation("edge_aware_smoothness", "triton")
-def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, Tensor | None]:
+def forward(disparity: Tensor, image: Tensor, normalize: bool, need_grad: bool) -> tuple[Tensor, Tensor | None]:
     batch, channels, height, width = image.shape
     grad = torch.empty(disparity.shape, dtype=disparity.dtype, device=disparity.device) if need_grad else None
     if batch == 0:  # the mean over nothing, as PyTorch has it
@@ -134,6 +141,7 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         image=image,
         partial=partial,
         grad=grad,
+        images=batch,
         height=height,
         width=width,
         CHANNELS=channels,
@@ -150,10 +158,11 @@ def forward(disparity: Tensor, image: Tensor, need_grad: bool) -> tuple[Tensor, 
         height=height,
         width=width,
         tiles=tiles,
+        NORMALIZE=normalize,
         BLOCKS=triton.cdiv(tiles, SUMS),
         BLOCK=SUMS,
     )
-    if grad is not None:
+    if grad is not None and normalize:
         launch(
             _normalise,
             batch * NORMALISE.tiles(height, width),

@@ -46,6 +46,7 @@ class Array:
     optional: bool = False  # an input that may be None
     many: str | None = None  # an input that is a list of such tensors, as many as the size of this name
     only_if: str | None = None  # an output that is made where the flag of this name is set
+    of: str | None = None  # an output that is made where this optional input is given
     zeroed: bool = False  # an output that kernels add to
     total: bool = False  # an output that kernels write in float64
 
@@ -184,7 +185,7 @@ class Kernel:
         like = self.first(values)
         made: dict[str, Tensor | None] = {}
         for name, one in self.outputs.items():
-            if one.only_if and not values[one.only_if]:
+            if (one.only_if and not values[one.only_if]) or (one.of and values[one.of] is None):
                 made[name] = None
                 continue
             dtype = torch.float64 if raw and one.total else self._dtype(one, values)
@@ -364,7 +365,7 @@ class Op:
         taken = [*dict.fromkeys((*gradient.takes, *gradient.gradients))]
         inputs = {"grad": next(iter(forward.outputs.values()))}
         inputs |= {name: arrays[name] for name in taken if name in arrays}
-        inputs = {name: replace(one, only_if=None, zeroed=False, total=False) for name, one in inputs.items()}
+        inputs = {name: replace(one, only_if=None, of=None, zeroed=False, total=False) for name, one in inputs.items()}
         options = {name: forward.options[name] for name in taken if name in forward.options}
         several = len(gradient.gradients) > 1
         outputs = {}

@@ -1,5 +1,5 @@
-// Edge-aware first-order smoothness of the mean-normalised disparity. One pass over rows gives, per image, the mean, both
-// weighted sums and the gradient of the un-normalised sum; a second, over the gradient alone, puts in the mean.
+// Edge-aware first-order smoothness of the disparity. One pass over rows gives, per image, the mean, both weighted sums
+// and the gradient of the un-normalised sum; a second, over the gradient alone, puts in the mean.
 #include "mdepth/edge_aware_smoothness.h"
 #include "rows.h"
 
@@ -104,7 +104,7 @@ int run(const EdgeAwareSmoothnessParams& p) {
     double total[kSums] = {0, 0, 0};
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       for (int j = 0; j < kSums; ++j) total[j] += partial.all()[(b * chunks + chunk) * kSums + j];
-    const double inverse = 1.0 / (total[kDisparity] / double(plane) + kMeanEpsilon);
+    const double inverse = p.normalize ? 1.0 / (total[kDisparity] / double(plane) + kMeanEpsilon) : 1.0;
     const double rough = total[kAlongX] * share_x + total[kAlongY] * share_y;
     loss += std::fabs(inverse) * rough;
     // d|inverse| / d disparity = -|inverse| * inverse / (H W)
@@ -112,7 +112,7 @@ int run(const EdgeAwareSmoothnessParams& p) {
     images.all()[2 * b + 1] = -std::fabs(inverse) * inverse * rough / double(plane);
   }
   p.loss[0] = loss;
-  if (!p.grad_disparity) return 0;
+  if (!p.grad_disparity || !p.normalize) return 0;
 
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < tasks; ++task) {

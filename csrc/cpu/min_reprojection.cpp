@@ -7,8 +7,7 @@
 //   row r - 2  receives the sums of its three rows, and with them its gradient
 #include "mdepth/min_reprojection.h"
 #include "mdepth/ssim.h"
-#include "mdepth/warp.h"
-#include "rows.h"
+#include "warped_row.h"
 
 namespace mdepth {
 namespace MDEPTH_ISA {
@@ -17,12 +16,6 @@ namespace {
 template <class T>
 struct alignas(64) TargetRow {
   Row<T> color[3], mean[3], variance[3], identity;
-};
-
-template <class T>
-struct alignas(64) WarpedRow {
-  Row<T> color[3], du[3], dv[3];
-  Row<T> shift_u, shift_v, inv_z, du_ddepth, dv_ddepth;
 };
 
 // SSIM distance's derivative, a, b, c per channel.
@@ -168,50 +161,6 @@ struct Kernel {
     }
   }
 
-  template <Padding padding>
-  void warp(const Tile& t, int y, int s, const T* RESTRICT depth, WarpedRow<T>& out) const {
-    const int64_t image = (int64_t(t.batch) * sources + s);
-    const T* RESTRICT red = static_cast<const T*>(p.source) + image * 3 * plane;
-    const T* RESTRICT green = red + plane;
-    const T* RESTRICT blue = green + plane;
-    const RowProjection<T> rp = row_projection<T>(p.projection + image * kProjection, double(y));
-    T *RESTRICT r = out.color[0] + kLead, *RESTRICT g = out.color[1] + kLead, *RESTRICT b = out.color[2] + kLead;
-    T *RESTRICT ru = out.du[0] + kLead, *RESTRICT gu = out.du[1] + kLead, *RESTRICT bu = out.du[2] + kLead;
-    T *RESTRICT rv = out.dv[0] + kLead, *RESTRICT gv = out.dv[1] + kLead, *RESTRICT bv = out.dv[2] + kLead;
-    T *RESTRICT shift_u = out.shift_u + kLead, *RESTRICT shift_v = out.shift_v + kLead,
-                *RESTRICT inv_z = out.inv_z + kLead;
-    T *RESTRICT du_ddepth = out.du_ddepth + kLead, *RESTRICT dv_ddepth = out.dv_ddepth + kLead;
-    const int w = width, h = height, first = t.x0 - kHalo, n = t.n;
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      const int x = first + i;
-      const Projected<T> at = project(rp, T(x), depth[i]);
-      const Axis<T> u = sample_axis<padding>(x, at.shift_u, w);
-      const Axis<T> v = sample_axis<padding>(y, at.shift_v, h);
-      const int i00 = v.tap0 * w + u.tap0, i01 = v.tap0 * w + u.tap1;
-      const int i10 = v.tap1 * w + u.tap0, i11 = v.tap1 * w + u.tap1;
-      const bool seen = at.inv_z > T(0);
-      const Sample<T> sr = bilinear(u, v, red[i00], red[i01], red[i10], red[i11]);
-      const Sample<T> sg = bilinear(u, v, green[i00], green[i01], green[i10], green[i11]);
-      const Sample<T> sb = bilinear(u, v, blue[i00], blue[i01], blue[i10], blue[i11]);
-      r[i] = (seen ? sr.value : T(0)) + at.poison;
-      g[i] = (seen ? sg.value : T(0)) + at.poison;
-      b[i] = (seen ? sb.value : T(0)) + at.poison;
-      ru[i] = sr.du;
-      gu[i] = sg.du;
-      bu[i] = sb.du;
-      rv[i] = sr.dv;
-      gv[i] = sg.dv;
-      bv[i] = sb.dv;
-      shift_u[i] = at.shift_u;
-      shift_v[i] = at.shift_v;
-      inv_z[i] = at.inv_z;
-      du_ddepth[i] = at.du_ddepth;
-      dv_ddepth[i] = at.dv_ddepth;
-    }
-    for (int c = 0; c < 3; ++c) reflect_columns(width, t, out.color[c] + kLead);
-  }
-
   // The minimum over identity and sources of row y; returns the sum of its owned pixels.
   double choose(const Tile& t, int y, int scale, const TargetRow<T>& target, TileBuffers<T>& tile,
                 SourceBuffers<T>* source) const {
@@ -262,7 +211,7 @@ struct Kernel {
   // Gradient of row q by depth, and the row's share of the gradient by the projection.
   void differentiate(const Tile& t, int q, int s, const TargetRow<T>& target, const SourceBuffers<T>& source,
                      TileBuffers<T>& tile, double* grad_projection) const {
-    const int n = t.n, first = t.x0 - kHalo;
+    const int n = t.n;
     const WarpedRow<T>& warped = source.warped[q % 3];
     const Coefficients<T>*above = &source.sums[(q + 2) % 3], *here = &source.sums[q % 3],
           *below = &source.sums[(q + 1) % 3];
@@ -291,35 +240,8 @@ struct Kernel {
         gv[i] = (fresh ? T(0) : gv[i]) + g * dv[i];
       }
     }
-    const T *RESTRICT depth = tile.depth[q % 3] + kLead, *RESTRICT inv_z = warped.inv_z + kLead;
-    const T *RESTRICT shift_u = warped.shift_u + kLead, *RESTRICT shift_v = warped.shift_v + kLead;
-    const T *RESTRICT du_ddepth = warped.du_ddepth + kLead, *RESTRICT dv_ddepth = warped.dv_ddepth + kLead;
-    T* RESTRICT grad_depth = tile.grad_depth + kLead;
-    const int owned_end = t.x1 - first;
-    const bool fresh = s == 0;
-    const T row = T(q);
-    T su = 0, sv = 0, sz = 0, sud = 0, svd = 0, szd = 0, sudx = 0, svdx = 0, szdx = 0;
-#pragma omp simd reduction(+ : su, sv, sz, sud, svd, szd, sudx, svdx, szdx)
-    for (int i = 0; i < n; ++i) {
-      const bool owned = i >= kHalo && i < owned_end;
-      const T x = T(first + i);
-      grad_depth[i] = (fresh ? T(0) : grad_depth[i]) + gu[i] * du_ddepth[i] + gv[i] * dv_ddepth[i];
-      // u = nu / z, v = nv / z, and (nu, nv, z) = projection * (depth * (x, y, 1), 1).
-      const T to_u = owned ? gu[i] * inv_z[i] : T(0);
-      const T to_v = owned ? gv[i] * inv_z[i] : T(0);
-      const T to_z = owned ? -(to_u * (x + shift_u[i]) + to_v * (row + shift_v[i])) : T(0);
-      const T d = owned ? depth[i] : T(0);
-      su += to_u;
-      sv += to_v;
-      sz += to_z;
-      sud += to_u * d;
-      svd += to_v * d;
-      szd += to_z * d;
-      sudx += to_u * d * x;
-      svdx += to_v * d * x;
-      szdx += to_z * d * x;
-    }
-    add_projection_row(grad_projection, q, su, sv, sz, sud, svd, szd, sudx, svdx, szdx);
+    differentiate_warp(t, q, warped, tile.depth[q % 3] + kLead, gu, gv, s == 0, tile.grad_depth + kLead,
+                       grad_projection);
   }
 
   template <Padding padding>
@@ -334,7 +256,13 @@ struct Kernel {
     for (int r = warp_begin; r < t.y1 + 2; ++r) {
       if (r < warp_end) {
         stage(depth + int64_t(r) * width, width, t, tile.depth[r % 3] + kLead, T(1));
-        for (int s = 0; s < sources; ++s) warp<padding>(t, r, s, tile.depth[r % 3] + kLead, source[s].warped[r % 3]);
+        for (int s = 0; s < sources; ++s) {
+          const int64_t image = int64_t(t.batch) * sources + s;
+          WarpedRow<T>& row = source[s].warped[r % 3];
+          warp_row<padding>(t, r, static_cast<const T*>(p.source) + image * 3 * plane, width, height,
+                            p.projection + image * kProjection, tile.depth[r % 3] + kLead, row);
+          for (int c = 0; c < 3; ++c) reflect_columns(width, t, row.color[c] + kLead);
+        }
       }
       const int y = r - 1;
       if (y >= compare_begin && y < compare_end) {

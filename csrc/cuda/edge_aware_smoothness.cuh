@@ -1,4 +1,4 @@
-// Edge-aware first-order smoothness of the mean-normalised disparity. The first kernel sums per tile the disparity and
+// Edge-aware first-order smoothness of the disparity. The first kernel sums per tile the disparity and
 // both weighted differences, and writes the gradient of the un-normalised sum; the second adds up each image; the third
 // the images, and puts the mean into the gradient.
 #pragma once
@@ -70,7 +70,8 @@ __device__ __forceinline__ void edge_aware_smoothness_sum(const EdgeAwareSmoothn
   __syncthreads();
   if (threadIdx.x != 0) return;
   const double pixels = double(p.height * p.width);
-  const double inverse = 1.0 / (total[kDisparity] / pixels + kMeanEpsilon), factor = abs_of(inverse);
+  const double inverse = p.normalize ? 1.0 / (total[kDisparity] / pixels + kMeanEpsilon) : 1.0;
+  const double factor = abs_of(inverse);
   const double rough = total[kAlongX] / double(p.batch * p.height * (p.width - 1)) +
                        total[kAlongY] / double(p.batch * (p.height - 1) * p.width);
   double* out = p.workspace + kSmoothnessSums * tiles + blockIdx.x;
@@ -79,7 +80,7 @@ __device__ __forceinline__ void edge_aware_smoothness_sum(const EdgeAwareSmoothn
   out[kImageShift * p.batch] = -factor * inverse * rough / pixels;  // d|inverse| / d disparity
 }
 
-// Block 0: the loss. The others: the gradient.
+// Block 0: the loss. The others, where there is a mean to put in: the gradient.
 template <class T>
 __device__ __forceinline__ void edge_aware_smoothness_finish(const EdgeAwareSmoothnessParams& p) {
   const int64_t plane = p.height * p.width;

@@ -16,12 +16,14 @@ from mdepth_fast.ops.ordinal_decode import ordinal_decode
 from mdepth_fast.ops.ordinal_loss import ordinal_loss
 from mdepth_fast.ops.photometric_loss import photometric_loss
 from mdepth_fast.ops.silog_loss import silog_loss
+from mdepth_fast.ops.view_synthesis_loss import ViewSynthesisLoss, view_synthesis_loss
 
 __all__ = [
     "DEPTH_SUMS",
     "ConvBlock",
     "IcpResult",
     "MinReprojection",
+    "ViewSynthesisLoss",
     "berhu_loss",
     "conv_stack",
     "depth_metrics",
@@ -38,4 +40,5 @@ __all__ = [
     "ordinal_loss",
     "photometric_loss",
     "silog_loss",
+    "view_synthesis_loss",
 ]

@@ -1,5 +1,7 @@
 """Bilinear inverse warping of a source image into the target view."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,12 +67,20 @@ def reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str = 
 
     `projection` (B, 3, 4) is `geometry.projection_matrix(K, T, source_K)`.
     """
-    warped, _, valid = sample_reference(source, depth, projection, padding)
-    return warped, valid
+    sampled = sample_reference(source, depth, projection, padding)
+    return sampled.warped, sampled.valid
 
 
-def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Warped image, where z > 1e-6, and where the point also falls inside the source."""
+class Sampled(NamedTuple):
+    """A warped image; where z > 1e-6, where the point also falls inside the source, where its neighbours do too."""
+
+    warped: Tensor
+    seen: Tensor
+    valid: Tensor
+    between: Tensor
+
+
+def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding: str) -> Sampled:
     batch, _, height, width = depth.shape
     v, u = torch.meshgrid(
         torch.arange(height, dtype=depth.dtype, device=depth.device),
@@ -87,7 +97,9 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
     poison = (uvz.sum(1, keepdim=True) * 0).detach().view(batch, 1, height, width)
     seen, uv = seen.view(batch, 1, height, width), uv.view(batch, 2, height, width)
     warped, inside = bilinear_reference(source, uv, padding)
-    return torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, seen & inside
+    valid = seen & inside
+    between = valid & (uv[:, :1] < source.shape[3] - 1) & (uv[:, 1:] < source.shape[2] - 1)
+    return Sampled(torch.where(seen, warped, torch.zeros_like(warped)) + poison, seen, valid, between)
 
 
 def bilinear_reference(source: Tensor, uv: Tensor, padding: str) -> tuple[Tensor, Tensor]:

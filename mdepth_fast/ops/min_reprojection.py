@@ -135,9 +135,9 @@ def reference(
     for one in depth:
         candidates = list(identity)
         for s in range(count):
-            warped, seen, _ = sample_reference(source[:, s], one, projection[:, s], padding)
-            error = photometric_reference(warped, target, ssim_weight)
-            candidates.append(torch.where(seen | error.isnan(), error, torch.full_like(error, torch.inf)))
+            sampled = sample_reference(source[:, s], one, projection[:, s], padding)
+            error = photometric_reference(sampled.warped, target, ssim_weight)
+            candidates.append(torch.where(sampled.seen | error.isnan(), error, torch.full_like(error, torch.inf)))
         least, index = torch.cat(candidates, 1).min(1, keepdim=True)
         nothing = least == torch.inf
         losses.append(torch.where(nothing, torch.zeros_like(least), least).mean())

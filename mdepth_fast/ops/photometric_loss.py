@@ -44,10 +44,18 @@ def photometric_loss(
 def reference(prediction: Tensor, target: Tensor, ssim_weight: float = 0.85) -> Tensor:
     """The reference in plain PyTorch, which every backend is tested against."""
 
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 3, stride=1)
-
     x, y = (F.pad(image, (1, 1, 1, 1), mode="reflect") for image in (prediction, target))
+    distance = ssim_distance(x, y).mean(1, keepdim=True)
+    absolute = (prediction - target).abs().mean(1, keepdim=True)
+    return ssim_weight * distance + (1 - ssim_weight) * absolute
+
+
+def ssim_distance(x: Tensor, y: Tensor) -> Tensor:
+    """`clamp((1 - SSIM) / 2, 0, 1)` of every 3x3 window inside images (B, C, H, W): (B, C, H - 2, W - 2)."""
+
+    def mean(image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, 3, stride=1)
+
     mean_x, mean_y = mean(x), mean(y)
     variance_x = mean(x * x) - mean_x * mean_x
     variance_y = mean(y * y) - mean_y * mean_y
@@ -55,9 +63,7 @@ def reference(prediction: Tensor, target: Tensor, ssim_weight: float = 0.85) -> 
     ssim = ((2 * mean_x * mean_y + C1) * (2 * covariance + C2)) / (
         (mean_x * mean_x + mean_y * mean_y + C1) * (variance_x + variance_y + C2)
     )
-    distance = ((1 - ssim) / 2).clamp(0, 1).mean(1, keepdim=True)
-    absolute = (prediction - target).abs().mean(1, keepdim=True)
-    return ssim_weight * distance + (1 - ssim_weight) * absolute
+    return ((1 - ssim) / 2).clamp(0, 1)
 
 
 _OP = Op(

@@ -7,19 +7,26 @@ from mdepth_fast.ops import edge_aware_smoothness
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("size", [(1, 1, 2, 2), (2, 3, 5, 7), (3, 2, 33, 19), (1, 3, 70, 5)])
-def test_against_loops(backend, size):
+def test_against_loops(backend, normalize, size):
     batch, channels, height, width = size
     disparity = torch.rand(batch, 1, height, width, dtype=torch.float64) + 0.1
     image = torch.rand(batch, channels, height, width, dtype=torch.float64)
-    got = edge_aware_smoothness(disparity, image, backend=backend)
-    want = oracles.edge_aware_smoothness(disparity[:, 0].numpy(), image.numpy())
+    got = edge_aware_smoothness(disparity, image, normalize=normalize, backend=backend)
+    want = oracles.edge_aware_smoothness(disparity[:, 0].numpy(), image.numpy(), normalize)
     np.testing.assert_allclose(got.item(), want, rtol=1e-12)
 
 
 def test_scale_of_the_disparity_does_not_matter():
     disparity, image = torch.rand(2, 1, 8, 9) + 0.1, torch.rand(2, 3, 8, 9)
     torch.testing.assert_close(edge_aware_smoothness(7 * disparity, image), edge_aware_smoothness(disparity, image))
+
+
+def test_without_normalisation_it_is_linear_in_the_disparity():
+    disparity, image = torch.rand(2, 1, 8, 9) - 0.5, torch.rand(2, 3, 8, 9)
+    once, sevenfold = (edge_aware_smoothness(factor * disparity, image, normalize=False) for factor in (1, -7))
+    torch.testing.assert_close(sevenfold, 7 * once)
 
 
 def test_exponential_is_accurate_over_its_range():

@@ -71,7 +71,34 @@ def _smoothness_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0)
 
 
 def _smoothness(backend, disparity, image):
-    return [ops.edge_aware_smoothness(disparity, image, backend=backend)]
+    return [
+        torch.stack(
+            [ops.edge_aware_smoothness(disparity, image, normalize=mean, backend=backend) for mean in (True, False)]
+        )
+    ]
+
+
+def _view_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
+    """Windows need three rows and columns."""
+    target, sources, depths, K, T, source_K = scene(batch, max(height, 3), max(width, 3), 1, 1, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = 0.2 + 0.8 * torch.rand(depths[0].shape, generator=generator, dtype=torch.float64)
+    return {
+        "target": target,
+        "source": sources[:, 0],
+        "depth": depths[0],
+        "K": K,
+        "T": T[:, 0],
+        "source_K": source_K[:, 0],
+        "weight": weight.to(dtype),
+    }
+
+
+def _view(backend, **tensors):
+    """vid2depth's two terms and SfMLearner's one."""
+    masked = ops.view_synthesis_loss(**tensors, backend=backend)
+    grey = ops.view_synthesis_loss(**tensors, padding="grey", ssim=False, backend=backend)
+    return [torch.stack([*masked, grey.l1])]
 
 
 def _disparity_inputs(batch=2, height=7, width=13, dtype=torch.float32, seed=0):
@@ -328,6 +355,7 @@ CASES = [
     Case("inverse_warp", _warp_inputs, ("source", "depth", "K", "T", "source_K"), _warp),
     Case("photometric_loss", _photometric_inputs, ("prediction", "target"), _photometric),
     Case("min_reprojection", _reprojection_inputs, ("depth", "depth_1", "K", "T", "source_K"), _reprojection),
+    Case("view_synthesis_loss", _view_inputs, ("depth", "K", "T", "source_K", "weight"), _view),
     Case("edge_aware_smoothness", _smoothness_inputs, ("disparity",), _smoothness),
     Case("disparity_to_depth", _disparity_inputs, ("disparity",), _disparity),
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),

@@ -77,6 +77,32 @@ def min_reprojection(target, sources, depth, K, T, source_K, ssim_weight=0.85, a
     return np.where(np.isinf(best), 0.0, best).sum(), selection
 
 
+def view_synthesis_loss(target, source, depth, K, T, source_K, weight, padding="masked"):
+    """One image: target and source (3,H,W), depth and weight (H,W); the sums of l1 over pixels and of ssim over windows,
+    both over colours."""
+    height, width = depth.shape
+    warped, _, _ = inverse_warp(source, depth, K, T, source_K)
+    inside = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            u, v, z = source_K @ (T[:3, :3] @ (np.linalg.inv(K) @ np.array([x, y, 1.0]) * depth[y, x]) + T[:3, 3])
+            if z > 1e-6:
+                column, row = np.floor(u / z), np.floor(v / z)
+                inside[y, x] = column >= 0 and column + 1 <= width - 1 and row >= 0 and row + 1 <= height - 1
+    if padding == "grey":
+        warped[:, inside == 0] = 0.5
+        inside[:] = 1
+    counts = inside * weight
+    l1 = (np.abs(warped - target) * counts).sum()
+    ssim = 0.0
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            around = slice(y - 1, y + 2), slice(x - 1, x + 2)
+            distance = 3 * photometric_loss(warped[:, *around], target[:, *around], 1.0)[1, 1]
+            ssim += counts[around].mean() * distance
+    return l1, ssim
+
+
 def disparity_to_depth(disparity, size, min_depth, max_depth):
     """One map (h,w) to depth of `size`; the outer edges of map and depth coincide."""
     height, width = disparity.shape
@@ -89,12 +115,12 @@ def disparity_to_depth(disparity, size, min_depth, max_depth):
     return out
 
 
-def edge_aware_smoothness(disparity, image):
+def edge_aware_smoothness(disparity, image, normalize=True):
     """A batch: disparity (B,H,W), image (B,C,H,W)."""
     batch, height, width = disparity.shape
     along_x, along_y = [], []
     for b in range(batch):
-        d = disparity[b] / (disparity[b].mean() + 1e-7)
+        d = disparity[b] / (disparity[b].mean() + 1e-7 if normalize else 1)
         for y in range(height):
             for x in range(width):
                 if x + 1 < width:

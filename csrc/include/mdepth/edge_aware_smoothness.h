@@ -11,14 +11,15 @@ struct EdgeAwareSmoothnessParams {
   Dtype dtype;
   int threads;
   int64_t batch, channels, height, width;
+  bool normalize;         // by the mean of each image
   const void* disparity;  // (B, 1, H, W)
   const void* image;      // (B, C, H, W)
   double* loss;           // out: one number
   void* grad_disparity;   // out (B, 1, H, W); null: not wanted
   double* workspace;      // GPU
 };
-MDEPTH_FIELDS(EdgeAwareSmoothnessParams, dtype, threads, batch, channels, height, width, disparity, image, loss,
-              grad_disparity, workspace)
+MDEPTH_FIELDS(EdgeAwareSmoothnessParams, dtype, threads, batch, channels, height, width, normalize, disparity, image,
+              loss, grad_disparity, workspace)
 
 constexpr double kMeanEpsilon = 1e-7;  // Monodepth2's
 
@@ -33,7 +34,7 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   plan.workspace = 3 * (tiles + p.batch);  // sums of each tile, numbers of each image
   plan.add(with_dtype("edge_aware_smoothness", p.dtype), tiles, PixelShape::kThreads);
   plan.add("edge_aware_smoothness_sum", p.batch, kReduceThreads);
-  plan.add(with_dtype("edge_aware_smoothness_finish", p.dtype), 1 + (p.grad_disparity ? p.batch * per_image : 0),
+  plan.add(with_dtype("edge_aware_smoothness_finish", p.dtype), 1 + (p.grad_disparity && p.normalize ? p.batch * per_image : 0),
            kReduceThreads);
   return plan;
 }

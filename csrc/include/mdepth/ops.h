@@ -17,6 +17,7 @@
 #include "mdepth/ordinal_loss.h"
 #include "mdepth/photometric_loss.h"
 #include "mdepth/silog_loss.h"
+#include "mdepth/view_synthesis_loss.h"
 
 // With a function plan_<name>: these have GPU kernels.
 #define MDEPTH_OPS(OP)                                    \
@@ -40,7 +41,8 @@
   OP(photometric_loss, PhotometricLossParams)             \
   OP(photometric_loss_backward, PhotometricLossParams)    \
   OP(silog_loss, SilogLossParams)                         \
-  OP(silog_loss_backward, SilogLossParams)
+  OP(silog_loss_backward, SilogLossParams)                \
+  OP(view_synthesis_loss, ViewSynthesisLossParams)
 
 #define MDEPTH_CPU_OPS(OP)        \
   OP(conv_stack, ConvStackParams) \

@@ -21,6 +21,7 @@ using int64_t = long long;
 
 enum class Dtype : int { kFloat32 = 0, kFloat64 = 1 };
 enum class Padding : int { kBorder = 0, kZeros = 1 };
+enum class Outside : int { kMasked = 0, kGrey = 1 };  // of view_synthesis_loss
 
 // A projection is a row-major 3x4 double matrix [K_source R K^-1 | K_source t].
 constexpr int kProjection = 12;

@@ -98,6 +98,13 @@ MDEPTH_HD Axis<T> sample_axis(int pixel, T shift, int size) {
   return a;
 }
 
+// Whether both neighbours of `pixel` + `shift` lie on an axis of `size` pixels.
+template <class T>
+MDEPTH_HD bool between_pixels(int pixel, T shift, int size) {
+  const T first = T(pixel) + floor_of(shift);
+  return first >= T(0) && first < T(size - 1);
+}
+
 template <class T>
 struct Sample {
   T value, du, dv;

@@ -23,7 +23,7 @@ def _folder():
 def ops() -> tuple[str, ...]:
     """Names of the ops with CUDA kernels."""
     files = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
-    return tuple(path.stem for path in files if path.stem not in ("block", "tensor"))
+    return tuple(path.stem for path in files if path.stem not in ("block", "reprojection", "tensor"))
 
 
 @functools.cache

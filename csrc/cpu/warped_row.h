@@ -1,0 +1,93 @@
+// A tile's row of a warped RGB image, and the gradient by what it was warped by.
+#pragma once
+#include "mdepth/warp.h"
+#include "rows.h"
+
+namespace mdepth {
+
+template <class T>
+struct alignas(64) WarpedRow {
+  Row<T> color[3], du[3], dv[3];
+  Row<T> shift_u, shift_v, inv_z, du_ddepth, dv_ddepth;
+};
+
+// Row y of `source` (3, H, W), sampled where the pixels of depths `depth` fall.
+template <Padding padding, class T>
+static inline void warp_row(const Tile& t, int y, const T* RESTRICT source, int width, int height,
+                            const double* projection, const T* RESTRICT depth, WarpedRow<T>& out) {
+  const T* RESTRICT red = source;
+  const T* RESTRICT green = red + int64_t(height) * width;
+  const T* RESTRICT blue = green + int64_t(height) * width;
+  const RowProjection<T> rp = row_projection<T>(projection, double(y));
+  T *RESTRICT r = out.color[0] + kLead, *RESTRICT g = out.color[1] + kLead, *RESTRICT b = out.color[2] + kLead;
+  T *RESTRICT ru = out.du[0] + kLead, *RESTRICT gu = out.du[1] + kLead, *RESTRICT bu = out.du[2] + kLead;
+  T *RESTRICT rv = out.dv[0] + kLead, *RESTRICT gv = out.dv[1] + kLead, *RESTRICT bv = out.dv[2] + kLead;
+  T *RESTRICT shift_u = out.shift_u + kLead, *RESTRICT shift_v = out.shift_v + kLead,
+              *RESTRICT inv_z = out.inv_z + kLead;
+  T *RESTRICT du_ddepth = out.du_ddepth + kLead, *RESTRICT dv_ddepth = out.dv_ddepth + kLead;
+  const int w = width, h = height, first = t.x0 - kHalo, n = t.n;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const int x = first + i;
+    const Projected<T> at = project(rp, T(x), depth[i]);
+    const Axis<T> u = sample_axis<padding>(x, at.shift_u, w);
+    const Axis<T> v = sample_axis<padding>(y, at.shift_v, h);
+    const int i00 = v.tap0 * w + u.tap0, i01 = v.tap0 * w + u.tap1;
+    const int i10 = v.tap1 * w + u.tap0, i11 = v.tap1 * w + u.tap1;
+    const bool seen = at.inv_z > T(0);
+    const Sample<T> sr = bilinear(u, v, red[i00], red[i01], red[i10], red[i11]);
+    const Sample<T> sg = bilinear(u, v, green[i00], green[i01], green[i10], green[i11]);
+    const Sample<T> sb = bilinear(u, v, blue[i00], blue[i01], blue[i10], blue[i11]);
+    r[i] = (seen ? sr.value : T(0)) + at.poison;
+    g[i] = (seen ? sg.value : T(0)) + at.poison;
+    b[i] = (seen ? sb.value : T(0)) + at.poison;
+    ru[i] = sr.du;
+    gu[i] = sg.du;
+    bu[i] = sb.du;
+    rv[i] = sr.dv;
+    gv[i] = sg.dv;
+    bv[i] = sb.dv;
+    shift_u[i] = at.shift_u;
+    shift_v[i] = at.shift_v;
+    inv_z[i] = at.inv_z;
+    du_ddepth[i] = at.du_ddepth;
+    dv_ddepth[i] = at.dv_ddepth;
+  }
+}
+
+// The chain rule from the gradients `gu`, `gv` by the coordinates of row y: adds to `grad_depth` (sets it where `fresh`),
+// and adds the share of the owned pixels to `grad_projection`.
+template <class T>
+static inline void differentiate_warp(const Tile& t, int y, const WarpedRow<T>& warped, const T* RESTRICT depth,
+                                      const T* RESTRICT gu, const T* RESTRICT gv, bool fresh, T* RESTRICT grad_depth,
+                                      double* grad_projection) {
+  const T* RESTRICT inv_z = warped.inv_z + kLead;
+  const T *RESTRICT shift_u = warped.shift_u + kLead, *RESTRICT shift_v = warped.shift_v + kLead;
+  const T *RESTRICT du_ddepth = warped.du_ddepth + kLead, *RESTRICT dv_ddepth = warped.dv_ddepth + kLead;
+  const int n = t.n, first = t.x0 - kHalo, owned_end = t.x1 - first;
+  const T row = T(y);
+  T su = 0, sv = 0, sz = 0, sud = 0, svd = 0, szd = 0, sudx = 0, svdx = 0, szdx = 0;
+#pragma omp simd reduction(+ : su, sv, sz, sud, svd, szd, sudx, svdx, szdx)
+  for (int i = 0; i < n; ++i) {
+    const bool owned = i >= kHalo && i < owned_end;
+    const T x = T(first + i);
+    grad_depth[i] = (fresh ? T(0) : grad_depth[i]) + gu[i] * du_ddepth[i] + gv[i] * dv_ddepth[i];
+    // u = nu / z, v = nv / z, and (nu, nv, z) = projection * (depth * (x, y, 1), 1).
+    const T to_u = owned ? gu[i] * inv_z[i] : T(0);
+    const T to_v = owned ? gv[i] * inv_z[i] : T(0);
+    const T to_z = owned ? -(to_u * (x + shift_u[i]) + to_v * (row + shift_v[i])) : T(0);
+    const T d = owned ? depth[i] : T(0);
+    su += to_u;
+    sv += to_v;
+    sz += to_z;
+    sud += to_u * d;
+    svd += to_v * d;
+    szd += to_z * d;
+    sudx += to_u * d * x;
+    svdx += to_v * d * x;
+    szdx += to_z * d * x;
+  }
+  add_projection_row(grad_projection, y, su, sv, sz, sud, svd, szd, sudx, svdx, szdx);
+}
+
+}  // namespace mdepth
