@@ -197,6 +197,14 @@ class _StereoSystem(SelfSupervisedSystem[C]):  # type: ignore[type-var]  # no po
         return cls(config, cls.starting_net(config, {"camera": camera}), None, sources)
 
     @classmethod
+    def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "_StereoSystem[C]":
+        """The whole trained system of a checkpoint. The arguments are those of `restore`."""
+        config.model.weights = None
+        system = cls(config, cls.starting_net(config, saved), None, tuple(saved["sources"]))
+        system.load_state_dict(weights)
+        return system
+
+    @classmethod
     def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
         """The network; `saved["camera"]` makes its depth metric."""
         model = config.model
