@@ -27,6 +27,7 @@ __all__ = [
     "forget",
     "full_precision",
     "implementation",
+    "never",
     "ran",
     "reasons",
     "record",
@@ -41,6 +42,7 @@ BACKENDS = ("cpu", "cuda", "triton", "nvrtc", "reference")
 _ORDER = {"cuda": ("cuda", "triton", "nvrtc"), "cpu": ("cpu",)}
 
 _implementations: dict[tuple[str, str], Callable[..., Any]] = {}
+_never: dict[tuple[str, str], str] = {}
 _recorders: list[list[tuple[str, str]]] = []
 _warned: set[str] = set()
 
@@ -107,6 +109,12 @@ def implementation(function: str, backend: str) -> Callable[[Callable[..., Any]]
     return register
 
 
+def never(op: str, backend: str, reason: str) -> None:
+    """Says why `backend` runs `op` on no machine."""
+    _never[op, backend] = reason
+    forget()
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Context in which PyTorch computes what the kernels compute: without autocast."""
     if device.type == "meta":  # has no autocast
@@ -117,6 +125,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 @functools.cache
 def why_not(op: str, backend: str, device: torch.device) -> str | None:
     """None if `backend` can run `op` on `device`, else the reason. Found once: see `forget`."""
+    if (op, backend) in _never:
+        return _never[op, backend]
     if backend == "cpu" and device.type != "cpu":
         return f"runs on the CPU, the tensors are on {device}"
     if backend == "cpu" and _native.unavailable():

@@ -4,6 +4,7 @@ Conventions, everywhere in the package: pixel centres lie on integers 0..W-1, `K
 `T` maps points of the target camera to the source camera, depth is z along the optical axis in the unit of `T`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,17 @@ __all__ = [
     "backproject",
     "depth_from_disparity",
     "disparity_from_depth",
+    "euler_from_rotation",
     "flip_geometry",
     "invert_pose",
     "pose_matrix",
+    "pose_matrix_from_vector",
+    "pose_vector",
     "project",
     "projection_matrix",
     "rectified_pair",
     "rotation_from_axis_angle",
+    "rotation_from_euler",
     "scale_intrinsics",
 ]
 
@@ -41,6 +46,39 @@ def rotation_from_axis_angle(axis_angle: Tensor) -> Tensor:
     return eye + first * skew + second * (skew @ skew)
 
 
+def rotation_from_euler(angles: Tensor) -> Tensor:
+    """(..., 3) angles (rx, ry, rz) in radians to (..., 3, 3) rotation matrices `Rx Ry Rz`.
+
+    SfMLearner (arXiv 1704.07813) and vid2depth (arXiv 1802.05522); as there, angles are clipped to [-pi, pi], beyond
+    which they have no gradient.
+    """
+    angles = angles.clamp(-math.pi, math.pi)
+    (sx, sy, sz), (cx, cy, cz) = angles.sin().unbind(-1), angles.cos().unbind(-1)
+    rows = [
+        *(cy * cz, -cy * sz, sy),
+        *(cx * sz + sx * sy * cz, cx * cz - sx * sy * sz, -sx * cy),
+        *(sx * sz - cx * sy * cz, sx * cz + cx * sy * sz, cx * cy),
+    ]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def euler_from_rotation(rotation: Tensor) -> Tensor:
+    """(..., 3, 3) rotation matrices to the angles (..., 3) of `rotation_from_euler`, ry in [-pi/2, pi/2].
+
+    Where ry is +-pi/2 only rx + rz or rx - rz is defined, and the gradient is not finite.
+    """
+    R = rotation
+    cosine = torch.hypot(R[..., 0, 0], R[..., 0, 1])
+    return torch.stack(
+        [
+            torch.atan2(-R[..., 1, 2], R[..., 2, 2]),
+            torch.atan2(R[..., 0, 2], cosine),
+            torch.atan2(-R[..., 0, 1], R[..., 0, 0]),
+        ],
+        -1,
+    )
+
+
 def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -> Tensor:
     """(..., 3) axis-angle and (..., 3) translation to (..., 4, 4): `Trans(t) Rot(r)`, or its inverse.
 
@@ -52,6 +90,23 @@ def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -
     if invert:
         rotation = rotation.transpose(-1, -2)
         column = -(rotation @ column)
+    return _rigid(rotation, column)
+
+
+def pose_matrix_from_vector(vector: Tensor) -> Tensor:
+    """(..., 6) vectors (tx, ty, tz, rx, ry, rz) to (..., 4, 4): `Trans(t) Rx Ry Rz`, see `rotation_from_euler`.
+
+    The order of SfMLearner and vid2depth.
+    """
+    return _rigid(rotation_from_euler(vector[..., 3:]), vector[..., :3].unsqueeze(-1))
+
+
+def pose_vector(T: Tensor) -> Tensor:
+    """Rigid (..., 4, 4) transforms to the vectors (..., 6) of `pose_matrix_from_vector`."""
+    return torch.cat([T[..., :3, 3], euler_from_rotation(T[..., :3, :3])], -1)
+
+
+def _rigid(rotation: Tensor, column: Tensor) -> Tensor:
     top = torch.cat([rotation, column], -1)
     bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], -2)

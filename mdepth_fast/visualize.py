@@ -1,6 +1,7 @@
-"""Depth for the eye and for the disk: coloured maps, panels, 16-bit PNG. Every file appears whole or not at all."""
+"""Depth and flow for the eye and for the disk: coloured maps, panels, 16-bit PNG. Every file appears whole or not at
+all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,17 @@ from torch import Tensor
 
 from mdepth_fast.files import replacing
 
-__all__ = ["Cell", "color_range", "colorize", "draw_panel", "write_depth_png", "write_npy", "write_png"]
+__all__ = [
+    "Cell",
+    "color_range",
+    "colorize",
+    "colorize_flow",
+    "draw_panel",
+    "draw_trajectories",
+    "write_depth_png",
+    "write_npy",
+    "write_png",
+]
 
 Array = NDArray[Any]
 
@@ -54,6 +65,58 @@ def colorize(
     inverse, valid = _inverse(_plane("depth", depth))
     scaled = np.clip((inverse - low) / max(high - low, 1e-12), 0.0, 1.0)
     rgb = (colormaps[colormap](scaled)[..., :3] * 255 + 0.5).astype(np.uint8)
+    rgb[~valid] = 0
+    return rgb
+
+
+# Middlebury's circle of hues: the colour at each corner, and how many steps lead to the next.
+_HUES = (
+    ((255, 0, 0), 15),
+    ((255, 255, 0), 6),
+    ((0, 255, 0), 4),
+    ((0, 255, 255), 11),
+    ((0, 0, 255), 13),
+    ((255, 0, 255), 6),
+)
+
+
+def _color_wheel() -> NDArray[np.float64]:
+    """The 55 colours of the circle, (55,3) in [0, 1]."""
+    following = _HUES[1:] + _HUES[:1]
+    parts = [
+        np.array(start) + np.trunc(np.arange(steps)[:, None] / steps * (np.array(end) - start))
+        for (start, steps), (end, _) in zip(_HUES, following)
+    ]
+    return np.concatenate(parts) / 255
+
+
+def colorize_flow(flow: Tensor | Array, bound: float | None = None) -> NDArray[np.uint8]:
+    """Flow (2,H,W) or (1,2,H,W) to RGB uint8 (H,W,3) by Middlebury's colour circle; the unknown is black.
+
+    Hue is the direction (red: to the right), saturation the length over `bound`, in pixels: white stands still. Longer
+    flow is darker. Unknown is what is not finite or beyond 1e9. `bound`: the longest flow where None. Give one to all
+    the frames of a video, or its colours flicker.
+    Source: Baker et al., A database and evaluation methodology for optical flow, IJCV 2011.
+    """
+    array = np.asarray(flow.detach().cpu() if isinstance(flow, Tensor) else flow, dtype=np.float64)
+    if array.ndim < 3 or array.shape[-3] != 2 or any(size != 1 for size in array.shape[:-3]):
+        raise ValueError(f"flow: expected (2,H,W) or (1,2,H,W), got shape {tuple(array.shape)}")
+    if bound is not None and not bound > 0:
+        raise ValueError(f"bound: expected a positive number of pixels, got {bound}")
+    u, v = array.reshape(array.shape[-3:])
+    valid = (np.abs(u) < 1e9) & (np.abs(v) < 1e9)  # not so where NaN; Middlebury's files mark the unknown by 1e10
+    u, v = np.where(valid, u, 0), np.where(valid, v, 0)
+    length = np.hypot(u, v)
+    length /= bound if bound is not None else max(length.max(initial=0), 1e-12)
+    wheel = _color_wheel()
+    # The circle begins on the right, and its last colour is half a turn from where -u, -v points.
+    place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
+    below = np.floor(place).astype(int)
+    share = (place - below)[..., None]
+    color = (1 - share) * wheel[below] + share * wheel[(below + 1) % len(wheel)]
+    length = length[..., None]
+    color = np.where(length <= 1, 1 - length * (1 - color), 0.75 * color)
+    rgb = np.floor(255 * color).astype(np.uint8)
     rgb[~valid] = 0
     return rgb
 
@@ -128,5 +191,26 @@ def draw_panel(path: str | Path, cells: Sequence[Cell], *, title: str = "", colu
         colors = colormaps[cell.colormap].with_extremes(bad="0.6")
         drawn = axes.imshow(cell.picture, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=cell.unit)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_trajectories(path: str | Path, tracks: Mapping[str, Array], *, title: str = "", unit: str = "m") -> None:
+    """Draws a bird's-eye view and writes a PNG.
+
+    tracks: name to camera centres (N,3) in the coordinates of one camera, x to the right and z forward; both axes have
+    one scale. A dot marks each start.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, centres) in enumerate(tracks.items()):
+        axes.plot(centres[:, 0], centres[:, 2], "--" if number else "-", label=name, color=f"C{number}")
+        axes.plot(*centres[0, [0, 2]], "o", color=f"C{number}", markersize=5)
+    axes.set(aspect="equal", title=title, xlabel=f"x, to the right ({unit})", ylabel=f"z, forward ({unit})")
+    axes.set_adjustable("datalim")
+    axes.grid(alpha=0.3)
+    axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

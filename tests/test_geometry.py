@@ -28,6 +28,32 @@ def test_pose_and_its_inverse():
     torch.testing.assert_close(forward[:, :3, 3], translation)
 
 
+def test_euler_angles_are_rx_ry_rz_and_come_back():
+    angles = (torch.rand(50, 3).double() - 0.5) * torch.tensor([6.28, 3.1, 6.28])
+    R = geometry.rotation_from_euler(angles)
+    # Intrinsic rotations about x, then y, then z are the product Rx Ry Rz.
+    np.testing.assert_allclose(R.numpy(), Rotation.from_euler("XYZ", angles.numpy()).as_matrix(), atol=1e-12)
+    torch.testing.assert_close(geometry.euler_from_rotation(R), angles, rtol=0, atol=1e-10)
+    beyond = torch.tensor([4.0, 0.0, -4.0], requires_grad=True)
+    clipped = geometry.rotation_from_euler(beyond)
+    torch.testing.assert_close(clipped, geometry.rotation_from_euler(beyond.sign() * torch.pi))
+    assert torch.equal(torch.autograd.grad(clipped.sum(), beyond)[0][::2], torch.zeros(2))
+
+
+def test_pose_vectors_begin_with_the_translation_and_come_back():
+    vector = torch.tensor([[0.1, -0.2, 0.3, 0.02, -0.03, 0.01], [0.0] * 6], dtype=torch.float64, requires_grad=True)
+    T = geometry.pose_matrix_from_vector(vector)
+    torch.testing.assert_close(T[:, :3, 3], vector[:, :3])
+    torch.testing.assert_close(T[:, :3, :3], geometry.rotation_from_euler(vector[:, 3:]))
+    torch.testing.assert_close(T[1], torch.eye(4).double())
+    torch.testing.assert_close(geometry.pose_vector(T), vector)
+    assert torch.autograd.gradcheck(lambda v: geometry.pose_vector(geometry.pose_matrix_from_vector(v)), vector)
+    # To first order the negated vector is the inverse: the reverse motion of vid2depth.
+    small = 1e-4 * vector.detach()
+    off = geometry.pose_matrix_from_vector(-small) @ geometry.pose_matrix_from_vector(small) - torch.eye(4)
+    assert 0 < off.abs().max() < 1e-7
+
+
 def test_project_undoes_backproject():
     K = torch.tensor([[[30.0, 0, 11.2], [0, 28.0, 7.7], [0, 0, 1]]])
     depth = 1 + torch.rand(1, 1, 6, 9)

@@ -15,15 +15,6 @@ namespace {
 constexpr int64_t kChunk = 2048;  // points that are summed together
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-MDEPTH_HD bool finite(const double* p) { return std::isfinite(p[0]) && std::isfinite(p[1]) && std::isfinite(p[2]); }
-
-// Point i of a cloud, and whether it counts.
-template <class T>
-MDEPTH_HD bool load(const T* cloud, int64_t i, bool organised, double* point) {
-  for (int a = 0; a < 3; ++a) point[a] = double(cloud[3 * i + a]);
-  return finite(point) && (!organised || point[2] > kMinZ);
-}
-
 // The nearest point in the window around a projection. Rows of x, y and z lie one after the other, with a border of
 // points at infinity wide enough for every window whose centre is at most kIcpReach outside.
 class Image {
@@ -36,52 +27,25 @@ class Image {
   Image(const IcpAlignParams& p, const T* target, double* memory)
       : height_(p.height), width_(p.width), step_(step(p)), planes_(memory) {
     std::fill(memory, memory + doubles(p), kInfinity);
-    double count = 0.0, mean_u[2] = {0.0, 0.0}, mean_x[2] = {0.0, 0.0};
-    for (int pass = 0; pass < 2; ++pass) {
-      double variance[2] = {0.0, 0.0}, covariance[2] = {0.0, 0.0};
-      for (int64_t v = 0; v < height_; ++v)
-        for (int64_t u = 0; u < width_; ++u) {
-          double point[3];
-          if (!load(target, v * width_ + u, true, point)) continue;
-          const double pixel[2] = {double(u), double(v)};
-          for (int a = 0; a < 2; ++a) {
-            const double x = point[a] / point[2];
-            if (pass == 0) {
-              mean_u[a] += pixel[a];
-              mean_x[a] += x;
-            } else {
-              variance[a] += (x - mean_x[a]) * (x - mean_x[a]);
-              covariance[a] += (x - mean_x[a]) * (pixel[a] - mean_u[a]);
-            }
-          }
-          if (pass == 0) {
-            count += 1.0;
-            for (int a = 0; a < 3; ++a) {
-              centre[a] += point[a];
-              row(v, a)[u] = point[a];
-            }
-          }
-        }
-      for (int a = 0; a < 2; ++a) {
-        if (pass == 0) {
-          mean_u[a] /= std::max(count, 1.0);
-          mean_x[a] /= std::max(count, 1.0);
-        } else {
-          focal_[a] = variance[a] > 0.0 ? covariance[a] / variance[a] : 0.0;
-          middle_[a] = mean_u[a] - focal_[a] * mean_x[a];
-        }
+    double sums[kIcpMeanSums] = {}, spreads[kIcpSpreadSums] = {}, point[3];
+    for (int64_t v = 0; v < height_; ++v)
+      for (int64_t u = 0; u < width_; ++u) {
+        if (!load_point(target, v * width_ + u, true, point)) continue;
+        add_ray(sums, point, double(u), double(v));
+        for (int a = 0; a < 3; ++a) row(v, a)[u] = point[a];
       }
-    }
-    for (double& one : centre) one /= std::max(count, 1.0);
+    const IcpMeans means = icp_means(sums);
+    for (int64_t v = 0; v < height_; ++v)
+      for (int64_t u = 0; u < width_; ++u)
+        if (load_point(target, v * width_ + u, true, point)) add_spread(spreads, means, point, double(u), double(v));
+    camera_ = icp_camera(spreads, means);
+    for (int a = 0; a < 3; ++a) centre[a] = means.point[a];
   }
 
   bool nearest(const double* p, int64_t, double* match) const {
-    if (!(p[2] > kMinZ)) return false;
-    const double u = std::floor(focal_[0] * (p[0] / p[2]) + middle_[0] + 0.5);
-    const double v = std::floor(focal_[1] * (p[1] / p[2]) + middle_[1] + 0.5);
-    if (!(u >= -kIcpReach && u <= double(width_ - 1 + kIcpReach))) return false;
-    if (!(v >= -kIcpReach && v <= double(height_ - 1 + kIcpReach))) return false;
-    const int64_t left = int64_t(u) - kIcpReach, top = int64_t(v) - kIcpReach;
+    int64_t u, v;
+    if (!icp_window(camera_, p, height_, width_, &u, &v)) return false;
+    const int64_t left = u - kIcpReach, top = v - kIcpReach;
     double best[kVector], line[kVector];  // of each column, one of them beyond the window
     for (int i = 0; i < kVector; ++i) best[i] = kInfinity;
     for (int i = 0; i < kVector; ++i) line[i] = 0.0;
@@ -111,7 +75,7 @@ class Image {
 
   int64_t height_, width_, step_;
   double* planes_;
-  double focal_[2], middle_[2];
+  IcpCamera camera_;
 };
 
 // The nearest of all points: a balanced k-d tree whose nodes lie as in a heap and split their points in the middle.
@@ -135,13 +99,15 @@ class Tree {
     axis_ = reinterpret_cast<int64_t*>(split_ + nodes(all));
     last_ = axis_ + nodes(all);
     std::fill(last_, last_ + p.points, -1);
+    double sums[kIcpMeanSums] = {};
     for (int64_t i = 0; i < all; ++i) {
       double point[3];
-      if (!load(target, i, false, point)) continue;
-      for (int a = 0; a < 3; ++a) centre[a] += point[a];
+      if (!load_point(target, i, false, point)) continue;
+      add_point(sums, point);
       index_[count_++] = i;
     }
-    for (double& one : centre) one /= double(std::max<int64_t>(count_, 1));
+    const IcpMeans means = icp_means(sums);
+    for (int a = 0; a < 3; ++a) centre[a] = means.point[a];
     build(target, 0, 0, count_);
     for (int64_t i = 0; i < count_; ++i)
       for (int a = 0; a < 3; ++a) points_[a][i] = double(target[3 * index_[i] + a]);
@@ -262,7 +228,7 @@ void align(const IcpAlignParams& p, int64_t b, int threads, double* memory, doub
       double sum[kIcpSums] = {};  // here, not in memory that others see: a third less time
       for (int64_t i = chunk * kChunk; i < std::min((chunk + 1) * kChunk, p.points); ++i) {
         double point[3], moved[3] = {}, match[3] = {};
-        bool found = load(source, i, p.organised, point);
+        bool found = load_point(source, i, p.organised, point);
         if (found) {
           move(transform, point, moved);
           found = search.nearest(moved, i, match);

@@ -437,7 +437,7 @@ _add(
         bytes_per_pixel=11 * 2 * 12 + 13 + 25,  # both clouds in 10 iterations and at the end, residual, mask; gradient
         flops_per_pixel=11 * (49 * 9 + 60) + 15,
         size=(4, 128, 416),
-        gpu_batch=4,
+        gpu_batch=4,  # not yet run on a GPU
     )
 )
 
@@ -497,6 +497,26 @@ GPU_CASES: dict[str, Case] = {
         for shape in _DECODER
     )
 }
+
+
+def _unorganised(batch: int, height: int, width: int) -> dict[str, Any]:
+    """The clouds of `icp_align` in the order of their pixels, but without their rows."""
+    inputs = _clouds(batch, height, width)
+    return {name: one if name == "init" else one.flatten(1, 2) for name, one in inputs.items()}
+
+
+# Not yet run on a GPU. On a CPU plain PyTorch would compare all pairs for a minute.
+GPU_CASES["icp_align_cloud"] = Case(
+    "icp_align_cloud",
+    "icp_align",
+    _unorganised,
+    ("source_points",),
+    lambda **t: ops.icp_align(**t).residual,
+    bytes_per_pixel=11 * 2 * 12 + 13 + 25,
+    flops_per_pixel=11 * (49 * 9 + 60) + 15,  # as for organised clouds: no search compares fewer
+    size=(4, 64, 208),
+    gpu_batch=4,
+)
 
 
 def _network_case(name: str, macs: float, parameters: int) -> Case:

@@ -16,8 +16,10 @@ _COMMANDS = {
     "train": "train a preset or your own configuration",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps for images or video frames",
+    "odometry": "predict and evaluate the trajectory of the camera",
     "convert": "convert published weights of any format to safetensors",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
+    "probe": "show what a depth network sees: position, size, pitch, roll, shadows, colours",
     "bench": "time the kernels against plain PyTorch on this machine",
     "info": "show versions and backends, with the reason for each missing backend",
 }

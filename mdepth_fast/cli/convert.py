@@ -8,10 +8,11 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Convert published weights, or a checkpoint of `mdepth-fast train`, to a .safetensors file that names its "
-        "model. `mdepth-fast predict` and `eval` read the result."
+        "model. `mdepth-fast predict` and `eval` read the result. To a folder, convert a run of Monodepth2 to its "
+        "published files."
     )
     parser.add_argument("input", type=Path, help="file (.pt, .pth, .tar, .npz, .npy, .safetensors, ...) or folder")
-    parser.add_argument("output", type=Path, help="file to write, .safetensors")
+    parser.add_argument("output", type=Path, help="file to write, .safetensors, or a new folder")
     parser.add_argument(
         "--model", metavar="NAME", help="registered name of the model (default: the one that fits the file)"
     )
@@ -27,8 +28,17 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.weights import write_converted
 
     source, target = arguments.input, arguments.output
+    if not target.suffix or target.is_dir():
+        if arguments.model or arguments.trust_pickle:
+            raise ValueError(
+                "output: expected a file named *.safetensors with --model and --trust-pickle, got a folder"
+            )
+        from mdepth_fast.inference import publish
+
+        print(f"{target}: {', '.join(path.name for path in publish(source, target))}")
+        return
     if target.suffix != ".safetensors":
-        raise ValueError(f"output: expected a file named *.safetensors, got {target}")
+        raise ValueError(f"output: expected a file named *.safetensors or a folder, got {target}")
     name, options, state = _read(source, arguments.model, arguments.trust_pickle)
     write_converted(target, name, options, state, source=source.name)
     stated = "".join(f", {key}={value!r}" for key, value in options.items())
@@ -55,5 +65,7 @@ def _read(source: Path, name: str | None, trust_pickle: bool) -> tuple[str, dict
     if source.is_dir() or ("mdepth_fast" in content and not name):
         net = load_trained(source).net
         name, options = net.created_as
-        return name, options | {"input_size": net.input_size}, net.state_dict()
+        if hasattr(net, "input_size"):
+            options = options | {"input_size": net.input_size}
+        return name, options, net.state_dict()
     return convert_content(content, source, name)

@@ -40,12 +40,19 @@ def run(arguments: argparse.Namespace) -> None:
     if preset is None:
         raise ValueError("--data: published weights do not say what to evaluate on; expected a preset or .yaml file")
     system = system_of(load_config(preset))
+    if not isinstance(trained.net, system.net_type):
+        raise ValueError(
+            f"--data: expected data of the system {trained.system.name}, whose network this is, got those of "
+            f"{system.name}"
+        )
     config = load_config(preset, [*system.data_settings(trained.net), *arguments.overrides])
     dataset = system.evaluation_data(config)
     if dataset is None:
         raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split, or --data.depth (folder)")
     evaluator = system.evaluator(arguments.protocol or config.protocol)
     if arguments.flip:
+        if not hasattr(evaluator.protocol, "flip"):
+            raise ValueError(f"--flip: the system {system.name} has no prediction for mirrored images")
         evaluator = system.evaluator(replace(evaluator.protocol, flip=True))
     with progress("evaluating") as track:
         evaluate(

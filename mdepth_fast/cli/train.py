@@ -17,7 +17,7 @@ class _Help(argparse.Action):
             for system, presets in _packaged_presets().items():
                 print(f"\npresets of {system}:")
                 for name, about in sorted(presets.items()):
-                    print(f"  {name:20}{about}")
+                    print(f"  {name:27}{about}")
         else:
             from mdepth_fast.systems import config_parser, list_presets, preset_notes
 

@@ -20,8 +20,9 @@ from mdepth_fast.data.samples import (
     read_image,
     read_matrices,
 )
+from mdepth_fast.data.trajectory import Trajectory
 
-__all__ = ["FrameFolder"]
+__all__ = ["FrameFolder", "read_intrinsics"]
 
 PathLike = str | Path
 
@@ -32,16 +33,17 @@ class FrameFolder(Dataset[Sample]):
     folders: one folder or several; sources never cross from one clip to another. Every frame that has all its
     sources (frame offsets) is a target.
     K: a text file of 3x3 numbers, a 3x3 array, or (fx, fy, cx, cy), in pixels of the frames as stored; with
-    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image).
-    poses: a text file per clip, line i camera-to-world of frame i, 12 (3x4) or 16 (4x4) numbers row by row. Then T is
-    known and the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames,
-    value / `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`.
+    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image). None: not known, NaN in
+    every sample; a pose network does without.
+    poses: a text file per clip, row i camera-to-world of frame i, in a format of `Trajectory.read`. Then T is known and
+    the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames, value /
+    `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`.
     """
 
     def __init__(
         self,
         folders: PathLike | Sequence[PathLike],
-        K: PathLike | Sequence[Any] | NDArray[Any],
+        K: PathLike | Sequence[Any] | NDArray[Any] | None,
         height: int = 192,
         width: int = 640,
         *,
@@ -56,7 +58,8 @@ class FrameFolder(Dataset[Sample]):
         offsets = check_sources(sources, ())
         self._offsets = [offset for offset in offsets if isinstance(offset, int)]
         self.sources: tuple[SourceName, ...] = tuple("known" for _ in offsets) if poses is not None else offsets
-        self._K, self._normalized = _read_intrinsics(K), normalized
+        self._K = np.full((3, 3), np.nan) if K is None else read_intrinsics(K)
+        self._normalized = normalized
         self._evaluation, self._units = evaluation, depth_units_per_metre
         if not depth_units_per_metre > 0:
             raise ValueError(f"depth_units_per_metre: expected a positive number, got {depth_units_per_metre}")
@@ -83,6 +86,11 @@ class FrameFolder(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """Clip and position in the clip of every sample's target."""
+        return list(self._targets)
 
     def __getitem__(self, index: int) -> Sample:
         clip, position = self._targets[index]
@@ -122,7 +130,11 @@ def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = N
     return listed
 
 
-def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+def read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
+    """A camera matrix (3,3) from a text file of 3x3 numbers, an array, or (fx, fy, cx, cy).
+
+    DataError (file) or ValueError (array) if it is none.
+    """
     if isinstance(K, (str, Path)):
         matrix = read_matrices(K, (3,))
         if matrix.shape != (3, 3):
@@ -144,14 +156,7 @@ def _read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any]) -> NDArray[np.f
 
 
 def _read_poses(path: Path, frames: int) -> NDArray[np.float64]:
-    rows = read_matrices(path, (12, 16))
-    if len(rows) != frames:
-        raise DataError(f"{path}: expected a pose for each of the {frames} frames, got {len(rows)}")
-    poses = np.tile(np.eye(4), (frames, 1, 1))
-    poses[:, :3] = rows.reshape(frames, -1, 4)[:, :3]
-    rotations = poses[:, :3, :3]
-    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    wrong = np.flatnonzero((off > 1e-2) | (np.linalg.det(rotations) <= 0))
-    if len(wrong):
-        raise DataError(f"{path}: pose {wrong[0] + 1} is not a rotation with a translation")
-    return poses
+    trajectory = Trajectory.read(path)
+    if len(trajectory) != frames:
+        raise DataError(f"{path}: expected a pose for each of the {frames} frames, got {len(trajectory)}")
+    return trajectory.poses

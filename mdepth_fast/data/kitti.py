@@ -22,7 +22,7 @@ from mdepth_fast.data.samples import (
     read_image,
 )
 
-__all__ = ["KittiCalibration", "KittiRaw", "list_frames", "project_lidar", "read_lidar"]
+__all__ = ["KittiCalibration", "KittiGroundTruth", "KittiRaw", "list_frames", "project_lidar", "read_lidar"]
 
 CAMERA = {"l": "image_02", "r": "image_03"}
 _OTHER = {"l": "r", "r": "l"}
@@ -109,6 +109,11 @@ def _read_calibration(path: Path) -> _CalibrationFile:
     return _CalibrationFile(path, values)
 
 
+def read_numbers(path: Path, key: str, count: int) -> NDArray[np.float64]:
+    """The numbers after `key:` in a calibration file. `DataError` names file and line."""
+    return _read_calibration(path).numbers(key, count)
+
+
 def read_lidar(path: Path | str) -> NDArray[np.float32]:
     """Velodyne scan as (n, 4) float32: x forward, y left, z up, in metres, and reflectance."""
     try:
@@ -167,7 +172,7 @@ class Tree:
     def __init__(self) -> None:
         self._listings: dict[Path, dict[int, Path]] = {}
 
-    def find(self, folder: Path, index: int, suffix: str = ".png") -> Path:
+    def find(self, folder: Path, index: int, suffix: str = ".png", digits: int = 10) -> Path:
         """The file of that frame index; where there is none, the name that is missing."""
         if folder not in self._listings:
             files: dict[int, Path] = {}
@@ -177,12 +182,14 @@ class Tree:
                         files[int(path.stem)] = path
             self._listings[folder] = files
         found = self._listings[folder].get(index)
-        return found if found is not None else folder / f"{index:010d}{suffix}"
+        return found if found is not None else folder / f"{index:0{digits}d}{suffix}"
 
     def find_annotated(self, root: Path, drive: str, index: int, side: str) -> Path:
-        """That frame's depth in the official tree of annotated depth, which splits the drives into train/ and val/."""
-        within = Path(drive.split("/")[-1]) / "proj_depth" / "groundtruth" / CAMERA[side]
-        candidates = [self.find(root / part / within, index) for part in ("train", "val")]
+        """That frame's annotated depth: in the official tree, which splits the drives into train/ and val/, or where
+        Monodepth2 expects it, in the drive of the raw data."""
+        within = Path("proj_depth") / "groundtruth" / CAMERA[side]
+        folders = [*(root / part / drive.split("/")[-1] for part in ("train", "val")), root / drive]
+        candidates = [self.find(folder / within, index) for folder in folders]
         return next(filter(self.has, candidates), candidates[0])
 
     def has(self, path: Path) -> bool:
@@ -224,7 +231,8 @@ class KittiRaw(Dataset[Sample]):
         skip_missing: bool = False,
     ) -> None:
         self._size = check_size(height, width)
-        self.sources: tuple[SourceName, ...] = check_sources(sources, ("stereo",))
+        self._wanted = check_sources(sources, ("stereo",))
+        self.sources: tuple[SourceName, ...] = self._wanted
         if ground_truth not in _GROUND_TRUTH:
             raise ValueError(f"ground_truth: expected one of {_GROUND_TRUTH}, got {ground_truth!r}")
         if stereo_baseline is not None and not stereo_baseline > 0:
@@ -244,7 +252,7 @@ class KittiRaw(Dataset[Sample]):
         where, lines = read_split(split)
         first_missing = ""
         for number, line in lines:
-            frame, missing = self._locate(parse_line(line, f"{where}, line {number}"), tree)
+            frame, missing = self._locate(self._parse(line, f"{where}, line {number}"), tree)
             if missing is None:
                 self._frames.append(frame)
             elif skip_missing:
@@ -256,8 +264,32 @@ class KittiRaw(Dataset[Sample]):
             warnings.warn(f"left out {self.missing} lines of missing files, first {first_missing}", stacklevel=2)
         if not self._frames:
             raise DataError(f"{where}: no line with all its files under {self._root}")
-        dates = sorted({frame.drive.split("/")[0] for frame in self._frames})
-        self.calibration = {date: KittiCalibration.read(self._root / date) for date in dates}
+        self.calibration = {name: self._calibrate(name) for name in sorted({self._rig(f.drive) for f in self._frames})}
+
+    # What a tree of another layout does otherwise.
+
+    _digits = 10
+    _needs_images = True
+
+    @staticmethod
+    def _parse(line: str, where: str) -> tuple[str, int, str]:
+        """Drive, index and side of a line."""
+        return parse_line(line, where)
+
+    def _images(self, drive: str, side: str) -> Path:
+        return self._root / drive / CAMERA[side] / "data"
+
+    @staticmethod
+    def _rig(drive: str) -> str:
+        """What shares a calibration: the recordings of a date."""
+        return drive.split("/")[0]
+
+    def _calibrate(self, rig: str) -> KittiCalibration:
+        return KittiCalibration.read(self._root / rig)
+
+    def _motion(self, frame: _Frame, offset: int) -> NDArray[np.float64]:
+        """Transform (4,4) from the target to the frame at an offset, the identity where it is not known."""
+        return np.eye(4)
 
     def _locate(self, line: tuple[str, int, str], tree: Tree) -> tuple[_Frame, Path | None]:
         """The files of a line, and the first of them that is missing."""
@@ -265,14 +297,14 @@ class KittiRaw(Dataset[Sample]):
         folder = self._root / drive
 
         def image(side: str, index: int) -> Path:
-            return tree.find(folder / CAMERA[side] / "data", index)
+            return tree.find(self._images(drive, side), index, digits=self._digits)
 
         target = image(side, index)
         sources = [
-            image(_OTHER[side], index) if isinstance(source, str) else image(side, index + source)
-            for source in self.sources
+            image(side, index + source) if isinstance(source, int) else image(_OTHER[side], index)
+            for source in self._wanted
         ]
-        wanted = [target, *sources]
+        wanted = [target, *sources] if self._needs_images else []
         truth = None
         if self._annotated_root is not None and self._truth:
             truth = tree.find_annotated(self._annotated_root, drive, index, side)
@@ -288,15 +320,16 @@ class KittiRaw(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         frame = self._frames[index]
-        calibration = self.calibration[frame.drive.split("/")[0]]
-        side, size = frame.side, calibration.size[frame.side]
+        calibration = self.calibration[self._rig(frame.drive)]
+        side = frame.side
         K: list[NDArray[np.float64]] = []
         T: list[NDArray[np.float64]] = []
-        for source in self.sources:
-            other = source == "stereo"
-            K.append(calibration.K(_OTHER[side] if other else side))
-            T.append(self._stereo(calibration, side) if other else np.eye(4))
+        for source in self._wanted:
+            moved = isinstance(source, int)
+            K.append(calibration.K(side if moved else _OTHER[side]))
+            T.append(self._motion(frame, source) if isinstance(source, int) else self._stereo(calibration, side))
         target = read_image(frame.target)
+        size = calibration.size.get(side, target.shape[:2])
         # The intrinsics hold for a resized copy, not for a cropped one.
         if abs(target.shape[0] * size[1] / (target.shape[1] * size[0]) - 1) > 0.02:
             raise DataError(
@@ -311,7 +344,7 @@ class KittiRaw(Dataset[Sample]):
             T,
             self._size,
             K_size=size,
-            depth=self._read_truth(frame, calibration),
+            depth=None if frame.truth is None else self._read_truth(frame),
         )
         if self._nominal_K:
             nominal = sample["K"].new_tensor(_NOMINAL_K)
@@ -328,12 +361,12 @@ class KittiRaw(Dataset[Sample]):
         T[0, 3] = -self._baseline if side == "l" else self._baseline
         return T
 
-    def _read_truth(self, frame: _Frame, calibration: KittiCalibration) -> NDArray[np.float32] | None:
-        if frame.truth is None:
-            return None
+    def _read_truth(self, frame: _Frame) -> NDArray[np.float32]:
+        assert frame.truth is not None
         if self._truth == "annotated":
             return read_depth(frame.truth)
         historic = self._truth == "lidar_x"
+        calibration = self.calibration[self._rig(frame.drive)]
         return project_lidar(
             read_lidar(frame.truth),
             calibration.lidar_to_image(frame.side),
@@ -341,6 +374,34 @@ class KittiRaw(Dataset[Sample]):
             depth_from="x" if historic else "z",
             one_based=historic,
         )
+
+
+class KittiGroundTruth(KittiRaw):
+    """Ground truth (h, w) of the frames that a split lists, in metres, 0 = none; their images need not be there.
+
+    The arguments are those of `KittiRaw`. Annotated depth may also lie in the drives, `<drive>/proj_depth/...`, and
+    needs no calibration.
+    """
+
+    _needs_images = False
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | Path | Iterable[str],
+        ground_truth: str = "lidar_x",
+        annotated_root: str | Path | None = None,
+    ) -> None:
+        super().__init__(
+            root, split, sources=(), evaluation=True, ground_truth=ground_truth, annotated_root=annotated_root
+        )
+
+    def _calibrate(self, rig: str) -> KittiCalibration:
+        annotated = self._truth == "annotated"
+        return KittiCalibration({}, np.eye(3), np.eye(4), {}) if annotated else super()._calibrate(rig)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:  # type: ignore[override]
+        return self._read_truth(self._frames[index])
 
 
 def read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, str]]]:

@@ -30,6 +30,7 @@ __all__ = [
     "read_depth",
     "read_image",
     "read_matrices",
+    "read_rows",
     "resize_image",
 ]
 
@@ -158,7 +159,13 @@ def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 def read_matrices(path: Path | str, columns: tuple[int, ...]) -> NDArray[np.float64]:
     """Text file of numbers (blank or comma separated, `#` comments) as (lines, c); c, one of `columns`, per line."""
+    return read_rows(path, columns)[1]
+
+
+def read_rows(path: Path | str, columns: tuple[int, ...]) -> tuple[list[int], NDArray[np.float64]]:
+    """As `read_matrices`, with the number of each row's line before it."""
     rows: list[list[float]] = []
+    numbers: list[int] = []
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -177,9 +184,10 @@ def read_matrices(path: Path | str, columns: tuple[int, ...]) -> NDArray[np.floa
             expected = " or ".join(map(str, columns)) if not rows else str(len(rows[0]))
             raise DataError(f"{path}, line {number}: expected {expected} numbers, got {len(row)}")
         rows.append(row)
+        numbers.append(number)
     if not rows:
         raise DataError(f"{path}: expected lines of {' or '.join(map(str, columns))} numbers, got an empty file")
-    return np.array(rows)
+    return numbers, np.array(rows)
 
 
 def _tensor(image: NDArray[np.uint8]) -> Tensor:

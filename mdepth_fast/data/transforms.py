@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.geometry import flip_geometry, invert_pose
 
-__all__ = ["Augment", "StereoAugment", "adjust_color", "image_pyramid"]
+__all__ = ["Augment", "SequenceAugment", "StereoAugment", "adjust_color", "image_pyramid"]
 
 
 def image_pyramid(images: Tensor, levels: int = 4) -> list[Tensor]:
@@ -244,6 +244,84 @@ class StereoAugment(Augment):
             one, other = out[target], out[source][:, 0]
             out[target], out[source] = choose(other, one), choose(one, other)[:, None]
         out["T"] = choose(invert_pose(out["T"]), out["T"])
+
+
+class SequenceAugment(Augment):
+    """Batch of frames of a video to the float tensors of a training step.
+
+    The augmentation of SfMLearner (arXiv 1704.07813) and vid2depth (arXiv 1802.05522). In and out are those of
+    `Augment`. In training a sample is enlarged by numbers from `scale` along x and along y, all its frames alike, and a
+    window of the old size is cut out at a random place; K and source_K follow. Both are one bilinear reading of the
+    bytes, so the place is no whole number of pixels. With probability `jitter` the colours change as in
+    `StereoAugment`. The objective sees the changed colours, too, unless `colors_in_loss` is False. After `eval()` there
+    is conversion only.
+
+    ValueError in training for samples with ground truth, which would have to be cut alike.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.0,
+        jitter: float = 1.0,
+        *,
+        scale: tuple[float, float] = (1.0, 1.15),
+        gamma: tuple[float, float] = (0.8, 1.2),
+        brightness: tuple[float, float] = (0.5, 2.0),
+        color: tuple[float, float] = (0.8, 1.2),
+        colors_in_loss: bool = True,
+        levels: int = 4,
+    ) -> None:
+        super().__init__(flip, jitter, levels=levels)
+        bounds = {"scale": scale, "gamma": gamma, "brightness": brightness, "color": color}
+        for name, pair in bounds.items():
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name}: expected a range (low, high), 0 < low <= high, got {pair!r}")
+        if scale[0] < 1:
+            raise ValueError(f"scale: expected factors of at least 1, got {scale!r}")
+        self.scale, self.colors_in_loss = tuple(scale), colors_in_loss
+        self.ranges = (tuple(gamma), tuple(brightness), *[tuple(color)] * 3)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={self.scale}, colors_in_loss={self.colors_in_loss}"
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+        draws = torch.rand(len(batch["target"]), 4, generator=generator)
+        if self.training and "depth" in batch:
+            raise ValueError("depth: expected none in training, it would have to be cut like the image")
+        if self.training and self.scale[1] > 1:
+            batch = dict(batch)
+            self._crop(batch, self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :2], draws[:, 2:])
+        out = super().forward(batch, generator)
+        if self.training and self.colors_in_loss and self.jitter:
+            out |= {"target": out["target_aug"], "sources": out["sources_aug"]}
+            out["pyramid"] = image_pyramid(out["target"], self.levels)
+        return out
+
+    _draw_colors = StereoAugment._draw_colors
+
+    @staticmethod
+    def _crop(batch: dict[str, Any], scale: Tensor, place: Tensor) -> None:
+        """Cuts windows out of enlarged images; scale, and place in [0, 1], (B,2) along x and y."""
+        height, width = batch["target"].shape[-2:]
+        # Positions in [-1, 1] over the image: x of the output reads x / scale + shift. In double, which no autocast
+        # touches.
+        scale, place = scale.double(), place.double()
+        theta = torch.zeros(len(scale), 2, 3, dtype=torch.float64)
+        theta[:, [0, 1], [0, 1]], theta[:, :, 2] = 1 / scale, (1 - 1 / scale) * (2 * place - 1)
+        grid = F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False).float()
+        grid = grid.to(batch["target"].device)
+        for key in ("target", "sources"):
+            images = batch[key].flatten(1, -3).float()
+            cut = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            batch[key] = cut.round_().to(batch[key].dtype).view_as(batch[key])
+        corner = place * (scale - 1) * torch.tensor([width, height])
+        for key in ("K", "source_K"):
+            K = batch[key].clone()
+            by, left = (part.to(K).view(-1, *(1,) * (K.dim() - 3), 2) for part in (scale, corner))
+            K[..., 0, :2] *= by[..., :1]
+            K[..., 1, 1] *= by[..., 1]
+            K[..., :2, 2] = (K[..., :2, 2] + 0.5) * by - 0.5 - left
+            batch[key] = K
 
 
 def _recolor(images: Tensor, factors: Tensor) -> Tensor:

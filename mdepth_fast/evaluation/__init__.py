@@ -1,9 +1,17 @@
-"""Depth metrics, evaluation protocols, and the evaluator that prints one with the other."""
+"""Metrics of depth and flow, evaluation protocols, and the evaluators that print one with the other."""
 
 from typing import TYPE_CHECKING, Any
 
 from mdepth_fast.evaluation.evaluator import Evaluator
+from mdepth_fast.evaluation.flow import (
+    FLOW_METRICS,
+    FLOW_PROTOCOLS,
+    FlowEvaluator,
+    FlowProtocol,
+    get_flow_protocol,
+)
 from mdepth_fast.evaluation.metrics import METRICS, d1_all, depth_metrics, metrics_of
+from mdepth_fast.evaluation.odometry import OdometryMetrics, evaluate_odometry
 from mdepth_fast.evaluation.protocols import COLUMNS, PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
@@ -11,12 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "FLOW_METRICS",
+    "FLOW_PROTOCOLS",
     "METRICS",
     "PROTOCOLS",
     "Evaluator",
+    "FlowEvaluator",
+    "FlowProtocol",
+    "OdometryMetrics",
     "Protocol",
     "d1_all",
     "depth_metrics",
+    "evaluate_odometry",
+    "get_flow_protocol",
     "get_protocol",
     "metrics_of",
 ]

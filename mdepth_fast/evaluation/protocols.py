@@ -166,6 +166,8 @@ PROTOCOLS = {
         Protocol("kitti_eigen", crop="garg", alignment="median"),
         Protocol("kitti_eigen_stereo", crop="garg"),
         Protocol("kitti_eigen_benchmark", alignment="median", cap_ground_truth=False),
+        # SfMLearner and vid2depth resize depth, where Monodepth2 resizes disparity.
+        Protocol("kitti_sfmlearner", crop="garg", alignment="median", resize="depth"),
         # Metric depth from supervised networks, with the improved ground truth of 652 images.
         _KITTI,
         replace(_KITTI, name="kitti_garg_50", max_depth=50.0),
@@ -215,6 +217,7 @@ PROTOCOLS = {
         ),
         Protocol("motorcycle"),
         Protocol("synthetic"),
+        Protocol("synthetic_median", alignment="median"),
     )
 }
 

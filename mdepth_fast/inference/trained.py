@@ -3,21 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from mdepth_fast.models import create_model, load_checkpoint
-from mdepth_fast.systems import Config, system_of
+from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
+from mdepth_fast.models.resnet import VARIANTS, Bottleneck
+from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system_of
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
 from mdepth_fast.systems.saved import read_checkpoint
 from mdepth_fast.weights import create_converted
 
-__all__ = ["Trained", "evaluate", "evaluate_sample", "load_trained", "predict_sample"]
-
-# Monodepth2's stereo models were trained with a baseline of 0.1 for KITTI's 0.54 m.
-_PUBLISHED_UNIT = 5.4
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_sample"]
 
 
 @dataclass
@@ -26,6 +26,11 @@ class Trained:
 
     net: Any
     config: Any
+
+    @property
+    def system(self) -> Any:
+        """The class of the system that it belongs to."""
+        return system_for(self.net) if self.config is None else system_of(self.config)
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Trained:
@@ -37,18 +42,49 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkp
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     """
+    path, published = _find(path, checkpoint)
+    if published:
+        return _load_published(path, device)
+    if path.suffix == ".safetensors":
+        return Trained(create_converted(path).to(device).eval(), None)
+    config, saved, weights = _read_run(path)
+    net = system_of(config).restore(config, saved, weights)
+    return Trained(net.to(device).eval(), config)
+
+
+def load_system(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Any:
+    """The whole system that a checkpoint holds, with its pose network, in evaluation mode.
+
+    `path` is a checkpoint or run folder of a self-supervised system, or a folder with Monodepth2's encoder.pth,
+    depth.pth, pose_encoder.pth and pose.pth. checkpoint: see `load_trained`. ValueError for anything else.
+    """
+    path, published = _find(path, checkpoint)
+    if published:
+        return _published_system(path).to(device).eval()
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: expected a run or a checkpoint, got a converted file, which holds one network")
+    config, saved, weights = _read_run(path)
+    system = system_of(config)
+    if not issubclass(system, SelfSupervisedSystem):
+        raise ValueError(f"{path}: expected a self-supervised system, got {system.name}, which predicts no poses")
+    return system.restore_system(config, saved, weights).to(device).eval()
+
+
+def _find(path: str | Path, checkpoint: str | None) -> tuple[Path, bool]:
+    """The file that `path` and `checkpoint` name, or a folder of published weights and True."""
     path = Path(path)
     published = path.is_dir() and (path / "encoder.pth").is_file()
     if checkpoint not in (None, "last", "best"):
         raise ValueError(f"checkpoint: expected last or best, got {checkpoint!r}")
     if checkpoint and (published or not path.is_dir()):
         raise ValueError(f"checkpoint: expected a run folder to choose {checkpoint} from, got {path}")
-    if published:
-        return _load_published(path, device)
-    if path.is_dir():
+    if path.is_dir() and not published:
         path = path / f"{checkpoint or 'last'}.ckpt"
-    if path.suffix == ".safetensors":
-        return Trained(create_converted(path).to(device).eval(), None)
+    return path, published
+
+
+def _read_run(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Configuration, extra state and weights of a checkpoint."""
     values = read_checkpoint(path)
     if "mdepth_fast" not in values:
         raise ValueError(
@@ -56,21 +92,49 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkp
             "published weights are made readable by `mdepth-fast convert`"
         )
     saved = values["mdepth_fast"]
-    config = Config.from_dict(saved["config"])
-    net = system_of(config).restore(config, saved, values["state_dict"])
-    return Trained(net.to(device).eval(), config)
+    return Config.from_dict(saved["config"]), saved, values["state_dict"]
+
+
+def _layers(encoder: dict[str, Any]) -> int:
+    """Of a published ResNet: told by its kind of block and their number in the third stage."""
+    bottleneck = "encoder.layer1.0.conv3.weight" in encoder
+    blocks = sum(f"encoder.layer3.{number}.conv1.weight" in encoder for number in range(40))
+    return next(
+        (n for n, (block, counts) in VARIANTS.items() if (block is Bottleneck, counts[2]) == (bottleneck, blocks)), 18
+    )
 
 
 def _load_published(folder: Path, device: str | torch.device) -> Trained:
     encoder = read_checkpoint(folder / "encoder.pth")
-    layers = 50 if "encoder.layer1.0.conv3.weight" in encoder else 18
     stereo = bool(encoder.get("use_stereo", False))
-    unit = _PUBLISHED_UNIT if stereo else 1.0
-    net = create_model(
-        f"monodepth2_resnet{layers}", min_depth=0.1 * unit, max_depth=100.0 * unit, unit="m" if stereo else None
-    )
+    low, high = (limit * (STEREO_UNIT if stereo else 1.0) for limit in PUBLISHED_RANGE)
+    name = f"monodepth2_resnet{_layers(encoder)}"
+    net = create_model(name, min_depth=low, max_depth=high, unit="m" if stereo else None)
     load_checkpoint(net, folder)
     return Trained(net.to(device).eval(), None)
+
+
+def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
+    """Monodepth2 with the published depth and pose networks of a folder."""
+    depth = f"monodepth2_resnet{_layers(read_checkpoint(folder / 'encoder.pth'))}"
+    pose = read_checkpoint(folder / "pose.pth")
+    if (folder / "pose_encoder.pth").is_file():
+        encoder = read_checkpoint(folder / "pose_encoder.pth")
+        name, images = f"posenet_resnet{_layers(encoder)}", encoder.get("encoder.conv1.weight")
+        frames = 2 if images is None else images.shape[1] // 3
+    elif "pose_conv.weight" in pose:
+        name, frames = "posecnn", 1 + pose["pose_conv.weight"].shape[0] // 6
+    else:
+        name, frames = "posenet_shared", 1 + pose["net.3.weight"].shape[0] // 6 if "net.3.weight" in pose else 2
+    if frames not in (2, 3):
+        raise ValueError(f"{folder}: expected a pose network of 2 or 3 frames, got one of {frames}")
+    sections: dict[str, Any] = {"model": {"name": depth}, "pose": {"name": name}}
+    sections["pose"]["input"] = "pairs" if frames == 2 else "all"
+    for section in sections.values():
+        section["weights"] = str(folder)
+    config = Config.from_dict({"system": "monodepth2", **sections})
+    system: SelfSupervisedSystem[Any] = system_of(config).create(config, SimpleNamespace(sources=(-1, 1)))
+    return system
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """Training losses as modules over the fused ops."""
 
+from mdepth_fast.losses.flow import FlowLoss, FlowLossParts
 from mdepth_fast.losses.left_right import GargLoss, LeftRightLoss, LeftRightParts
 from mdepth_fast.losses.monodepth import (
     EdgeAwareSmoothness,
@@ -8,6 +9,7 @@ from mdepth_fast.losses.monodepth import (
     MonodepthParts,
     PhotometricLoss,
 )
+from mdepth_fast.losses.sfmlearner import SfMLearnerLoss, SfMLearnerParts
 from mdepth_fast.losses.supervised import (
     BerHuLoss,
     DepthL1Loss,
@@ -17,13 +19,17 @@ from mdepth_fast.losses.supervised import (
     ScaleShiftInvariantLoss,
     SILogLoss,
 )
+from mdepth_fast.losses.vid2depth import Icp3DLoss, Vid2DepthLoss, Vid2DepthParts
 
 __all__ = [
     "BerHuLoss",
     "DepthL1Loss",
     "DepthL2Loss",
     "EdgeAwareSmoothness",
+    "FlowLoss",
+    "FlowLossParts",
     "GargLoss",
+    "Icp3DLoss",
     "LeftRightLoss",
     "LeftRightParts",
     "LogDepthL1Loss",
@@ -34,4 +40,8 @@ __all__ = [
     "PhotometricLoss",
     "SILogLoss",
     "ScaleShiftInvariantLoss",
+    "SfMLearnerLoss",
+    "SfMLearnerParts",
+    "Vid2DepthLoss",
+    "Vid2DepthParts",
 ]

@@ -1,4 +1,4 @@
-"""Depth and pose networks, by name and by class. This module imports every file that registers models."""
+"""Depth, pose and flow networks, by name and by class. This module imports every file that registers models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,13 @@ from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
+from .flownet import FlowModel, FlowNetS, FlowPrediction
 from .mobilenet import MobileNet
 from .monodepth import Monodepth, MonodepthResNet50, MonodepthVGG
-from .monodepth2 import Monodepth2, PoseCNN, PoseNet
+from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
 from .registry import create_model, list_models, register_model
 from .resnet import ResNetEncoder
+from .sfmlearner import DispNet, PoseExpNet, Vid2DepthDispNet, Vid2DepthPoseNet
 
 if TYPE_CHECKING:
     from mdepth_fast.weights.checkpoint import load_checkpoint
@@ -26,9 +28,13 @@ __all__ = [
     "DPTGeometry",
     "DepthModel",
     "DepthPrediction",
+    "DispNet",
     "DisparityModel",
     "Eigen2014",
     "FastDepth",
+    "FlowModel",
+    "FlowNetS",
+    "FlowPrediction",
     "MobileNet",
     "Model",
     "Monodepth",
@@ -36,10 +42,15 @@ __all__ = [
     "MonodepthResNet50",
     "MonodepthVGG",
     "PoseCNN",
+    "PoseExpNet",
     "PoseModel",
     "PoseNet",
+    "PredictiveMask",
     "ResNetEncoder",
+    "SharedPoseNet",
     "UpConvolution",
+    "Vid2DepthDispNet",
+    "Vid2DepthPoseNet",
     "create_model",
     "list_models",
     "load_checkpoint",

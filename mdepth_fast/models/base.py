@@ -1,6 +1,6 @@
 """What all networks of the package share: argument checks, prediction, the keys of their published files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +40,14 @@ class Model(nn.Module):
     def published_files(self) -> dict[str, dict[str, str]]:
         """For a system published as a folder: file name to {key in the file: key in `state_dict()`}."""
         raise ValueError(f"{type(self).__name__} is published as one file, not as a folder")
+
+    def publish(self) -> dict[str, dict[str, Any]]:
+        """The content of a published folder, by file: the inverse of `published_files`."""
+        own = self.state_dict()
+        return {
+            name: {key: own[to].detach().cpu().contiguous() for key, to in keys.items()}
+            for name, keys in self.published_files().items()
+        }
 
     def translate_file(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of the file `name` of a published folder under the keys of `published_files()`."""
@@ -182,6 +190,7 @@ class PoseModel(Model):
     scale_by_inverse_depth: ClassVar[bool] = (
         False  # the translation is to be multiplied by the image's mean of 1 / depth
     )
+    reads_features: ClassVar[bool] = False  # the depth encoder's last features in place of images
 
 
 def check_images(images: Tensor, name: str) -> None:
@@ -195,10 +204,10 @@ def check_images(images: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected shape (B, 3, H, W), got {tuple(images.shape)}")
 
 
-def stack_pair(first: Tensor, second: Tensor) -> Tensor:
-    """Two batches of images (B, 3, H, W) as one (B, 6, H, W), checked."""
-    check_images(first, "first")
-    check_images(second, "second")
+def stack_pair(first: Tensor, second: Tensor, check: Callable[[Tensor, str], None] = check_images) -> Tensor:
+    """Two batches of images (B, 3, H, W), or what else `check` passes, as one (B, 6, H, W), checked."""
+    check(first, "first")
+    check(second, "second")
     if first.shape != second.shape:
         raise ValueError(f"second: expected the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
     return torch.cat([first, second], 1)

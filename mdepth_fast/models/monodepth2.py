@@ -1,4 +1,4 @@
-"""Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260): depth network and pose networks.
+"""Monodepth2 (Godard, Mac Aodha, Firman, Brostow, ICCV 2019, arXiv 1806.01260): depth, pose and mask networks.
 
 The published decoder upsamples, concatenates, pads and convolves at the high resolution. This one computes the same
 numbers with less work. Nearest x2 followed by a 3x3 convolution is one 4x4 transposed convolution of stride 2 on the
@@ -6,9 +6,11 @@ small map (16 multiplications in place of 36 per small pixel), reflection of the
 one, and a convolution of a concatenation is a sum of two convolutions.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,14 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from .base import DisparityModel, PoseModel, check_images, stack_pair
+from .base import DisparityModel, Model, PoseModel, check_images, stack_pair
 from .registry import register_model
 from .resnet import ResNetEncoder
 
-__all__ = ["Monodepth2", "PoseCNN", "PoseNet"]
+__all__ = ["Monodepth2", "PoseCNN", "PoseNet", "PredictiveMask", "SharedPoseNet"]
 
+PUBLISHED_RANGE = (0.1, 100.0)  # of depth, in units of the stereo baseline's 0.1
+STEREO_UNIT = 5.4  # metres: KITTI's baseline of 0.54 m stands for 0.1
 _WIDTHS = (256, 128, 64, 32, 16)  # of the decoder's levels, coarsest first
 
 
@@ -69,7 +73,9 @@ class _Level(nn.Module):
 
 
 class _DepthDecoder(nn.Module):
-    def __init__(self, channels: Sequence[int], scales: Sequence[int]) -> None:
+    """`outputs` sigmoid maps at each of `scales`."""
+
+    def __init__(self, channels: Sequence[int], scales: Sequence[int], outputs: int = 1) -> None:
         super().__init__()
         self.scales = tuple(scales)
         self.levels = nn.ModuleList()
@@ -77,7 +83,7 @@ class _DepthDecoder(nn.Module):
         for width, skip in zip(_WIDTHS, (*channels[-2::-1], 0), strict=True):
             self.levels.append(_Level(inputs, skip, width))
             inputs = width
-        self.heads = nn.ModuleList(nn.Conv2d(_WIDTHS[4 - scale], 1, 3) for scale in self.scales)
+        self.heads = nn.ModuleList(nn.Conv2d(_WIDTHS[4 - scale], outputs, 3) for scale in self.scales)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps: dict[int, Tensor] = {}
@@ -88,6 +94,16 @@ class _DepthDecoder(nn.Module):
                 maps[scale] = self.heads[self.scales.index(scale)](x).sigmoid()
         return [maps[scale] for scale in self.scales]
 
+    def published_keys(self) -> dict[str, str]:
+        """Key in depth.pth to key in the `state_dict()` of a network whose `decoder` this is."""
+        keys: dict[str, str] = {}
+        for n in range(10):
+            layer = f"decoder.levels.{n // 2}.{'merge' if n % 2 else 'reduce'}"
+            keys |= {f"decoder.{n}.conv.conv.{part}": f"{layer}.{part}" for part in ("weight", "bias")}
+        for n in range(len(self.heads)):
+            keys |= {f"decoder.{10 + n}.conv.{part}": f"decoder.heads.{n}.{part}" for part in ("weight", "bias")}
+        return keys
+
 
 class Monodepth2(DisparityModel):
     """Monodepth2's depth network: ResNet encoder, U-Net decoder, one sigmoid disparity map per scale.
@@ -96,7 +112,7 @@ class Monodepth2(DisparityModel):
     disparity maps (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `ops.disparity_to_depth(map,
     size, min_depth=, max_depth=)`. TypeError or ValueError for images of another type or shape.
 
-    layers           18, 34 or 50
+    layers           18, 34, 50, 101 or 152
     min_depth,
     max_depth        depth where the sigmoid is 1 and 0
     unit             "m" if the network is trained for metric depth, None if its scale is arbitrary
@@ -122,67 +138,186 @@ class Monodepth2(DisparityModel):
             load_encoder_weights(self.encoder, encoder_weights)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The encoder's five feature maps, at strides 2 to 32, which shared pose and mask networks read too."""
         check_images(images, "images")
         height, width = images.shape[-2:]
         if height % 32 or width % 32 or min(height, width) < 64:
             raise ValueError(f"images: expected height and width multiples of 32, at least 64, got {height}x{width}")
-        return self.decoder(self.encoder(images))
+        features: list[Tensor] = self.encoder(images)
+        return features
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.decoder(self.encode(images))
 
     def published_files(self) -> dict[str, dict[str, str]]:
-        decoder: dict[str, str] = {}
-        for n in range(10):
-            layer = f"decoder.levels.{n // 2}.{'merge' if n % 2 else 'reduce'}"
-            decoder |= {f"decoder.{n}.conv.conv.{part}": f"{layer}.{part}" for part in ("weight", "bias")}
-        for n in range(len(self.scales)):
-            layer = f"decoder.heads.{n}"
-            decoder |= {f"decoder.{10 + n}.conv.{part}": f"{layer}.{part}" for part in ("weight", "bias")}
-        return {"encoder.pth": _encoder_keys(self.encoder), "depth.pth": decoder}
+        return {"encoder.pth": _encoder_keys(self.encoder), "depth.pth": self.decoder.published_keys()}
+
+    def publish(self) -> dict[str, dict[str, Any]]:
+        """Raises ValueError for a depth range other than that of published models, which the files do not hold."""
+        stereo = self.unit == "m"
+        unit = STEREO_UNIT if stereo else 1.0
+        low, high = PUBLISHED_RANGE
+        if not (math.isclose(self.min_depth, low * unit) and math.isclose(self.max_depth, high * unit)):
+            raise ValueError(
+                f"min_depth, max_depth: published files stand for {low * unit:g} to {high * unit:g}"
+                f"{' m' if stereo else ''}, got {self.min_depth:g} to {self.max_depth:g}"
+            )
+        files = super().publish()
+        height, width = self.input_size or (192, 640)
+        files["encoder.pth"] |= _unused_classifier(self.encoder)
+        files["encoder.pth"] |= {"height": height, "width": width, "use_stereo": stereo}
+        return files
 
 
 def _encoder_keys(encoder: ResNetEncoder) -> dict[str, str]:
     return {f"encoder.{key}": f"encoder.{key}" for key in encoder.state_dict()}
 
 
-class PoseNet(PoseModel):
-    """Monodepth2's separate pose network: ResNet on the two images stacked along the channels, four convolutions.
+def _unused_classifier(encoder: ResNetEncoder) -> dict[str, Tensor]:
+    """ImageNet's last layer, which no depth or pose needs, but without which the published scripts load no encoder."""
+    return {"encoder.fc.weight": torch.zeros(1000, encoder.channels[-1]), "encoder.fc.bias": torch.zeros(1000)}
+
+
+class _PoseNet(PoseModel):
+    """A pose network of `frames` frames, given as pairs or all at once."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        if frames < 2:
+            raise ValueError(f"frames: expected at least 2, got {frames}")
+        self.frames = frames
+
+    def numbers(self, frames: Tensor) -> Tensor:
+        """Frames stacked along the channels, (B, frames * C, H, W), to (B, 6 * n, h, w), n at least frames - 1."""
+        raise NotImplementedError
+
+    def check(self, frame: Tensor, name: str) -> None:
+        check_images(frame, name)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The layer that gives the numbers."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def scale_translation(self, factor: float) -> None:
+        """Changes the unit of the translation: the network then predicts `factor` times as many."""
+        for part in (self.last.weight, self.last.bias):
+            assert part is not None
+            part.unflatten(0, (-1, 6))[:, 3:].mul_(factor)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        axis_angle, translation = self._motions(stack_pair(first, second, self.check), 2)
+        return axis_angle[:, 0], translation[:, 0]
+
+    def all_poses(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B, frames, C, H, W), the target first, to axis-angle and translation (B, frames - 1, 3), target to
+        source."""
+        self.check(frames[:, 0] if frames.dim() == 5 else frames, "frames")
+        return self._motions(frames.flatten(1, 2), frames.shape[1])
+
+    def _motions(self, stacked: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        if frames != self.frames:
+            raise ValueError(f"frames: expected {self.frames}, for which the network was made, got {frames}")
+        numbers = 0.01 * self.numbers(stacked).mean((2, 3)).unflatten(1, (-1, 6))[:, : frames - 1]
+        return numbers[..., :3], numbers[..., 3:]
+
+
+class PoseNet(_PoseNet):
+    """Monodepth2's separate pose network: ResNet on the images stacked along the channels, four convolutions.
 
     `forward(first, second)` takes images (B, 3, H, W) in [0, 1] in temporal order and returns axis-angle (B, 3) in
     radians and translation (B, 3) of the motion from first to second, both already multiplied by 0.01. The last layer
     has the published 12 outputs, of which pairs use the first 6. TypeError or ValueError for images of another type or
-    shape.
+    shape. `all_poses` takes all frames at once.
 
-    layers           18, 34 or 50
-    encoder_weights  path of a ResNet state dict in torchvision's format; conv1 is repeated for both images and halved
+    layers           18, 34, 50, 101 or 152; 18 and 50 are published
+    frames           frames that the network sees at once: 2 for pairs
+    encoder_weights  path of a ResNet state dict in torchvision's format; conv1 is repeated for every image and divided
+                     by their number
     """
 
-    def __init__(self, layers: int = 18, *, encoder_weights: str | os.PathLike[str] | None = None) -> None:
-        super().__init__()
-        self.encoder = ResNetEncoder(layers, in_channels=6)
+    def __init__(
+        self, layers: int = 18, *, frames: int = 2, encoder_weights: str | os.PathLike[str] | None = None
+    ) -> None:
+        super().__init__(frames)
+        self.encoder = ResNetEncoder(layers, in_channels=3 * frames)
         self.decoder = nn.ModuleList(
             [
                 nn.Conv2d(self.encoder.channels[-1], 256, 1),
                 nn.Conv2d(256, 256, 3, padding=1),
                 nn.Conv2d(256, 256, 3, padding=1),
-                nn.Conv2d(256, 12, 1),
+                nn.Conv2d(256, 6 * max(2, frames - 1), 1),
             ]
         )
         if encoder_weights is not None:
             load_encoder_weights(self.encoder, encoder_weights)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.encoder.last(stack_pair(first, second))
+    def numbers(self, frames: Tensor) -> Tensor:
+        x = self.encoder.last(frames)
         for conv in self.decoder[:3]:
             x = conv(x).relu_()
-        return _motion(self.decoder[3](x))
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.decoder[3]  # type: ignore[return-value]
 
     def published_files(self) -> dict[str, dict[str, str]]:
         decoder = {f"net.{key}": f"decoder.{key}" for key in self.decoder.state_dict()}
         return {"pose_encoder.pth": _encoder_keys(self.encoder), "pose.pth": decoder}
 
+    def publish(self) -> dict[str, dict[str, Any]]:
+        files = super().publish()
+        files["pose_encoder.pth"] |= _unused_classifier(self.encoder)
+        return files
 
-class PoseCNN(PoseModel):
+
+class SharedPoseNet(_PoseNet):
+    """Monodepth2's `shared` pose network: convolutions on the depth network's own features, no encoder of its own.
+
+    The same interface as `PoseNet`, with the last feature maps (B, channels, h, w) of the depth encoder in place of
+    images. Each is squeezed to 256 channels; the maps of all frames are concatenated.
+    """
+
+    reads_features = True
+
+    def __init__(self, channels: int = 512, *, frames: int = 2) -> None:
+        super().__init__(frames)
+        self.channels = channels
+        self.decoder = nn.ModuleList(
+            [
+                nn.Conv2d(channels, 256, 1),
+                nn.Conv2d(256 * frames, 256, 3, padding=1),
+                nn.Conv2d(256, 256, 3, padding=1),
+                nn.Conv2d(256, 6 * (frames - 1), 1),
+            ]
+        )
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def check(self, frame: Tensor, name: str) -> None:
+        if frame.dim() != 4 or frame.shape[1] != self.channels:
+            raise ValueError(f"{name}: expected features (B, {self.channels}, h, w), got {tuple(frame.shape)}")
+
+    def numbers(self, frames: Tensor) -> Tensor:
+        each = frames.unflatten(1, (self.frames, self.channels)).flatten(0, 1)
+        x = self.decoder[0](each.contiguous(memory_format=torch.channels_last)).relu_()
+        x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)
+        for conv in self.decoder[1:3]:
+            x = conv(x).relu_()
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.decoder[3]  # type: ignore[return-value]
+
+    def published_files(self) -> dict[str, dict[str, str]]:
+        return {"pose.pth": {f"net.{key}": f"decoder.{key}" for key in self.decoder.state_dict()}}
+
+
+class PoseCNN(_PoseNet):
     """Monodepth2's light pose network (`posecnn`, after SfMLearner, arXiv 1704.07813): seven strided convolutions.
 
     Same interface as `PoseNet`, on images that are not normalised. The published system multiplies the translation by
@@ -191,32 +326,58 @@ class PoseCNN(PoseModel):
 
     scale_by_inverse_depth = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, frames: int = 2) -> None:
+        super().__init__(frames)
         self.net = nn.ModuleList()
-        inputs = 6
+        inputs = 3 * frames
         for outputs, kernel in ((16, 7), (32, 5), (64, 3), (128, 3), (256, 3), (256, 3), (256, 3)):
             self.net.append(nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2))
             inputs = outputs
-        self.pose_conv = nn.Conv2d(inputs, 6, 1)
+        self.pose_conv = nn.Conv2d(inputs, 6 * (frames - 1), 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        x = stack_pair(first, second).contiguous(memory_format=torch.channels_last)
+    def numbers(self, frames: Tensor) -> Tensor:
+        x = frames.contiguous(memory_format=torch.channels_last)
         for conv in self.net:
             x = conv(x).relu_()
-        return _motion(self.pose_conv(x))
+        return self.last(x)  # type: ignore[no-any-return]
+
+    @property
+    def last(self) -> nn.Conv2d:
+        return self.pose_conv
+
+    @torch.no_grad()
+    def scale_translation(self, factor: float) -> None:
+        super().scale_translation(factor**2)  # 1 / depth, which multiplies it, has another unit too
 
     def published_files(self) -> dict[str, dict[str, str]]:
         return {"pose.pth": {key: key for key in self.state_dict()}}
 
 
-def _motion(x: Tensor) -> tuple[Tensor, Tensor]:
-    numbers = 0.01 * x.mean((2, 3))
-    return numbers[:, :3], numbers[:, 3:6]
+class PredictiveMask(Model):
+    """Monodepth2's ablation of a learned mask: a second depth decoder with a sigmoid map for each source.
+
+    `forward` takes the depth encoder's features (`Monodepth2.encode`) and returns a list of maps (B, S, h, w), one per
+    s of `scales`, which multiply the sources' photometric errors (`MonodepthLoss(predictive_mask=True)`).
+    """
+
+    checkpoint_prefix = "mask_net."
+
+    def __init__(self, channels: Sequence[int], sources: int, scales: Sequence[int] = (0, 1, 2, 3)) -> None:
+        super().__init__()
+        self.decoder = _DepthDecoder(channels, scales, sources)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return self.decoder(features)
+
+    def published_files(self) -> dict[str, dict[str, str]]:
+        return {"predictive_mask.pth": self.decoder.published_keys()}
 
 
-for _layers in (18, 50):
+for _layers in (18, 34, 50, 101, 152):
     register_model(f"monodepth2_resnet{_layers}", partial(Monodepth2, layers=_layers))
+for _layers in (18, 50):
     register_model(f"posenet_resnet{_layers}", partial(PoseNet, layers=_layers))
+register_model("posenet_shared", SharedPoseNet)
 register_model("posecnn", PoseCNN)

@@ -71,11 +71,12 @@ VARIANTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]]
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet 18, 34, 50 or 101 without its classifier, for images in [0, 1].
+    """ResNet 18, 34, 50, 101 or 152 without its classifier, for images in [0, 1].
 
     One scalar pair normalises the image, (x - mean) / std, by default as in Monodepth2 (arXiv 1806.01260). `channels`
     are the widths of the five feature maps. ValueError for another number of `layers`.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdepth_fast import _dispatch
 from mdepth_fast._op import Backward, Op, T, array
 from mdepth_fast.ops import _checks
 from mdepth_fast.ops.inverse_warp import MIN_Z
@@ -63,7 +64,7 @@ def icp_align(
         target_points: (B, H', W', 3) or (B, M, 3), of the same kind as the source, in the same unit.
         init: (B, 4, 4), rigid, from the source's frame to the target's.
         iterations: 0 or more; 0 keeps `init` and only computes matches and residuals.
-        backend: "cpu", "reference", ...; None chooses.
+        backend: "cpu", "cuda", "nvrtc" or "reference"; None chooses.
 
     Returns:
         T (B, 4, 4), `init` included; residual, shaped like the source: match minus T * source for the nearest neighbour
@@ -263,4 +264,11 @@ _OP = Op(
         "valid": array(torch.bool, "batch", "points"),
     },
     backward=Backward(takes=("transform", "valid"), gradients=("source",), function=_turned_back),
+)
+
+_dispatch.never(
+    "icp_align",
+    "triton",
+    "icp_align has no triton kernel: each point skips what is too far from it, which the threads of a Triton program "
+    "cannot do one by one; cuda and nvrtc have kernels",
 )

@@ -4,7 +4,7 @@ To add a system, write one file and add a line here, or call `register_system` a
 """
 
 from mdepth_fast.systems.config import Config, OptimizerConfig, TrainerConfig, system_of
-from mdepth_fast.systems.motion import MotionModel, PairPoses, StackedPoses, known_poses, no_motion
+from mdepth_fast.systems.motion import AllPoses, MotionModel, PairPoses, StackedPoses, known_poses, no_motion
 from mdepth_fast.systems.registry import (
     SYSTEMS,
     config_parser,
@@ -14,21 +14,24 @@ from mdepth_fast.systems.registry import (
     packaged_presets,
     preset_notes,
     register_system,
+    system_for,
 )
 from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervisedSystem, ViewsConfig
-from mdepth_fast.systems.system import StepInfo, System
+from mdepth_fast.systems.system import PredictOptions, StepInfo, System
 from mdepth_fast.systems.views import Views
 
-from mdepth_fast.systems import monodepth2, supervised, left_right  # isort: skip  # one line for each system
+from mdepth_fast.systems import flow, left_right, monodepth2, sfmlearner, supervised, vid2depth  # isort: skip
 
 __all__ = [
     "SYSTEMS",
+    "AllPoses",
     "Config",
     "MotionModel",
     "Objective",
     "OptimizerConfig",
     "Outputs",
     "PairPoses",
+    "PredictOptions",
     "SelfSupervisedSystem",
     "StackedPoses",
     "StepInfo",
@@ -37,6 +40,7 @@ __all__ = [
     "Views",
     "ViewsConfig",
     "config_parser",
+    "flow",
     "get_system",
     "known_poses",
     "left_right",
@@ -47,6 +51,9 @@ __all__ = [
     "packaged_presets",
     "preset_notes",
     "register_system",
+    "sfmlearner",
     "supervised",
+    "system_for",
     "system_of",
+    "vid2depth",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from mdepth_fast.geometry import pose_matrix
 from mdepth_fast.systems.views import Views
 
-__all__ = ["MotionModel", "PairPoses", "StackedPoses", "Transforms", "known_poses", "no_motion"]
+__all__ = ["AllPoses", "MotionModel", "PairPoses", "StackedPoses", "Transforms", "known_poses", "no_motion"]
 
 Transforms = Tensor | list[Tensor]
 
@@ -49,6 +49,9 @@ class PairPoses:
         to_depth: converts a disparity map to depth.
     """
 
+    pairwise = True
+    """a source's pose does not depend on the other sources, so a trained network takes any offsets"""
+
     def __init__(self, pose_net: Any, to_depth: Callable[[Tensor], Tensor]) -> None:
         self.pose_net, self.to_depth = pose_net, to_depth
 
@@ -70,8 +73,11 @@ class PairPoses:
             moved.append(self.pose_net(other, target) if source < 0 else self.pose_net(target, other))
         return moved
 
-    @staticmethod
-    def _transforms(views: Views, moved: list[tuple[Tensor, Tensor] | None], scale: Tensor | None) -> Tensor:
+    def _inverts(self, source: int) -> bool:
+        """Whether the network predicts the motion from source to target, not from target to source."""
+        return source < 0
+
+    def _transforms(self, views: Views, moved: list[tuple[Tensor, Tensor] | None], scale: Tensor | None) -> Tensor:
         transforms = []
         for index, (source, motion) in enumerate(zip(views.offsets, moved)):
             if motion is None:
@@ -80,9 +86,36 @@ class PairPoses:
             axis_angle, translation = motion
             if scale is not None:
                 translation = translation * scale
-            invert = isinstance(source, int) and source < 0
+            invert = isinstance(source, int) and self._inverts(source)
             transforms.append(pose_matrix(axis_angle.float(), translation.float(), invert=invert))
         return torch.stack(transforms, 1)
+
+
+class AllPoses(PairPoses):
+    """The poses of all frame offsets at once, in one pass of the network (Monodepth2's pose input `all`).
+
+    As `PairPoses`, but the network sees the target and all its frame offsets, in this order, and predicts every motion
+    from the target to a source.
+
+    Args:
+        pose_net: its `all_poses` maps frames (B,1+N,3,H,W) to axis-angle and translation (B,N,3).
+        to_depth: converts a disparity map to depth.
+    """
+
+    pairwise = False
+
+    def _inverts(self, source: int) -> bool:
+        return False
+
+    def _moved(self, views: Views) -> list[tuple[Tensor, Tensor] | None]:
+        offsets = [index for index, source in enumerate(views.offsets) if isinstance(source, int)]
+        moved: list[tuple[Tensor, Tensor] | None] = [None] * len(views.offsets)
+        if offsets and self.pose_net is not None:
+            frames = torch.cat([views.target_aug[:, None], views.sources_aug[:, offsets]], 1)
+            axis_angle, translation = self.pose_net.all_poses(frames)
+            for number, index in enumerate(offsets):
+                moved[index] = axis_angle[:, number], translation[:, number]
+        return moved
 
 
 class StackedPoses:

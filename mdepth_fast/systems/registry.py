@@ -20,6 +20,7 @@ __all__ = [
     "packaged_presets",
     "preset_notes",
     "register_system",
+    "system_for",
 ]
 
 S = TypeVar("S", bound=type[System[Any]])
@@ -37,6 +38,14 @@ def register_system(system: S) -> S:
             raise ValueError(f"{system.__name__}: {sorted(taken)[0]!r} belongs to the system {other.name} already")
     SYSTEMS[system.name] = system
     return system
+
+
+def system_for(net: Any) -> Any:
+    """The first system whose networks are of the kind of `net`, for a network that no configuration came with."""
+    for system in SYSTEMS.values():
+        if system.net_type is not object and isinstance(net, system.net_type):
+            return system
+    raise ValueError(f"net: expected a network of one of the systems {', '.join(SYSTEMS)}, got {type(net).__name__}")
 
 
 def packaged_presets(*names: str) -> dict[str, Any]:
@@ -60,7 +69,8 @@ def preset_notes(name: str) -> list[str]:
     return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
-def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
+def _read_yaml(preset: str | Config, above: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """A preset's path and values; those of its `base`, another preset or file, fill in what it leaves out."""
     import yaml
 
     if isinstance(preset, Config):
@@ -78,7 +88,22 @@ def _read_yaml(preset: str | Config) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    if "base" in values:
+        base = values.pop("base")
+        if not isinstance(base, str):
+            raise ValueError(f"{path}: base: expected a preset or a .yaml file, got {base!r}")
+        if base.endswith((".yaml", ".yml")):
+            base = str(Path(str(path)).parent / base)
+        if base in above:
+            raise ValueError(f"{path}: base: expected a preset or file that does not build on this one, got {base}")
+        values = _merged(_read_yaml(base, (*above, str(preset)))[1], values)
     return str(path), values
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the settings that `changes` has in its place, section by section."""
+    sections = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return {**base, **changes, **{key: {**base[key], **changes[key]} for key in sections}}
 
 
 def config_parser(preset: str | Config) -> Any:

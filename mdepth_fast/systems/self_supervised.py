@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from mdepth_fast.data import Augment
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.ops import disparity_to_depth
 from mdepth_fast.systems.config import Config
-from mdepth_fast.systems.depth import DepthSystem, Preview
+from mdepth_fast.systems.depth import DepthSystem, Preview, called
 from mdepth_fast.systems.motion import MotionModel, PairPoses, Transforms
 from mdepth_fast.systems.system import StepInfo
 from mdepth_fast.systems.views import AugmentConfig, DataConfig, Views, evaluation_views, training_views
@@ -31,7 +33,7 @@ class ModelConfig:
         name: name of a registered depth network, see `mdepth_fast.models.list_models`.
         min_depth: depth for a sigmoid output of 1, in metres if the poses are metric.
         max_depth: depth for a sigmoid output of 0.
-        weights: checkpoint or folder of published weights to start from, or null.
+        weights: run, checkpoint or folder of published weights to start from, or null.
         encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
@@ -48,7 +50,7 @@ class PoseConfig:
 
     Args:
         name: posenet_resnet18, posenet_resnet50 or posecnn.
-        weights: checkpoint or folder of published weights to start from, or null.
+        weights: run, checkpoint or folder of published weights to start from, or null.
         encoder_weights: ImageNet ResNet weights in torchvision's format to start the encoder from, or null.
     """
 
@@ -148,6 +150,15 @@ class SelfSupervisedSystem(DepthSystem[C]):
         return cls(config, cls.starting_net(config, {"sources": sources}), cls.build_pose_net(config, sources), sources)
 
     @classmethod
+    def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "SelfSupervisedSystem[C]":
+        """The whole trained system of a checkpoint, with its motion model. The arguments are those of `restore`."""
+        for section in (config.model, config.pose):
+            section.weights = section.encoder_weights = None
+        system = cls.create(config, SimpleNamespace(sources=tuple(saved["sources"])))
+        system.load_state_dict(weights)
+        return system
+
+    @classmethod
     def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
         """The depth network; its unit is the metre if any of `saved["sources"]` has a known pose."""
         model = config.model
@@ -155,6 +166,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         net = create_model(
             model.name,
             **options,
+            **cls.model_options(config),
             min_depth=model.min_depth,
             max_depth=model.max_depth,
             unit="m" if any(isinstance(source, str) for source in saved.get("sources", ())) else None,
@@ -169,11 +181,23 @@ class SelfSupervisedSystem(DepthSystem[C]):
         """The pose network, or None if every source has a known pose or the system uses no poses."""
         if not cls.poses_are_predicted or not any(isinstance(source, int) for source in sources):
             return None
-        options = {"encoder_weights": config.pose.encoder_weights} if config.pose.encoder_weights else {}
-        net = create_model(config.pose.name, **options)
+        options = cls.pose_options(config, sources)
+        if config.pose.encoder_weights:
+            options["encoder_weights"] = config.pose.encoder_weights
+        net: nn.Module = called("pose.name, pose.encoder_weights", partial(create_model, config.pose.name), options)
         if config.pose.weights:
             load_checkpoint(net, config.pose.weights)
         return net
+
+    @classmethod
+    def model_options(cls, config: C) -> dict[str, Any]:
+        """What else a system's configuration says about the depth network: further arguments of its constructor."""
+        return {}
+
+    @classmethod
+    def pose_options(cls, config: C, sources: Sequence[int | str]) -> dict[str, Any]:
+        """The same of the pose network."""
+        return {}
 
     @classmethod
     def data_settings(cls, net: Any) -> list[str]:

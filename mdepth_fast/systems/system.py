@@ -1,6 +1,9 @@
 """The interface between a system and the training engine: data, networks, a step, an evaluation, a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -10,7 +13,7 @@ from torch.utils.data import default_collate
 from mdepth_fast.systems.config import Config
 from mdepth_fast.visualize import Cell
 
-__all__ = ["StepInfo", "System"]
+__all__ = ["PredictOptions", "StepInfo", "System"]
 
 C = TypeVar("C", bound=Config)
 
@@ -24,6 +27,24 @@ class StepInfo(NamedTuple):
     """for the augmentation: a CPU generator, determined by seed, epoch, batch and process"""
     look: bool
     """whether the step may read its numbers, which waits for the device"""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How predictions are written to files.
+
+    output: the folder. format: suffix of the files, None for the system's own choice. size: (H, W) of the network
+    input, None for that of training or of the images. progress: a context manager that takes a title and gives a
+    function that passes on the items of an iterable. scale and one_range are for depth: the value of a depth of 1 in a
+    16-bit PNG, and whether all colour images share one range.
+    """
+
+    output: Path
+    progress: Callable[[str], AbstractContextManager[Callable[[Iterable[Any]], Iterable[Any]]]]
+    format: str | None = None
+    size: tuple[int, int] | None = None
+    scale: float = 256.0
+    one_range: bool = False
 
 
 class System(nn.Module, Generic[C]):
@@ -41,6 +62,8 @@ class System(nn.Module, Generic[C]):
         leaves_parameters_unused: whether a parameter may get no gradient in some step. Distributed training must
             know this.
         collate: makes a batch of samples. A batch has "name", a list of the samples' names.
+        net_type: what `net` is an instance of, such as `DepthModel`. formats: suffixes of the files that
+            `write_predictions` writes, the usual one first.
     """
 
     name: ClassVar[str]
@@ -52,6 +75,8 @@ class System(nn.Module, Generic[C]):
     shown: ClassVar[tuple[str, ...]] = ()
     leaves_parameters_unused: ClassVar[bool] = False
     collate: ClassVar[Any] = staticmethod(default_collate)
+    net_type: ClassVar[type] = object
+    formats: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: C) -> None:
         super().__init__()
@@ -126,6 +151,19 @@ class System(nn.Module, Generic[C]):
     def data_settings(cls, net: Any) -> list[str]:
         """Configuration overrides that make the evaluation data fit a trained `net`."""
         return []
+
+    @classmethod
+    def write_predictions(cls, net: Any, paths: Sequence[Path], options: PredictOptions) -> list[str]:
+        """Predicts for the image files `paths`, writes the results to files, and says in lines what they are."""
+        raise ValueError(f"the system {cls.name} does not write its predictions to files")
+
+    @classmethod
+    def chosen_format(cls, options: PredictOptions) -> str:
+        """The suffix of the files to write. ValueError if the system does not write such files."""
+        chosen = options.format or cls.formats[0]
+        if chosen not in cls.formats:
+            raise ValueError(f"--format: expected {' or '.join(cls.formats)}, got {chosen}")
+        return chosen
 
     def panel(self, sample: Any) -> Sequence[Cell]:
         """Pictures of one sample of the evaluation data, or else of the training data, on the CPU in eval mode."""

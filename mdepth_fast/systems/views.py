@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mdepth_fast.data import FrameFolder, KittiRaw, MotorcycleStereo, SyntheticScenes
+from mdepth_fast.data import FrameFolder, KittiOdometry, KittiRaw, MotorcycleStereo, SyntheticScenes
 from mdepth_fast.data.kitti import list_frames
+from mdepth_fast.data.kitti_odometry import list_odometry_frames
 
 __all__ = ["AugmentConfig", "DataConfig", "Views", "evaluation_views", "training_views"]
 
@@ -54,13 +55,15 @@ class DataConfig:
     """The training and validation data.
 
     Args:
-        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), folder (your frames).
-        root: folder of the data, required for kitti and folder.
+        name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), kitti_odometry
+            (sequences/ of the odometry benchmark), folder (your frames).
+        root: folder of the data, required for kitti, kitti_odometry and folder.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
-        split: kitti: file of training lines "folder index side", or null for all frames under the root.
+        split: kitti: file of training lines "folder index side", or null for all frames under the root
+            (kitti_odometry: of sequences 00 to 08).
         val_split: kitti: file of validation lines, or null for no validation.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
@@ -70,9 +73,11 @@ class DataConfig:
         repeat: number of times to show every sample per epoch.
         workers: number of processes that decode images; 0 decodes in the training process.
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
+        nominal_K: kitti, kitti_odometry: the published intrinsics 0.58, 1.92, 0.5, 0.5 (of width and height) for all
+            drives in place of the calibrated ones.
     """
 
-    name: Literal["motorcycle", "synthetic", "kitti", "folder"] = "motorcycle"
+    name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder"] = "motorcycle"
     root: str | None = None
     height: int = 192
     width: int = 640
@@ -88,6 +93,7 @@ class DataConfig:
     repeat: int = 1
     workers: int = 0
     skip_bad: bool = False
+    nominal_K: bool = False
 
 
 @dataclass
@@ -122,11 +128,12 @@ def training_views(data: DataConfig, seed: int) -> Any:
     if data.name == "synthetic":
         return SyntheticScenes(data.length, **size, **given, seed=2 * seed)
     root = root_folder(data)
-    if data.name == "kitti":
+    if data.name in ("kitti", "kitti_odometry"):
         sources = given.get("sources", (-1, 1))
         offsets = tuple(source for source in sources if isinstance(source, int))
-        split = data.split or list_frames(root, offsets=offsets, stereo="stereo" in sources)
-        return KittiRaw(root, split, **size, sources=sources, skip_missing=data.skip_bad)
+        list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
+        split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
+        return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
     return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given)
 
 

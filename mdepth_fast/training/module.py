@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
-from mdepth_fast.systems import OptimizerConfig, StepInfo, System
+from mdepth_fast.systems import Config, OptimizerConfig, StepInfo, System
+from mdepth_fast.training.checkpoint import LAST, read_checkpoint
 from mdepth_fast.training.randomness import seeded
 
-__all__ = ["TrainingModule", "make_optimizer"]
+__all__ = ["TrainingModule", "load_moments", "make_optimizer"]
 
 
 def make_optimizer(options: OptimizerConfig, groups: Iterable[Any]) -> torch.optim.Optimizer:
@@ -25,6 +27,28 @@ def make_optimizer(options: OptimizerConfig, groups: Iterable[Any]) -> torch.opt
         return torch.optim.SGD(groups, momentum=options.momentum, **common)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     return kind(groups, eps=options.eps, **common)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, path: str | Path) -> None:
+    """Gives an optimiser the state of a run (its last checkpoint) or checkpoint, but none of its settings.
+
+    FileNotFoundError or ValueError where there is none, or one of other networks.
+    """
+    path = Path(path)
+    path = path / LAST if path.is_dir() else path
+    saved = (read_checkpoint(path).get("optimizer_states") or [{}])[0].get("state")
+    own = optimizer.state_dict()
+    if not saved:
+        raise ValueError(f"optimizer.state: {path}: expected the state of an optimiser, got none")
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in saved.items():
+        for name, value in state.items():
+            if value.dim() and (number >= len(shapes) or value.shape != shapes[number]):
+                raise ValueError(
+                    f"optimizer.state: {path}: expected the state of the same networks, got {name} of shape "
+                    f"{tuple(value.shape)} for parameter {number} of {len(shapes)}"
+                )
+    optimizer.load_state_dict({"state": saved, "param_groups": own["param_groups"]})
 
 
 class TrainingModule(LightningModule):
@@ -96,6 +120,8 @@ class TrainingModule(LightningModule):
         options = self.config.optimizer
         groups = self.system.parameter_groups(options.lr)
         optimizer = make_optimizer(options, groups)
+        if options.state and not self.trainer.ckpt_path:  # a resumed run has a state of its own
+            load_moments(optimizer, options.state)
         scheduler: LRScheduler
         if options.schedule == "constant":
             return {"optimizer": optimizer}
@@ -112,13 +138,15 @@ class TrainingModule(LightningModule):
             # Lightning's own plateau forgets an epoch in which a run is resumed: see `lr_scheduler_step`.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "reduce_on_plateau": False}}
         # Stepped by Lightning at the END of an epoch: epochs 0..step_size-1 run at the full rate, as in Monodepth2.
-        if options.schedule == "milestones":
+        interval = "epoch"
+        if options.schedule in ("milestones", "step_milestones"):
+            interval = "epoch" if options.schedule == "milestones" else "step"
             if not options.milestones or min(options.milestones) < 1:
-                raise ValueError(f"optimizer.milestones: expected numbers of epochs, got {options.milestones}")
+                raise ValueError(f"optimizer.milestones: expected numbers of {interval}s, got {options.milestones}")
             scheduler = MultiStepLR(optimizer, options.milestones, options.gamma)
         else:
             scheduler = StepLR(optimizer, options.step_size, options.gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):
@@ -168,4 +196,28 @@ class TrainingModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._apply_optimizer_settings(checkpoint)
         self._epoch_loss, self._epoch_steps = checkpoint["mdepth_fast"].get("epoch_loss", (0.0, 0))
+
+    def _apply_optimizer_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Puts this configuration's settings into the states of a checkpoint, which hold those of the run that wrote it
+        and would win: the learning rate above all."""
+        old: OptimizerConfig = Config.from_dict(checkpoint["mdepth_fast"]["config"]).optimizer
+        new: OptimizerConfig = self.config.optimizer
+        for setting in ("name", "schedule"):
+            before, after = getattr(old, setting), getattr(new, setting)
+            if before != after:
+                raise ValueError(f"optimizer.{setting}: expected {before!r}, as the resumed run has it, got {after!r}")
+        ratio = new.lr / old.lr
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                for key in {"lr", "initial_lr"} & group.keys() if ratio != 1 else ():
+                    group[key] *= ratio
+                for key in ("momentum", "weight_decay", "eps"):
+                    if key in group and group[key] == getattr(old, key):
+                        group[key] = getattr(new, key)
+        for state in checkpoint.get("lr_schedulers", ()):
+            for key in ("step_size", "gamma", "factor", "patience", "milestones"):
+                state.pop(key, None)
+            for key in {"base_lrs", "_last_lr"} & state.keys() if ratio != 1 else ():
+                state[key] = [rate * ratio for rate in state[key]]

@@ -1,7 +1,8 @@
 """Files to tensors by name.
 
-`.safetensors`, `.npz` (named arrays), `.npy`, `.pk`, `.pkl` (pickled arrays, read without running them), and anything
-else as written by `torch.save`, tensors and plain values only.
+`.safetensors`, `.npz` (named arrays), `.npy`, `.pk`, `.pkl` (pickled arrays, read without running them), TensorFlow's
+`<prefix>.index` with `<prefix>.data-...` (either name, or the prefix alone), and anything else as written by
+`torch.save`, tensors and plain values only.
 """
 
 import pickle
@@ -18,12 +19,16 @@ import numpy as np
 import torch
 
 from mdepth_fast.weights.numpy_pickle import read_numpy_pickle
+from mdepth_fast.weights.tf_bundle import read_tf_bundle
 
 __all__ = ["read_content", "read_pickled_module"]
 
 
 def read_content(path: Path) -> dict[str, Any]:
     """What a file holds, by key. FileNotFoundError, or ValueError that names a file that cannot be read."""
+    index = Path(re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", str(path)) + ".index")
+    if index.is_file() and (index.stem != path.name or not path.is_file()):
+        path = index  # another file of a TensorFlow checkpoint, or the prefix of their names
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     reader = _READERS.get(path.suffix, _read_torch)
@@ -93,6 +98,7 @@ def _read_npz(path: Path) -> Any:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
+    ".index": read_tf_bundle,
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     ".npy": read_numpy_pickle,

@@ -6,7 +6,16 @@ from functools import partial
 import pytest
 import torch
 from cases import KERNEL_CASES as CASES
-from cases import assert_empty, awkward_metrics, gradients, sparse_inputs
+from cases import (
+    assert_empty,
+    awkward_metrics,
+    degenerate_clouds,
+    gradients,
+    hard_clouds,
+    icp_inputs,
+    sparse_inputs,
+    spoiled,
+)
 from scenes import relative_error, scene
 
 from mdepth_fast import _native
@@ -16,6 +25,7 @@ from mdepth_fast.ops import (
     depth_metrics,
     disparity_to_depth,
     edge_aware_smoothness,
+    icp_align,
     inverse_warp,
     min_reprojection,
     nnconv5,
@@ -253,6 +263,54 @@ def test_depth_metrics_of_awkward_numbers_and_windows(dtype, host):
     for name, arguments in awkward_metrics(dtype).items():
         got, want = (depth_metrics(**arguments, backend=backend) for backend in ("host", "reference"))
         torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("organised", [True, False], ids=["organised", "unorganised"])
+def test_icp_align_of_points_that_do_not_count(organised, host):
+    """Not finite, behind the camera, too few, on a line, none."""
+    inputs = icp_inputs(1, 12, 19, torch.float64)
+    if not organised:
+        inputs = {name: one if name == "init" else one.flatten(1, 2) for name, one in inputs.items()}
+    bad = {name: one if name == "init" else spoiled(one) for name, one in inputs.items()}
+    for source, target, init in (tuple(bad.values()), *degenerate_clouds(organised).values()):
+        for dtype in (torch.float32, torch.float64):
+            got, want = (
+                icp_align(source.to(dtype), target.to(dtype), init, iterations=3, backend=backend)
+                for backend in ("host", "reference")
+            )
+            assert torch.equal(got.valid, want.valid)
+            torch.testing.assert_close(
+                got, want, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-11, equal_nan=True
+            )
+
+
+@pytest.mark.parametrize("name", hard_clouds()[1])
+def test_icp_align_finds_the_nearest_of_all(name, host):
+    """Ties, several groups of points, and what rounding hides: coordinates whose squares float32 does not hold, and
+    such as differ in their last bits alone."""
+    queries, targets = hard_clouds()
+    init = torch.eye(4, dtype=torch.float64)[None]
+    for scale, offset in ((1, 0), (1, 3e5), (1e-22, 0), (1e22, 0)):
+        for dtype in (torch.float32, torch.float64):
+            clouds = [(one * scale + offset).to(dtype) for one in (queries, targets[name])]
+            moved = init.clone()
+            moved[:, 0, 3] = 0.3 * scale  # between the numbers of float32
+            for iterations in (0, 2):  # later ones start from the last match
+                got, want = (icp_align(*clouds, moved, iterations=iterations, backend=b) for b in ("host", "reference"))
+                assert torch.equal(got.valid, want.valid)
+                tolerance = (1e-12 if dtype == torch.float64 else 1e-6) * (3e5 if offset else 1)
+                assert relative_error([got.residual], [want.residual]) < tolerance, (scale, offset, dtype, iterations)
+                assert relative_error([got.T], [want.T]) < tolerance
+
+
+def test_icp_align_launches_nothing_but_kernels_and_tells_what_is_too_much(host):
+    inputs = icp_inputs(1, 5, 7)
+    icp_align(**inputs, iterations=2, backend="host")
+    pair = ["icp_align_pairs_window_f32", "icp_align_compose"]
+    start = ["icp_align_means_f32", "icp_align_begin", "icp_align_spreads_f32", "icp_align_camera"]
+    assert host == [*start, *pair, *pair, "icp_align_residual_window_f32"]
+    with pytest.raises(ValueError, match="more than 100000 iterations"):
+        icp_align(**inputs, iterations=100001, backend="host")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

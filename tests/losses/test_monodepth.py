@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,9 +7,16 @@ from scenes import relative_error, scene
 from torch import nn
 
 from mdepth_fast import use_backend
+from mdepth_fast.geometry import flip_geometry, scale_intrinsics
 from mdepth_fast.losses import EdgeAwareSmoothness, MinReprojectionLoss, MonodepthLoss, PhotometricLoss
 from mdepth_fast.losses.monodepth import image_pyramid
-from mdepth_fast.ops import disparity_to_depth, edge_aware_smoothness, min_reprojection, photometric_loss
+from mdepth_fast.ops import (
+    disparity_to_depth,
+    edge_aware_smoothness,
+    inverse_warp,
+    min_reprojection,
+    photometric_loss,
+)
 
 
 def inputs(batch=2, height=32, width=48, dtype=torch.float32):
@@ -153,3 +162,160 @@ def test_errors():
             module(*arguments)
     with pytest.raises(ValueError, match="min_depth"):
         MonodepthLoss(min_depth=5.0, max_depth=1.0)(disparities, target, sources, K, T)
+
+
+def ablated(**options):
+    """Loss and its arguments at 4 scales in float64, with poses that keep every point before both cameras."""
+    disparities, target, sources, K, T, source_K = inputs(dtype=torch.float64)
+    return MonodepthLoss(smoothness=0.0, **options), disparities, (target, sources, K, T), source_K
+
+
+def single_sources(options, disparities, target, sources, K, T, source_K):
+    """Photometric losses of every source alone."""
+    loss = MonodepthLoss(smoothness=0.0, auto_mask=False, **options)
+    return [
+        loss(disparities, target, sources[:, [s]], K, T[:, [s]], source_K=source_K[:, [s]])
+        for s in range(sources.shape[1])
+    ]
+
+
+@pytest.mark.parametrize("ssim_weight", [0.85, 0.0])
+@pytest.mark.parametrize("native_scale", [False, True])
+def test_average_reprojection_is_the_mean_of_the_single_sources(ssim_weight, native_scale):
+    options = {"ssim_weight": ssim_weight, "native_scale": native_scale}
+    module, disparities, rest, source_K = ablated(auto_mask=False, average_reprojection=True, **options)
+    loss, parts = module(disparities, *rest, source_K=source_K, return_parts=True)
+    want = torch.stack(single_sources(options, disparities, *rest, source_K)).mean()
+    torch.testing.assert_close(loss, want)
+    grads = [torch.autograd.grad(value, disparities) for value in (loss, want)]
+    assert relative_error(*grads) < 1e-9
+    assert all((chosen == 0).all() for chosen in parts.selection)
+
+
+def test_average_reprojection_compares_with_the_average_of_the_unwarped_sources():
+    module, disparities, (target, sources, K, T), source_K = ablated(average_reprojection=True)
+    loss, parts = module(disparities[:1], target, sources, K, T, source_K=source_K, return_parts=True)
+    depth = disparity_to_depth(disparities[0], min_depth=0.1, max_depth=100.0)
+    warped = [inverse_warp(sources[:, s], depth, K, T[:, s], source_K=source_K[:, s])[0] for s in range(2)]
+    errors = torch.stack([photometric_loss(one, target) for one in warped]).mean(0)
+    identity = torch.stack([photometric_loss(one, target) for one in sources.unbind(1)]).mean(0)
+    torch.testing.assert_close(loss, torch.minimum(errors, identity).mean())
+    assert torch.equal(parts.selection[0], torch.where(errors < identity, 0, -1).to(torch.int8))
+    assert 0 < (parts.selection[0] < 0).double().mean() < 1
+
+
+def test_native_scale_is_the_loss_of_smaller_images():
+    module, disparities, (target, sources, K, T), source_K = ablated(native_scale=True)
+    got, parts = module(disparities, target, sources, K, T, source_K=source_K, return_parts=True)
+    losses = []
+    for s, disparity in enumerate(disparities):
+        small = [F.avg_pool2d(image, 2**s) for image in (target, *sources.unbind(1))]
+        scaled = [scale_intrinsics(one, 0.5**s, 0.5**s) for one in (K, source_K)]
+        full = MonodepthLoss(smoothness=0.0)
+        losses.append(full([disparity], small[0], torch.stack(small[1:], 1), scaled[0], T, source_K=scaled[1]))
+        assert parts.selection[s].shape[2:] == disparity.shape[2:]
+    torch.testing.assert_close(got, torch.stack(losses).mean())
+    each = module(disparities, target, sources, K, [T, T, T, T], source_K=source_K)
+    torch.testing.assert_close(each, got)
+    assert abs(got - MonodepthLoss(smoothness=0.0)(disparities, target, sources, K, T, source_K=source_K)) > 1e-4
+
+
+@pytest.mark.parametrize("native_scale", [False, True])
+@pytest.mark.parametrize("average", [False, True])
+def test_a_predicted_mask_of_ones_changes_nothing_and_of_halves_halves(average, native_scale):
+    options = {"average_reprojection": average, "native_scale": native_scale, "auto_mask": False}
+    plain, disparities, rest, source_K = ablated(**options)
+    want = plain(disparities, *rest, source_K=source_K)
+    module = MonodepthLoss(smoothness=0.0, predictive_mask=True, **options)
+    for value in (1.0, 0.5):
+        shapes = [(2, 2, *one.shape[2:]) for one in disparities]
+        masks = [torch.full(shape, value, dtype=torch.float64, requires_grad=True) for shape in shapes]
+        got, parts = module(disparities, *rest, source_K=source_K, masks=masks, return_parts=True)
+        entropy = -math.log(value)
+        torch.testing.assert_close(parts.mask, torch.full((4,), entropy, dtype=torch.float64))
+        torch.testing.assert_close(got, value * want + 0.2 * entropy)
+        assert all((grad != 0).any() for grad in torch.autograd.grad(got, masks))
+
+
+def test_a_mask_chooses_the_source_that_it_favours():
+    module, disparities, rest, source_K = ablated(auto_mask=False, predictive_mask=True)
+    masks = [torch.ones(2, 2, *one.shape[2:], dtype=torch.float64) for one in disparities]
+    for mask in masks:
+        mask[:, 1, :, : mask.shape[3] // 2] = 1e-6
+    _, parts = module(disparities, *rest, source_K=source_K, masks=masks, return_parts=True)
+    assert (parts.selection[0][..., :20] == 1).all() and (parts.selection[0][..., 28:] == 0).any()
+
+
+def test_points_behind_a_camera_never_win():
+    """Composed as fused: the source behind whose camera everything lies is as if it were not there."""
+    module, disparities, (target, sources, K, T), source_K = ablated(auto_mask=False, predictive_mask=True)
+    ones = [torch.ones(2, 2, *one.shape[2:], dtype=torch.float64) for one in disparities]
+    T = T.clone()
+    T[:, 1, 2, 3] = -1000.0
+    got = module(disparities, target, sources, K, T, source_K=source_K, masks=ones)
+    want = MonodepthLoss(smoothness=0.0, auto_mask=False)(disparities, target, sources, K, T, source_K=source_K)
+    torch.testing.assert_close(got, want)
+    T[:, 0, 2, 3] = -1000.0
+    got, parts = module(disparities, target, sources, K, T, source_K=source_K, masks=ones, return_parts=True)
+    assert got == 0 and all((chosen == -1).all() for chosen in parts.selection)
+    both = MonodepthLoss(smoothness=0.0, average_reprojection=True)
+    _, parts = both(disparities, target, sources, K, T, source_K=source_K, return_parts=True)
+    assert all((chosen == -1).all() for chosen in parts.selection)
+
+
+def test_noise_on_the_identity_breaks_ties_in_training_only():
+    """A still camera: warping by nothing ties with the unwarped source, which noise decides either way."""
+    disparities, target, _, K, *_ = inputs()
+    sources = torch.stack([target, target], 1)
+    still = torch.eye(4).expand(2, 2, 4, 4)
+    for average in (False, True):
+        module = MonodepthLoss(identity_noise=1e-5, average_reprojection=average)
+        _, parts = module(disparities, target, sources, K, still, return_parts=True)
+        assert 0.2 < (parts.selection[0] < 0).double().mean() < 0.95
+        _, parts = module.eval()(disparities, target, sources, K, still, return_parts=True)
+        assert (parts.selection[0] == -1).all()
+
+
+def test_smoothness_is_weighted_by_the_scale_of_a_map():
+    disparities, target, sources, K, T, _ = inputs()
+    _, parts = MonodepthLoss()(disparities, target, sources, K, T, return_parts=True)
+    chosen = [disparities[0], disparities[2]]
+    loss, two = MonodepthLoss(smoothness=0.5, scales=(0, 2))(chosen, target, sources, K, T, return_parts=True)
+    torch.testing.assert_close(two.smoothness, parts.smoothness[[0, 2]])
+    torch.testing.assert_close(loss, (two.photometric + 0.5 * two.smoothness / torch.tensor([1.0, 4.0])).mean())
+
+
+def test_ablations_refuse_what_does_not_go_together():
+    disparities, target, sources, K, T, _ = inputs()
+    masks = [torch.rand(2, 2, *one.shape[2:]) for one in disparities]
+    with pytest.raises(ValueError, match="predictive_mask: expected auto_mask=False with it"):
+        MonodepthLoss(predictive_mask=True)
+    with pytest.raises(ValueError, match="identity_noise: expected a finite number of at least 0, got -1"):
+        MonodepthLoss(identity_noise=-1)
+    with pytest.raises(ValueError, match="masks: expected None without predictive_mask, got 4 masks"):
+        MonodepthLoss()(disparities, target, sources, K, T, masks=masks)
+    module = MonodepthLoss(auto_mask=False, predictive_mask=True)
+    for given, message in (
+        (None, "masks: expected one mask for each disparity map, got None"),
+        (masks[:2], "masks: expected 4, as many as disparities, got 2"),
+        ([masks[0][:, :1], *masks[1:]], r"masks\[0\]: expected shape \(2, 2, 32, 48\), got \(2, 1, 32, 48\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(disparities, target, sources, K, T, masks=given)
+    with pytest.raises(ValueError, match="T: expected shape"):
+        module(disparities, target, sources, K, T[:, :1], masks=masks)
+    with pytest.raises(ValueError, match="disparities: expected 2, one for each of scales, got 4"):
+        MonodepthLoss(scales=(0, 1))(disparities, target, sources, K, T)
+
+
+def test_mirrored_images_and_intrinsics_give_the_same_loss():
+    disparities, target, sources, K, T, source_K = inputs(dtype=torch.float64)
+    width = target.shape[3]
+    mirrored_K, mirrored_T = flip_geometry(K, T, width)
+    others, _ = flip_geometry(source_K, T, width)
+    flipped = [one.flip(-1) for one in disparities]
+    for options in ({}, {"average_reprojection": True}, {"native_scale": True}):
+        module = MonodepthLoss(**options)
+        loss = module(disparities, target, sources, K, T, source_K=source_K)
+        other = module(flipped, target.flip(-1), sources.flip(-1), mirrored_K, mirrored_T, source_K=others)
+        torch.testing.assert_close(other, loss, rtol=1e-9, atol=0)

@@ -74,7 +74,7 @@ def test_encoder_maps(layers):
 
 
 def test_unknown_number_of_layers():
-    with pytest.raises(ValueError, match=r"layers: expected one of \[18, 34, 50, 101\], got 20"):
+    with pytest.raises(ValueError, match=r"layers: expected one of \[18, 34, 50, 101, 152\], got 20"):
         ResNetEncoder(20)
 
 

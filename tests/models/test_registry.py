@@ -31,7 +31,7 @@ NAMES = [
 def test_names():
     assert set(NAMES) <= set(list_models())
     assert list_models() == sorted(list_models())
-    assert list_models("posenet*") == ["posenet_resnet18", "posenet_resnet50"]
+    assert list_models("posenet*") == ["posenet_resnet18", "posenet_resnet50", "posenet_shared"]
     assert list_models("nothing*") == []
 
 

@@ -2,11 +2,11 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from cases import icp_inputs
+from cases import degenerate_clouds, hard_clouds, icp_inputs, spoiled
 from scenes import relative_error
 from scipy.spatial import cKDTree
 
-from mdepth_fast import _dispatch, _native
+from mdepth_fast import _dispatch, _native, info_text
 from mdepth_fast.geometry import backproject, invert_pose, pose_matrix
 from mdepth_fast.ops import icp_align
 
@@ -21,16 +21,6 @@ def clouds(organised, **sizes):
         inputs["source_points"] = inputs["source_points"].flatten(1, 2)[:, 3:]
         inputs["target_points"] = inputs["target_points"].flatten(1, 2).flip(1)[:, 1:]
     return inputs
-
-
-def spoiled(cloud):
-    """With points that are not finite and, where z is depth, behind the camera."""
-    cloud = cloud.clone()
-    cloud.view(cloud.shape[0], -1, 3)[:, 4, 0] = torch.nan
-    cloud.view(cloud.shape[0], -1, 3)[:, 9, 1] = torch.inf
-    cloud.view(cloud.shape[0], -1, 3)[:, 11, 2] = -torch.inf
-    cloud.view(cloud.shape[0], -1, 3)[0, 17] *= -1
-    return cloud
 
 
 @BACKENDS
@@ -91,35 +81,16 @@ def test_scipys_tree_gives_the_same(organised, dtype):
         assert error < (1e-4 if dtype == torch.float32 else 1e-9)
 
 
-def test_the_tree_finds_what_all_pairs_find():
-    """Points in clusters, on a plane, on a grid with ties, all the same; targets of one point and of many."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    flat = normal(1, 500, 3)
-    flat[..., 2] = 1.5
-    grid = torch.cartesian_prod(*[torch.arange(7.0, dtype=torch.float64)] * 3)[None]
-    targets = [
-        flat,
-        grid,
-        normal(1, 20, 1, 3).add(0.01 * normal(1, 20, 30, 3)).flatten(1, 2),
-        normal(1, 1, 3),
-        normal(1, 1, 3).expand(1, 40, 3),
-        normal(1, 16, 3),
-        normal(1, 17, 3),
-        normal(1, 3000, 3),
-    ]
-    queries = torch.cat([3 * normal(1, 300, 3), grid + 0.5], 1)
+@pytest.mark.parametrize("name", hard_clouds()[1])
+def test_the_tree_finds_what_all_pairs_find(name):
+    queries, targets = hard_clouds()
     init = torch.eye(4, dtype=torch.float64)[None]
-    for target in targets:
-        for iterations in (0, 3):  # later ones start from the last match
-            got, want = (
-                icp_align(queries, target, init, iterations=iterations, backend=b) for b in ("cpu", "reference")
-            )
-            assert relative_error(got[:2], want[:2]) < 1e-9
-            assert got.valid.all() and want.valid.all()
+    for iterations in (0, 3):  # later ones start from the last match
+        got, want = (
+            icp_align(queries, targets[name], init, iterations=iterations, backend=b) for b in ("cpu", "reference")
+        )
+        assert relative_error(got[:2], want[:2]) < 1e-9
+        assert got.valid.all() and want.valid.all()
 
 
 @BACKENDS
@@ -200,39 +171,33 @@ def test_hidden_motion_and_cone_are_recovered(organised):
 
 @BACKENDS
 @KINDS
-def test_too_few_pairs_and_pairs_on_a_line(backend, organised):
-    line = torch.tensor([[1.0, 0, 5], [2, 0, 5], [3, 0, 5], [4, 0, 5]], dtype=torch.float64)[None]
-    init = pose_matrix(torch.zeros(1, 3), torch.tensor([[0.01, 0.02, 0.0]])).double()
-    for count in (1, 2, 4):
-        cloud = line[:, :count, None] if organised else line[:, :count]
-        got = icp_align(cloud, cloud, init, iterations=2, backend=backend)
-        assert got.valid.all()
-        want = torch.eye(4, dtype=torch.float64)[None] if count > 2 else init
-        torch.testing.assert_close(got.T, want, rtol=0, atol=1e-12)
-
-
-@BACKENDS
-def test_nothing_to_match(backend):
-    points = torch.full((1, 3, 4, 3), torch.nan)
-    good = icp_inputs(batch=1, height=3, width=4)["target_points"]
-    init = torch.eye(4)[None]
-    behind = init.clone()
-    behind[:, 2, 3] = -100
-    cases = [(points, good, init), (good, points, init), (good, good, behind), (good, good, init * torch.nan)]
-    for source, target, start in cases:
+def test_too_few_pairs_pairs_on_a_line_and_none(backend, organised):
+    for name, (source, target, init) in degenerate_clouds(organised).items():
         source = source.clone().requires_grad_()
-        got = icp_align(source, target, start, backend=backend)
-        assert not got.valid.any() and not got.residual.any()
-        assert torch.equal(got.T.nan_to_num(-1), start.nan_to_num(-1))
+        got = icp_align(source, target, init, iterations=2, backend=backend)
         (grad,) = torch.autograd.grad(got.residual.sum(), source)
-        assert not grad.any()
+        if "line" in name:
+            assert got.valid.all(), name
+            want = torch.eye(4, dtype=torch.float64)[None] if name.startswith("4") else init
+            torch.testing.assert_close(got.T, want, rtol=0, atol=1e-12)
+        elif organised or name != "elsewhere":
+            assert not got.valid.any() and not got.residual.any() and not grad.any(), name
+            assert torch.equal(got.T.nan_to_num(-1), init.nan_to_num(-1))
 
 
 def test_a_gpu_backend_needs_a_launch_plan():
-    """Without one the reference runs there, as the reasons say."""
-    assert _native.backends("icp_align") == ("cpu",)
-    assert _native.backends("inverse_warp") == ("cpu", "cuda", "nvrtc")
-    assert not {("icp_align", "cuda"), ("icp_align", "nvrtc")} & _dispatch._implementations.keys()
+    """Without one a function runs on the CPU alone."""
+    assert _native.backends("nnconv5_weight_gradients") == ("cpu",)
+    assert _native.backends("icp_align") == ("cpu", "cuda", "nvrtc")
+    assert {("icp_align", "cuda"), ("icp_align", "nvrtc")} <= _dispatch._implementations.keys()
+
+
+def test_no_triton_kernel_and_everything_says_why():
+    for device in ("cpu", "cuda"):
+        assert "each point skips" in _dispatch.reasons("icp_align", torch.device(device))["triton"]
+    assert "icp_align has no triton kernel: each point skips" in info_text()
+    with pytest.raises(RuntimeError, match=r"'triton' was asked for and cannot run: .*triton: icp_align has"):
+        icp_align(**icp_inputs(batch=1), backend="triton")
 
 
 def test_errors():

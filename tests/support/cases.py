@@ -313,6 +313,61 @@ def _flow_smoothness(backend, flow, mask):
     return [torch.stack(losses)]
 
 
+def spoiled(cloud):
+    """With points that are not finite and, where z is depth, behind the camera."""
+    cloud = cloud.clone()
+    cloud.view(cloud.shape[0], -1, 3)[:, 4, 0] = torch.nan
+    cloud.view(cloud.shape[0], -1, 3)[:, 9, 1] = torch.inf
+    cloud.view(cloud.shape[0], -1, 3)[:, 11, 2] = -torch.inf
+    cloud.view(cloud.shape[0], -1, 3)[0, 17] *= -1
+    return cloud
+
+
+def hard_clouds():
+    """Source and targets (1,N,3) in float64, by name: clusters, a plane, a grid with ties, all points the same; few
+    points and many."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    flat = normal(1, 500, 3)
+    flat[..., 2] = 1.5
+    grid = torch.cartesian_prod(*[torch.arange(7.0, dtype=torch.float64)] * 3)[None]
+    targets = {
+        "flat": flat,
+        "grid": grid,
+        "clusters": normal(1, 20, 1, 3).add(0.01 * normal(1, 20, 30, 3)).flatten(1, 2),
+        "one point": normal(1, 1, 3),
+        "one point often": normal(1, 1, 3).expand(1, 40, 3),
+        "16 points": normal(1, 16, 3),
+        "17 points": normal(1, 17, 3),
+        "many": normal(1, 3000, 3),
+    }
+    return torch.cat([3 * normal(1, 300, 3), grid + 0.5], 1), targets
+
+
+def degenerate_clouds(organised):
+    """Source, target and init, by name: too few pairs, pairs on a line, none."""
+    line = torch.tensor([[1.0, 0, 5], [2, 0, 5], [3, 0, 5], [4, 0, 5]], dtype=torch.float64)[None]
+    shifted = pose_matrix(torch.zeros(1, 3), torch.tensor([[0.01, 0.02, 0.0]])).double()
+    cases = {f"{count} on a line": (line[:, :count], line[:, :count], shifted) for count in (1, 2, 4)}
+    if organised:
+        cases = {name: (source[:, :, None], target[:, :, None], init) for name, (source, target, init) in cases.items()}
+    good = icp_inputs(batch=1, height=3, width=4, dtype=torch.float64)["target_points"]
+    good = good if organised else good.flatten(1, 2)
+    lost, init = torch.full_like(good, torch.nan), torch.eye(4, dtype=torch.float64)[None]
+    behind = init.clone()
+    behind[:, 2, 3] = -100
+    return {
+        **cases,
+        "no source": (lost, good, init),
+        "no target": (good, lost, init),
+        "elsewhere": (good, good, behind),
+        "nan": (good, good, init * torch.nan),
+    }
+
+
 def awkward_metrics(dtype):
     """Arguments of `depth_metrics`: numbers that are not finite, at the ends of the ranges, and windows, by name."""
     maps = _metrics_inputs(2, 9, 131, dtype)
@@ -361,10 +416,10 @@ CASES = [
     Case("ordinal_decode", _decode_inputs, (), _decode, shared=("thresholds",)),
     Case("ordinal_loss", _ordinal_inputs, ("logits",), _ordinal_loss, shared=("thresholds",), of_nothing=0.0),
     Case("depth_metrics", _metrics_inputs, (), _metrics, sums=True),
-    Case("icp_align", icp_inputs, ("source_points",), _icp, kernels=False),
     Case("flow_warp", _flow_warp_inputs, ("source", "flow"), _flow_warp),
     Case("flow_photometric_loss", flow_inputs, ("flow",), _flow_photometric),
     Case("flow_smoothness_loss", _flow_smoothness_inputs, ("flow",), _flow_smoothness),
+    Case("icp_align", icp_inputs, ("source_points",), _icp),
     Case("silog_loss", sparse_inputs, ("prediction",), _silog, of_nothing=0.0),
     Case("berhu_loss", sparse_inputs, ("prediction",), _berhu, of_nothing=0.0),
     Case(

@@ -19,7 +19,10 @@ from mdepth_fast.training.config import (
 def test_every_preset_is_valid_and_names_a_protocol() -> None:
     """Those of measured depth have tests of their own."""
     names = list_presets("self_supervised")
-    assert names == ["folder", "kitti_mono", "kitti_mono_stereo", "kitti_stereo", "motorcycle", "synthetic"]
+    published = ["kitti_mono", "kitti_mono_stereo", "kitti_stereo"]
+    variants = [f"{name}_{kind}" for name in published for kind in ("1024x320", "scratch")]
+    others = ["kitti_mono_416x128", "kitti_odometry_mono", "kitti_odometry_mono_stereo"]
+    assert names == sorted(["folder", "motorcycle", "synthetic", *published, *variants, *others])
     assert set(list_presets()) >= {*names, *list_presets("supervised")}
     for name in names:
         config = load_config(name)
@@ -46,6 +49,54 @@ def test_kitti_presets_hold_the_published_recipe(preset: str, sources: list[int 
     # Published stereo models work in units of 5.4 m (KITTI's baseline over 0.1), depth 0.1 to 100 of them.
     unit = 1.0 if preset == "kitti_mono" else 5.4
     assert (config.model.min_depth, config.model.max_depth) == pytest.approx((0.1 * unit, 100 * unit))
+
+
+MODES = {"mono": [-1, 1], "stereo": ["stereo"], "mono_stereo": [-1, 1, "stereo"]}
+
+
+@pytest.mark.parametrize(
+    ("preset", "base", "changes"),
+    [
+        *(
+            (f"kitti_{mode}_1024x320", f"kitti_{mode}", {"data": (320, 1024), "lr": 1e-5, "max_epochs": 5})
+            for mode in MODES
+        ),
+        *((f"kitti_{mode}_scratch", f"kitti_{mode}", {"max_epochs": 30}) for mode in MODES),
+        ("kitti_mono_416x128", "kitti_mono", {"data": (128, 416)}),
+        ("kitti_odometry_mono", "kitti_mono", {"name": "kitti_odometry"}),
+        ("kitti_odometry_mono_stereo", "kitti_mono_stereo", {"name": "kitti_odometry"}),
+    ],
+)
+def test_a_variant_differs_from_its_base_as_published(preset: str, base: str, changes: dict[str, object]) -> None:
+    config, expected = load_config(preset), load_config(base)
+    assert config.run == preset and len(preset) < 27, "what the list of presets has room for"
+    expected.run = preset
+    expected.data.height, expected.data.width = changes.get("data", (192, 640))  # type: ignore[misc]
+    expected.data.name = changes.get("name", "kitti")  # type: ignore[assignment]
+    expected.optimizer.lr = changes.get("lr", 1e-4)  # type: ignore[assignment]
+    expected.trainer.max_epochs = changes.get("max_epochs", 20)  # type: ignore[assignment]
+    assert config == expected
+    assert config.data.sources == MODES[base.removeprefix("kitti_")]
+    notes = " ".join(preset_notes(preset))
+    assert "--data.root" in notes and "--data.split" in notes
+    assert ("--model.weights" in notes) == preset.endswith("1024x320")
+
+
+def test_a_file_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("base: kitti_mono\noptimizer: {lr: 3.0e-4}\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\nrun: two\ndata: {height: 64}\n")
+    config = load_config(str(tmp_path / "two.yaml"), ["--trainer.max_epochs=2"])
+    assert (config.run, config.optimizer.lr, config.data.height, config.data.width) == ("two", 3e-4, 64, 640)
+    assert (config.optimizer.step_size, config.trainer.max_epochs, config.data.sources) == (15, 2, [-1, 1])
+    (tmp_path / "one.yaml").write_text("base: two.yaml\n")
+    with pytest.raises(ValueError, match=r"one\.yaml: base: expected a preset or file that does not build on this one"):
+        load_config(str(tmp_path / "two.yaml"))
+    (tmp_path / "one.yaml").write_text("base: [kitti_mono]\n")
+    with pytest.raises(ValueError, match=r"base: expected a preset or a \.yaml file, got \['kitti_mono'\]"):
+        load_config(str(tmp_path / "one.yaml"))
+    (tmp_path / "one.yaml").write_text("base: three.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"three\.yaml: no such file"):
+        load_config(str(tmp_path / "one.yaml"))
 
 
 def test_overrides_are_typed() -> None:

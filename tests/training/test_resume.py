@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import Callback
 from tiny_run import Recorder, read_record, spawn, tiny_config, tiny_supervised, write_frames
+from torch import Tensor
 
 from mdepth_fast.inference import load_trained
 from mdepth_fast.systems import load_config
@@ -130,3 +132,53 @@ def test_a_run_from_before_systems_had_names_goes_on(tmp_path: Path) -> None:
         assert not any("other settings" in line for line in lines)
         assert resumed.after == expected.after
         assert load_trained(path).config.system == ("monodepth2" if task == "self_supervised" else task)
+
+
+class _Rates(Callback):
+    """The rate and Adam's first moment of every step, as the step finds them."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.moments: list[Tensor | None] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        states = [state["exp_avg"].clone() for state in optimizer.state.values() if "exp_avg" in state]
+        self.moments.append(states[0] if states else None)
+
+
+def test_a_resumed_run_takes_the_rate_and_the_schedule_of_its_configuration(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output": str(tmp_path), "optimizer__lr": 1e-3, "trainer__max_epochs": 1}
+    train(tiny_config(**settings))
+    rates = _Rates()
+    settings |= {"optimizer__lr": 1e-4, "optimizer__step_size": 3, "optimizer__gamma": 0.1, "trainer__max_epochs": 4}
+    train(tiny_config(**settings, optimizer__weight_decay=0.01), callbacks=[rates], resume="auto")
+    assert rates.rates == pytest.approx([1e-4] * 8 + [1e-5] * 4)
+    values = read_checkpoint(tmp_path / "tiny" / "001" / "last.ckpt")
+    assert values["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.01
+    with pytest.raises(ValueError, match=r"optimizer\.schedule: expected 'step', as the resumed run has it, got"):
+        train(tiny_config(**settings, optimizer__schedule="poly"), resume="auto")
+
+
+def test_fine_tuning_starts_from_weights_and_moments_at_its_own_rate(tmp_path: Path) -> None:
+    """As the published recipe for larger images: the moments of the first run, but a tenth of its rate."""
+    first = train(tiny_config(output=str(tmp_path), optimizer__lr=1e-3, trainer__max_epochs=1))
+    assert first is not None
+    values = read_checkpoint(first.checkpoint)
+    rates = _Rates()
+    start: dict[str, Any] = {f"{section}__weights": str(first.folder) for section in ("model", "pose")}
+    start |= {"output": str(tmp_path), "run": "larger", "data__height": 96, "data__width": 128}
+    start |= {"optimizer__lr": 1e-4, "trainer__max_epochs": 1, "trainer__max_steps": 2}
+    state = {"optimizer__state": str(first.folder)}
+    result = train(tiny_config(**start, **state), callbacks=[rates])
+    assert result is not None and rates.rates == pytest.approx([1e-4, 1e-4])
+    assert rates.moments[0] is not None
+    torch.testing.assert_close(rates.moments[0], values["optimizer_states"][0]["state"][0]["exp_avg"])
+    # Without a state it is Adam's own start; resumed, it is the run's own state, and the file of the first may be gone.
+    without = _Rates()
+    train(tiny_config(**{**start, "run": "without"}), callbacks=[without])
+    assert without.moments[0] is None
+    with pytest.raises(ValueError, match=r"optimizer.state: .*last.ckpt: expected the state of the same networks"):
+        train(tiny_config(**{**start, "run": "other", "pose__weights": None, "pose__name": "posecnn"}, **state))
+    with pytest.raises(FileNotFoundError, match=r"nothing: no such checkpoint"):
+        train(tiny_config(**{**start, "run": "none", "optimizer__state": str(tmp_path / "nothing")}))

@@ -20,6 +20,11 @@ MDEPTH_HD float exp_of(float x) { return expf(x); }
 MDEPTH_HD double exp_of(double x) { return exp(x); }
 MDEPTH_HD float abs_of(float x) { return fabsf(x); }
 MDEPTH_HD double abs_of(double x) { return fabs(x); }
+MDEPTH_HD float sqrt_of(float x) { return sqrtf(x); }
+MDEPTH_HD double sqrt_of(double x) { return sqrt(x); }
+// The other one where one is NaN.
+MDEPTH_HD float min_of(float x, float y) { return fminf(x, y); }
+MDEPTH_HD double min_of(double x, double y) { return fmin(x, y); }
 
 template <class T>
 MDEPTH_HD T sign_of(T x) {

@@ -1,7 +1,8 @@
-// icp_align: parameters, and the arithmetic of one closed-form alignment.
+// icp_align: parameters, the camera of an organised target, the closed-form alignment of pairs, and the GPU's plan.
 #pragma once
-#include "mdepth/hd.h"
+#include "mdepth/grid.h"
 #include "mdepth/params.h"
+#include "mdepth/plan.h"
 
 namespace mdepth {
 
@@ -16,11 +17,95 @@ struct IcpAlignParams {
   void* residual;      // out (B, N, 3)
   double* transform;   // out (B, 4, 4)
   bool* valid;         // out (B, N)
+  double* workspace;   // GPU
 };
 MDEPTH_FIELDS(IcpAlignParams, dtype, threads, batch, points, height, width, iterations, organised, source, target, init,
-              residual, transform, valid)
+              residual, transform, valid, workspace)
 
 constexpr int kIcpReach = 3;  // of the window on organised clouds, in pixels to each side
+
+template <class T>
+MDEPTH_HD bool finite(const T* p) {
+  return p[0] - p[0] == T(0) && p[1] - p[1] == T(0) && p[2] - p[2] == T(0);
+}
+
+// Point i of a cloud, and whether it counts.
+template <class T>
+MDEPTH_HD bool load_point(const T* cloud, int64_t i, bool organised, double* point) {
+  const T* p = cloud + 3 * i;
+  for (int a = 0; a < 3; ++a) point[a] = double(p[a]);
+  return finite(p) && (!organised || point[2] > kMinZ);
+}
+
+MDEPTH_HD double squared_distance(const double* p, const double* q) {
+  const double dx = p[0] - q[0], dy = p[1] - q[1], dz = p[2] - q[2];
+  return dx * dx + dy * dy + dz * dz;
+}
+
+// Along each axis, pixel = focal * ray + middle, where a ray is x / z or y / z.
+struct IcpCamera {
+  double focal[2], middle[2];
+};
+
+// What the points of a target have in the mean.
+struct IcpMeans {
+  double point[3], ray[2], pixel[2];
+};
+
+// The camera is found by least squares, in two passes over the points that count. First their sums: 1, the point, its
+// rays and its pixels.
+constexpr int kIcpMeanSums = 8;
+MDEPTH_HD void add_point(double* sums, const double* point) {
+  sums[0] += 1.0;
+  for (int a = 0; a < 3; ++a) sums[1 + a] += point[a];
+}
+MDEPTH_HD void add_ray(double* sums, const double* point, double u, double v) {
+  add_point(sums, point);
+  for (int a = 0; a < 2; ++a) sums[4 + a] += point[a] / point[2];
+  sums[6] += u;
+  sums[7] += v;
+}
+MDEPTH_HD IcpMeans icp_means(const double* sums) {
+  const double count = sums[0] > 1.0 ? sums[0] : 1.0;
+  IcpMeans means;
+  for (int a = 0; a < 3; ++a) means.point[a] = sums[1 + a] / count;
+  for (int a = 0; a < 2; ++a) means.ray[a] = sums[4 + a] / count;
+  for (int a = 0; a < 2; ++a) means.pixel[a] = sums[6 + a] / count;
+  return means;
+}
+
+// Then, around the means, the variances of both rays and their covariances with the pixels.
+constexpr int kIcpSpreadSums = 4;
+MDEPTH_HD void add_spread(double* sums, const IcpMeans& means, const double* point, double u, double v) {
+  const double pixel[2] = {u, v};
+  for (int a = 0; a < 2; ++a) {
+    const double x = point[a] / point[2] - means.ray[a];
+    sums[a] += x * x;
+    sums[2 + a] += x * (pixel[a] - means.pixel[a]);
+  }
+}
+MDEPTH_HD IcpCamera icp_camera(const double* sums, const IcpMeans& means) {
+  IcpCamera camera;
+  for (int a = 0; a < 2; ++a) {
+    camera.focal[a] = sums[a] > 0.0 ? sums[2 + a] / sums[a] : 0.0;
+    camera.middle[a] = means.pixel[a] - camera.focal[a] * means.ray[a];
+  }
+  return camera;
+}
+
+// The pixel in the middle of a moved point's window. False where there is none: the point is not before the camera, or
+// all of the window is outside the image.
+MDEPTH_HD bool icp_window(const IcpCamera& camera, const double* p, int64_t height, int64_t width, int64_t* u,
+                          int64_t* v) {
+  if (!(p[2] > kMinZ)) return false;
+  const double x = floor_of(camera.focal[0] * (p[0] / p[2]) + camera.middle[0] + 0.5);
+  const double y = floor_of(camera.focal[1] * (p[1] / p[2]) + camera.middle[1] + 0.5);
+  if (!(x >= -kIcpReach && x <= double(width - 1 + kIcpReach))) return false;
+  if (!(y >= -kIcpReach && y <= double(height - 1 + kIcpReach))) return false;
+  *u = int64_t(x);
+  *v = int64_t(y);
+  return true;
+}
 
 // The sums over matched pairs p, q that determine the alignment: 1, p, q, p q^T (row-major), |p|^2, |q|^2.
 constexpr int kIcpSums = 18;
@@ -79,14 +164,15 @@ MDEPTH_HD double principal_axis(double (&m)[4][4], double (&axis)[4]) {
         }
       }
   }
-  int best = 0;
-  for (int i = 1; i < 4; ++i)
-    if (m[i][i] > m[best][best]) best = i;
-  double next = -1.7976931348623157e308;
-  for (int i = 0; i < 4; ++i)
-    if (i != best && m[i][i] > next) next = m[i][i];
-  for (int k = 0; k < 4; ++k) axis[k] = v[k][best];
-  return m[best][best] - next;
+  double best = m[0][0], next = -1.7976931348623157e308;
+  for (int k = 0; k < 4; ++k) axis[k] = v[k][0];
+  for (int i = 1; i < 4; ++i) {
+    const bool better = m[i][i] > best;
+    for (int k = 0; k < 4; ++k) axis[k] = better ? v[k][i] : axis[k];
+    next = better ? best : (m[i][i] > next ? m[i][i] : next);
+    best = better ? m[i][i] : best;
+  }
+  return best - next;
 }
 
 // transform <- (the rigid motion that takes the p closest to the q) * transform. The pairs were counted from `origin`,
@@ -139,5 +225,62 @@ MDEPTH_HD void compose_alignment(const double* sums, const double* origin, doubl
           r[a][0] * before[c] + r[a][1] * before[4 + c] + r[a][2] * before[8 + c] + shift * transform[12 + c];
   }
 }
+
+// What the GPU's kernels share. A block of kRunThreads has kIcpGroup points of the target, or a source point per thread.
+constexpr int kIcpRun = 32;  // of target points in a common box; a group has one box more
+constexpr int kIcpGroup = 32 * kIcpRun;
+
+// An image of the batch on the GPU.
+struct IcpState {
+  IcpMeans means;
+  IcpCamera camera;
+  double sums[kIcpSums];
+};
+constexpr int kIcpState = sizeof(IcpState) / sizeof(double);
+
+MDEPTH_HD int64_t icp_groups(const IcpAlignParams& p) { return (p.height * p.width + kIcpGroup - 1) / kIcpGroup; }
+
+// Of the workspace, in doubles: for unorganised clouds each group's points, its boxes of two corners, all of them four
+// numbers, and the last match of every source point; state; partial sums.
+MDEPTH_HD int64_t icp_packed(const IcpAlignParams& p) {
+  constexpr int64_t kCorners = kIcpGroup + 2 * (kIcpGroup / kIcpRun + 1);
+  return p.organised ? 0 : icp_groups(p) * kCorners * (p.dtype == Dtype::kFloat64 ? 4 : 2);
+}
+MDEPTH_HD int64_t icp_last(const IcpAlignParams& p) { return p.organised ? 0 : (p.points + 1) / 2; }
+MDEPTH_HD IcpState* icp_state(const IcpAlignParams& p) {
+  return reinterpret_cast<IcpState*>(p.workspace + p.batch * (icp_packed(p) + icp_last(p)));
+}
+MDEPTH_HD double* icp_partial(const IcpAlignParams& p) { return reinterpret_cast<double*>(icp_state(p) + p.batch); }
+
+#if !defined(__CUDACC_RTC__)
+
+inline Plan plan_icp_align(const IcpAlignParams& p) {
+  check_plane("icp_align", p.height, p.width);
+  check_plane("icp_align", p.points, 1);
+  if (p.iterations > 100000) throw std::invalid_argument("icp_align: more than 100000 iterations on a GPU");
+  const int64_t groups = p.batch * icp_groups(p), blocks = p.batch * runs_per_plane(p.points);
+  const auto kernel = [&p](const char* organised, const char* unorganised) {
+    return with_dtype(p.organised ? organised : unorganised, p.dtype);
+  };
+  Plan plan;
+  plan.workspace = p.batch * (icp_packed(p) + icp_last(p) + kIcpState) +
+                   (kIcpMeanSums * groups > kIcpSums * blocks ? kIcpMeanSums * groups : kIcpSums * blocks);
+  plan.add(kernel("icp_align_means", "icp_align_pack"), groups, kRunThreads);
+  plan.add("icp_align_begin", p.batch, kReduceThreads);
+  if (p.organised) {
+    plan.add(with_dtype("icp_align_spreads", p.dtype), groups, kRunThreads);
+    plan.add("icp_align_camera", p.batch, kReduceThreads);
+  } else {
+    plan.add("icp_align_guess", blocks, kRunThreads);
+  }
+  for (int64_t i = 0; i < p.iterations; ++i) {
+    plan.add(kernel("icp_align_pairs_window", "icp_align_pairs_all"), blocks, kRunThreads);
+    plan.add("icp_align_compose", p.batch, kReduceThreads);
+  }
+  plan.add(kernel("icp_align_residual_window", "icp_align_residual_all"), blocks, kRunThreads);
+  return plan;
+}
+
+#endif
 
 }  // namespace mdepth

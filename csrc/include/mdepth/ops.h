@@ -31,6 +31,7 @@
   OP(flow_smoothness_loss, FlowSmoothnessLossParams)      \
   OP(flow_warp, FlowWarpParams)                           \
   OP(flow_warp_backward, FlowWarpParams)                  \
+  OP(icp_align, IcpAlignParams)                           \
   OP(inverse_warp, InverseWarpParams)                     \
   OP(inverse_warp_backward, InverseWarpParams)            \
   OP(min_reprojection, MinReprojectionParams)             \
@@ -46,7 +47,6 @@
 
 #define MDEPTH_CPU_OPS(OP)        \
   OP(conv_stack, ConvStackParams) \
-  OP(icp_align, IcpAlignParams)   \
   OP(nnconv5_weight_gradients, NnConv5WeightGradientsParams)
 
 // The CPU kernels exist once per instruction set, in a namespace of its name. Each returns 0, or 1 when memory for its row
