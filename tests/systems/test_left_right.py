@@ -10,7 +10,7 @@ from tiny_run import Untouched
 from torch.utils.data import default_collate
 
 from mdepth_fast.data import MotorcycleStereo, SyntheticScenes
-from mdepth_fast.inference import evaluate, load_trained
+from mdepth_fast.inference import evaluate, load_system, load_trained
 from mdepth_fast.systems import StepInfo, Views, get_system, list_presets, load_config, preset_notes
 from mdepth_fast.training.run import train
 
@@ -138,3 +138,7 @@ def test_a_few_steps_on_real_pairs(preset: str, real_data: Path, tmp_path: Path)
     # 0.54 m, 721.5 px of 1242.
     assert (net.baseline, net.focal) == (pytest.approx(0.533, abs=1e-3), pytest.approx(721.5377 / 1242, rel=1e-4))
     assert net.predict(torch.rand(3, 100, 300)).depth.shape == (1, 1, 100, 300)
+    system = load_system(result.folder)
+    assert system.name == trained.config.system and system.extra_state()["camera"]["focal"] == net.focal
+    weights = net.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in system.net.state_dict().items())
