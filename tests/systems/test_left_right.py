@@ -104,6 +104,11 @@ def test_what_is_not_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="T: expected a shift along x between the cameras of a rectified pair"):
         build("garg_synthetic", Tilted(1, 128, 128, sources=("stereo",)))
 
+    with pytest.raises(ValueError, match=r"data\.width: expected a multiple of 128 for monodepth_vgg, got 288"):
+        build("left_right_motorcycle", MotorcycleStereo(256, 288), "--data.width=288")
+    with pytest.raises(ValueError, match=r"model\.name: expected monodepth_vgg or the like: .*Monodepth2"):
+        build("left_right_motorcycle", MotorcycleStereo(128, 128), "--model.name=monodepth2_resnet18")
+
 
 def test_the_mask_shows_where_both_disparities_agree() -> None:
     system = build("left_right_motorcycle", MotorcycleStereo(128, 256))
