@@ -7,6 +7,7 @@ the evaluation brings its own focal length.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from mdepth_fast.losses import GargLoss, LeftRightLoss
 from mdepth_fast.models import create_model, load_checkpoint
 from mdepth_fast.ops import flow_warp
 from mdepth_fast.systems.config import Config
+from mdepth_fast.systems.depth import called
 from mdepth_fast.systems.motion import MotionModel, no_motion
 from mdepth_fast.systems.registry import packaged_presets, register_system
 from mdepth_fast.systems.self_supervised import Objective, Outputs, SelfSupervisedSystem
@@ -197,18 +199,28 @@ class _StereoSystem(SelfSupervisedSystem[C]):  # type: ignore[type-var]  # no po
         return cls(config, cls.starting_net(config, {"camera": camera}), None, sources)
 
     @classmethod
+    def restore_system(cls, config: C, saved: dict[str, Any], weights: dict[str, Tensor]) -> "_StereoSystem[C]":
+        """The whole trained system of a checkpoint. The arguments are those of `restore`."""
+        config.model.weights = None
+        system = cls(config, cls.starting_net(config, saved), None, tuple(saved["sources"]))
+        system.load_state_dict(weights)
+        return system
+
+    @classmethod
     def starting_net(cls, config: C, saved: dict[str, Any]) -> Any:
         """The network; `saved["camera"]` makes its depth metric."""
         model = config.model
-        options: dict[str, Any] = {"base": model.base} if model.base else {}
-        net = create_model(
-            model.name,
-            **options,
+        options: dict[str, Any] = {
+            **({"base": model.base} if model.base else {}),
             **saved.get("camera", {}),
-            max_disparity=model.max_disparity,
-            maps=cls.maps,
-            input_size=(config.data.height, config.data.width),
-        )
+            "max_disparity": model.max_disparity,
+            "maps": cls.maps,
+            "input_size": (config.data.height, config.data.width),
+        }
+        net = called("model.name: expected monodepth_vgg or the like", partial(create_model, model.name), options)
+        for side in ("height", "width"):
+            if (length := getattr(config.data, side)) % net.multiple:
+                raise ValueError(f"data.{side}: expected a multiple of {net.multiple} for {model.name}, got {length}")
         if model.weights:
             load_checkpoint(net, model.weights)
         return net

@@ -67,7 +67,7 @@ def test_reads_the_published_variables(tmp_path) -> None:
         net = MonodepthVGG()
         content = published(net)
     assert sum(value.numel() for key, value in content.items() if key.endswith(("weights", "biases"))) == 31_600_072
-    name, options, state = convert_content(content, tmp_path / "model.npz")
+    name, options, state = convert_content(content, tmp_path / "model.npz", "monodepth_vgg")
     assert (name, options) == ("monodepth_vgg", {})
     assert state.keys() == net.state_dict().keys()
     path = tmp_path / "model.npz"

@@ -10,7 +10,7 @@ from tiny_run import Untouched
 from torch.utils.data import default_collate
 
 from mdepth_fast.data import MotorcycleStereo, SyntheticScenes
-from mdepth_fast.inference import evaluate, load_trained
+from mdepth_fast.inference import evaluate, load_system, load_trained
 from mdepth_fast.systems import StepInfo, Views, get_system, list_presets, load_config, preset_notes
 from mdepth_fast.training.run import train
 
@@ -104,6 +104,11 @@ def test_what_is_not_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="T: expected a shift along x between the cameras of a rectified pair"):
         build("garg_synthetic", Tilted(1, 128, 128, sources=("stereo",)))
 
+    with pytest.raises(ValueError, match=r"data\.width: expected a multiple of 128 for monodepth_vgg, got 288"):
+        build("left_right_motorcycle", MotorcycleStereo(256, 288), "--data.width=288")
+    with pytest.raises(ValueError, match=r"model\.name: expected monodepth_vgg or the like: .*Monodepth2"):
+        build("left_right_motorcycle", MotorcycleStereo(128, 128), "--model.name=monodepth2_resnet18")
+
 
 def test_the_mask_shows_where_both_disparities_agree() -> None:
     system = build("left_right_motorcycle", MotorcycleStereo(128, 256))
@@ -138,3 +143,7 @@ def test_a_few_steps_on_real_pairs(preset: str, real_data: Path, tmp_path: Path)
     # 0.54 m, 721.5 px of 1242.
     assert (net.baseline, net.focal) == (pytest.approx(0.533, abs=1e-3), pytest.approx(721.5377 / 1242, rel=1e-4))
     assert net.predict(torch.rand(3, 100, 300)).depth.shape == (1, 1, 100, 300)
+    system = load_system(result.folder)
+    assert system.name == trained.config.system and system.extra_state()["camera"]["focal"] == net.focal
+    weights = net.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in system.net.state_dict().items())
