@@ -67,7 +67,7 @@ def test_the_published_recipes() -> None:
     for preset, expected in recipes.items():
         config: Any = load_config(preset)
         optimizer, data, loss = config.optimizer, config.data, config.loss
-        assert (optimizer.name, optimizer.schedule, optimizer.gamma) == ("adam", "steps", 0.5)
+        assert (optimizer.name, optimizer.schedule, optimizer.gamma) == ("adam", "step_milestones", 0.5)
         found = (optimizer.lr, data.batch_size, optimizer.milestones, config.trainer.max_steps, loss.alpha, loss.scale)
         found += (loss.smooth_alpha, loss.smooth_scale, loss.smoothness, loss.border, data.height, data.width)
         assert found == expected
