@@ -82,22 +82,22 @@ def reference(
 
     right, below = (flow[..., :-1], flow[..., 1:]), (flow[..., :-1, :], flow[..., 1:, :])
     along_x, along_y = (one - other for one, other in (right, below))
-    weight_x = weight_y = None
-    if mask is not None:
-        weight_x, weight_y = mask[..., :-1] * mask[..., 1:], mask[..., :-1, :] * mask[..., 1:, :]
+    terms: list[tuple[Tensor, Tensor | None]]
     if form == "joint":
         along_x, along_y = along_x[..., :-1, :], along_y[..., :-1]
-        weight = None if mask is None else weight_x[..., :-1, :] * mask[..., 1:, :-1]
-        if weight is not None:
+        weight = None
+        if mask is not None:
+            weight = mask[..., :-1, :-1] * mask[..., :-1, 1:] * mask[..., 1:, :-1]
             along_x, along_y = (torch.where(weight != 0, one, 0) for one in (along_x, along_y))
         terms = [(penalty(along_x.abs().sum(1, keepdim=True) + along_y.abs().sum(1, keepdim=True)), weight)]
+    elif mask is None:
+        terms = [(penalty(along_x), None), (penalty(along_y), None)]
     else:
-        if mask is not None:
-            along_x, along_y = torch.where(weight_x != 0, along_x, 0), torch.where(weight_y != 0, along_y, 0)
+        weight_x, weight_y = mask[..., :-1] * mask[..., 1:], mask[..., :-1, :] * mask[..., 1:, :]
+        along_x, along_y = torch.where(weight_x != 0, along_x, 0), torch.where(weight_y != 0, along_y, 0)
         terms = [(penalty(along_x), weight_x), (penalty(along_y), weight_y)]
-    pixels = flow[:, :1].numel()
-    found = sum((value if weight is None else weight * value).sum() for value, weight in terms)
-    return found / pixels
+    sums = [(value if weight is None else weight * value).sum() for value, weight in terms]
+    return (sums[0] if len(sums) == 1 else sums[0] + sums[1]) / flow[:, :1].numel()
 
 
 def _scaled(grad: Tensor, grad_flow: Tensor, flow: Tensor) -> Tensor:
