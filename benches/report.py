@@ -30,7 +30,7 @@ def write_gradient_errors(device: torch.device) -> None:
     """Errors of the reprojection losses' gradients, of eager float32 and of the backend that is chosen first."""
     facts, size, seeds = report.device_facts(device), (1, 192, 640), list(range(10))
     errors = {}
-    for case in (CASES["min_reprojection"], CASES["monodepth_loss"]):
+    for case in map(CASES.__getitem__, ("min_reprojection", "monodepth_loss", "view_synthesis_loss", "vid2depth_loss")):
         backend = next(v for v in core.VARIANTS if v not in core.PLAIN and not _dispatch.why_not(case.op, v, device))
         errors[case.name] = core.gradient_errors(case, backend, MOTION_SCENES, seeds, size, device)
     report.write_record(RESULTS, "gradient_error", "x".join(map(str, size)), facts, seeds=seeds, errors=errors)

@@ -43,7 +43,8 @@ def _edges(
     image,  # (B, C, H, W)
     partial,  # (B, 3, tiles) double: disparity, along x, along y
     grad,  # (B, 1, H, W) or None
-    images,
+    edges_x,  # of the whole batch
+    edges_y,
     height,
     width,
     CHANNELS: tl.constexpr,
@@ -66,8 +67,7 @@ def _edges(
     if grad is not None:
         _left, sign_left = _edge(disparity, image, here - 1, 1, inside & (x > 0), plane, CHANNELS)
         _above, sign_above = _edge(disparity, image, here - width, width, inside & (y > 0), plane, CHANNELS)
-        share_x = 1 / (images * (plane - height)).to(d.dtype)
-        share_y = 1 / (images * (plane - width)).to(d.dtype)
+        share_x, share_y = 1 / edges_x.to(d.dtype), 1 / edges_y.to(d.dtype)
         value = share_x * (sign_right - sign_left) + share_y * (sign_below - sign_above)
         tl.store(grad + batch * plane + here, value, mask=inside)
 
@@ -141,7 +141,8 @@ def forward(disparity: Tensor, image: Tensor, normalize: bool, need_grad: bool) 
         image=image,
         partial=partial,
         grad=grad,
-        images=batch,
+        edges_x=batch * height * (width - 1),
+        edges_y=batch * (height - 1) * width,
         height=height,
         width=width,
         CHANNELS=channels,

@@ -194,7 +194,7 @@ class Kernel:
         return made
 
     def _dtype(self, one: Array, values: Values) -> torch.dtype:
-        if one.dtype is not None or one.like is None:
+        if one.dtype is not None or one.like is None or values[one.like] is None:
             return one.dtype or self.first(values).dtype
         return next(iter(_listed(values[one.like]))).dtype  # type: ignore[no-any-return]
 

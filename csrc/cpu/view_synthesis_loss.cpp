@@ -26,7 +26,7 @@ struct alignas(64) Buffers {
   Row<T> inside[3], counts[3];  // M, or 1; and that times the weight
   WindowRow<T> sums[3];         // over three columns
   WindowRow<T> raw, none;       // `none` is 0
-  Row<T> window_weight, distance, zero, grad_u[kViewTerms], grad_v[kViewTerms], grad_depth;
+  Row<T> window_weight, mean, variance, distance, zero, grad_u[kViewTerms], grad_v[kViewTerms], grad_depth;
 };
 
 template <class T>
@@ -116,8 +116,8 @@ struct Kernel {
                         *RESTRICT m2 = k.counts[below] + kLead;
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        const T sum = (m0[i - 1] + m0[i] + m0[i + 1]) + (m1[i - 1] + m1[i] + m1[i + 1]) +
-                      (m2[i - 1] + m2[i] + m2[i + 1]);
+        const T sum =
+            (m0[i - 1] + m0[i] + m0[i + 1]) + (m1[i - 1] + m1[i] + m1[i + 1]) + (m2[i - 1] + m2[i] + m2[i + 1]);
         weight[i] = window_inside(first + i, w) ? sum * T(1.0 / 9.0) : T(0);
       }
     }
@@ -129,12 +129,20 @@ struct Kernel {
                         *RESTRICT y2 = k.target[below][c] + kLead;
       T *RESTRICT a = k.raw.v[3 * c] + kLead, *RESTRICT b = k.raw.v[3 * c + 1] + kLead,
                   *RESTRICT d = k.raw.v[3 * c + 2] + kLead;
+      T *RESTRICT mean = k.mean + kLead, *RESTRICT variance = k.variance + kLead;
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {  // of the target; in one loop with what follows GCC would not vectorise
+        const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
+        const Moments<T> m = moments_of(wy);
+        mean[i] = m.mean;
+        variance[i] = m.variance;
+      }
       const bool fresh = c == 0;
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         const Window<T> wx{{x0[i - 1], x0[i], x0[i + 1], x1[i - 1], x1[i], x1[i + 1], x2[i - 1], x2[i], x2[i + 1]}};
         const Window<T> wy{{y0[i - 1], y0[i], y0[i + 1], y1[i - 1], y1[i], y1[i + 1], y2[i - 1], y2[i], y2[i + 1]}};
-        const SsimDistance<T> s = ssim_distance(wx, wy, moments_of(wy));
+        const SsimDistance<T> s = ssim_distance(wx, wy, Moments<T>{mean[i], variance[i]});
         distance[i] = (fresh ? T(0) : distance[i]) + s.distance;
         if (kDerivative) {
           a[i] = weight[i] * s.a_x;
@@ -249,11 +257,9 @@ int run(const ViewSynthesisLossParams& p) {
   if (!buffers || !partial) return 1;
 
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t k = 0; k < tiling.count; ++k)
-    kernel.tile(tiling.tile(k), *buffers.mine(), partial.all() + k * numbers);
+  for (int64_t k = 0; k < tiling.count; ++k) kernel.tile(tiling.tile(k), *buffers.mine(), partial.all() + k * numbers);
 
-  if (p.grad_projection)
-    std::memset(p.grad_projection, 0, sizeof(double) * size_t(p.terms * p.batch * kProjection));
+  if (p.grad_projection) std::memset(p.grad_projection, 0, sizeof(double) * size_t(p.terms * p.batch * kProjection));
   for (int term = 0; term < p.terms; ++term) {
     const double share = share_of_term(p, term);
     double loss = 0;

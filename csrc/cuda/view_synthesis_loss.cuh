@@ -110,7 +110,9 @@ __device__ __forceinline__ void view_synthesis_loss_tile(const ViewSynthesisLoss
   }
   __syncthreads();
   double* const partial = p.workspace + blockIdx.x;
-  for (int term = 0; term < int(p.terms); ++term) {
+#pragma unroll
+  for (int term = 0; term < kViewTerms; ++term) {
+    if (term >= p.terms) break;
     const T sum[1] = {loss[term]};
     block_sum<kThreads>(sum, scratch, partial + term * (1 + kProjection) * tiles, 0);
   }
@@ -189,14 +191,14 @@ __device__ __forceinline__ void view_synthesis_loss_sum(const ViewSynthesisLossP
 }  // namespace mdepth
 
 // name, threads, parameters, function
-#define MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(KERNEL)                                                                 \
-  KERNEL(view_synthesis_loss_f32, mdepth::ReprojectionShape<float>::kThreads, ViewSynthesisLossParams,             \
-         mdepth::view_synthesis_loss_tile<float>)                                                                  \
-  KERNEL(view_synthesis_loss_f64, mdepth::ReprojectionShape<double>::kThreads, ViewSynthesisLossParams,            \
-         mdepth::view_synthesis_loss_tile<double>)                                                                 \
-  KERNEL(view_synthesis_loss_sum_f32, mdepth::kReduceThreads, ViewSynthesisLossParams,                             \
-         mdepth::view_synthesis_loss_sum<float>)                                                                   \
-  KERNEL(view_synthesis_loss_sum_f64, mdepth::kReduceThreads, ViewSynthesisLossParams,                             \
+#define MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(KERNEL)                                                      \
+  KERNEL(view_synthesis_loss_f32, mdepth::ReprojectionShape<float>::kThreads, ViewSynthesisLossParams,  \
+         mdepth::view_synthesis_loss_tile<float>)                                                       \
+  KERNEL(view_synthesis_loss_f64, mdepth::ReprojectionShape<double>::kThreads, ViewSynthesisLossParams, \
+         mdepth::view_synthesis_loss_tile<double>)                                                      \
+  KERNEL(view_synthesis_loss_sum_f32, mdepth::kReduceThreads, ViewSynthesisLossParams,                  \
+         mdepth::view_synthesis_loss_sum<float>)                                                        \
+  KERNEL(view_synthesis_loss_sum_f64, mdepth::kReduceThreads, ViewSynthesisLossParams,                  \
          mdepth::view_synthesis_loss_sum<double>)
 
 MDEPTH_VIEW_SYNTHESIS_LOSS_KERNELS(MDEPTH_DEFINE_KERNEL)

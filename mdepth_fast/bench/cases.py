@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mdepth_fast import ops
 from mdepth_fast.evaluation import get_protocol
-from mdepth_fast.geometry import backproject, pose_matrix
-from mdepth_fast.losses import MonodepthLoss
+from mdepth_fast.geometry import backproject, invert_pose, pose_matrix
+from mdepth_fast.losses import MonodepthLoss, Vid2DepthLoss
 from mdepth_fast.models import DepthModel, create_model
 from mdepth_fast.ops.nnconv5 import reference as nnconv5_reference
 
@@ -218,6 +218,66 @@ _add(
         _monodepth_loss,
         bytes_per_pixel=36 + 4 + 11,  # images, selections, disparities and their gradients
         flops_per_pixel=8 * 548 + 708 + 220,
+    )
+)
+
+
+def _view_synthesis_loss_inputs(batch: int, height: int, width: int, **keywords: Any) -> dict[str, Any]:
+    s = scene(batch, height, width, **{"sources": 1, "scales": 1, **keywords})
+    return {
+        "target": s["target"],
+        "source": s["sources"][:, 0],
+        "depth": s["depths"][0],
+        "K": s["K"],
+        "T": s["T"][:, 0],
+    }
+
+
+def _view_synthesis_loss(**tensors: Tensor) -> Tensor:
+    l1, ssim = ops.view_synthesis_loss(**tensors)
+    return 0.85 * l1 + 0.15 * ssim
+
+
+_add(
+    Case(
+        "view_synthesis_loss",
+        "view_synthesis_loss",
+        _view_synthesis_loss_inputs,
+        ("depth", "T"),
+        _view_synthesis_loss,
+        bytes_per_pixel=28 + 8 + 12,  # images, depth, a gradient of each term; the gradients times a number
+        # Warp 94, L1 12, the target's moments 60, SSIM 282, window adjoint 45, both gradients 150.
+        flops_per_pixel=643,
+        size=(4, 128, 416),
+    )
+)
+
+
+def _vid2depth_loss_inputs(batch: int, height: int, width: int, **keywords: Any) -> dict[str, Any]:
+    """Three frames; the target is the middle one. Small motions there and back."""
+    s = scene(batch, height, width, **keywords)
+    first, last = s["sources"].unbind(1)
+    there = s["T"]
+    return {
+        "disparities": [one[:, None].repeat(1, 3, 1, 1, 1) for one in s["disparities"]],
+        "images": torch.stack([first, s["target"], last], 1),
+        "K": s["K"],
+        "T": torch.stack([there, invert_pose(there)], 2).flatten(1, 2),
+    }
+
+
+_add(
+    Case(
+        "vid2depth_loss",
+        "view_synthesis_loss",
+        _vid2depth_loss_inputs,
+        ("disparities", "T"),
+        # Without the term of ICP, which has a case of its own, and which the published program leaves out by default.
+        lambda disparities, images, K, T: Vid2DepthLoss(icp=0.0)(disparities, images, K, T),
+        # A pixel of the middle frame stands for one of each frame and scale.
+        bytes_per_pixel=1.33 * 3 * (12 + 8),  # images, disparities and their gradients
+        flops_per_pixel=1.33 * (4 * 643 + 3 * 75),
+        size=(4, 128, 416),
     )
 )
 

@@ -14,8 +14,9 @@ def edge_aware_smoothness(
 ) -> Tensor:
     """Mean of `|dx d*| exp(-mean_c |dx I|)` plus the same along y, `d* = d / (mean_HW d + 1e-7)`.
 
-    Godard et al., arXiv 1806.01260, eq. 3; the normalisation follows Wang et al., arXiv 1712.00175. Without it `d* = d`,
-    as in Monodepth (Godard et al., arXiv 1609.03677, eq. 5) and vid2depth (Mahjourian et al., arXiv 1802.05522, eq. 7).
+    Godard et al., arXiv 1806.01260, eq. 3; the normalisation follows Wang et al., arXiv 1712.00175. Without it
+    `d* = d`, as in Monodepth (Godard et al., arXiv 1609.03677, eq. 3) and vid2depth (Mahjourian et al., arXiv
+    1802.05522, section 3.4).
 
     Args:
         disparity: (B, 1, H, W), H and W at least 2; gets the gradient.

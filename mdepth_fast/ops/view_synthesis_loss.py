@@ -45,9 +45,9 @@ def view_synthesis_loss(
     - `ssim` = sum of `mean_3x3(m) clamp((1 - SSIM) / 2, 0, 1)` / (B C (H-2) (W-2)), over the 3x3 windows that lie in
       the image, with C1 = 0.01^2 and C2 = 0.03^2.
 
-    "masked" is vid2depth (Mahjourian et al., arXiv 1802.05522, eq. 3 and 6, and the released code): m = M * weight, and
+    "masked" is vid2depth (Mahjourian et al., arXiv 1802.05522, sections 3.2 and 3.4, and its code): m = M * weight, and
     positions outside read the nearest pixel of the border, which windows at the edge of the mask still see. "grey" is
-    SfMLearner (Zhou et al., arXiv 1704.07813, eq. 2 and 4, and the released code): m = weight, the explainability, and
+    SfMLearner (Zhou et al., arXiv 1704.07813, eq. 1 and 3, and its code): m = weight, the explainability, and
     where M is 0 the source reads 0.5. That is the 0 of their images in [-1, 1], on which the same l1 is twice as large.
 
     Both papers' code lets points behind the camera pass as if they were in front. Here they have M = 0 and read 0 (or

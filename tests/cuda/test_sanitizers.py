@@ -24,7 +24,7 @@ from mdepth_fast.ops import inverse_warp, min_reprojection, nnconv5
 
 ASAN = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DMDEPTH_FIBERS")
 TSAN = ("-O1", "-g", "-fsanitize=thread")
-BARRIERS = 22
+BARRIERS = 25
 
 
 class _Recording:

@@ -168,6 +168,22 @@ def test_no_gradient_is_computed_when_nobody_asks():
     torch.testing.assert_close(sum(loss), sum(view_synthesis_loss(**{**tensors, "weight": only_weight})).detach())
 
 
+def test_without_a_weight_where_something_traces():
+    """The registered functions know of a gradient that there is not."""
+    tensors = pair(1, 6, 7)
+    del tensors["weight"]
+    leaves = {name: tensors[name].requires_grad_() for name in ("depth", "T")}
+
+    def run():
+        l1, ssim = view_synthesis_loss(**tensors)
+        return torch.autograd.grad(l1 + ssim, list(leaves.values()))
+
+    want = run()
+    with torch.autograd.profiler.profile():
+        got = run()
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
 def test_errors():
     good = pair(2, 6, 7)
     good["source_K"] = good["weight"] = None

@@ -78,8 +78,7 @@ def min_reprojection(target, sources, depth, K, T, source_K, ssim_weight=0.85, a
 
 
 def view_synthesis_loss(target, source, depth, K, T, source_K, weight, padding="masked"):
-    """One image: target and source (3,H,W), depth and weight (H,W); the sums of l1 over pixels and of ssim over windows,
-    both over colours."""
+    """One image: target and source (3,H,W), depth and weight (H,W); the sums over colours of l1 and of ssim."""
     height, width = depth.shape
     warped, _, _ = inverse_warp(source, depth, K, T, source_K)
     inside = np.zeros((height, width))
@@ -97,9 +96,9 @@ def view_synthesis_loss(target, source, depth, K, T, source_K, weight, padding="
     ssim = 0.0
     for y in range(1, height - 1):
         for x in range(1, width - 1):
-            around = slice(y - 1, y + 2), slice(x - 1, x + 2)
-            distance = 3 * photometric_loss(warped[:, *around], target[:, *around], 1.0)[1, 1]
-            ssim += counts[around].mean() * distance
+            rows, columns = slice(y - 1, y + 2), slice(x - 1, x + 2)
+            distance = photometric_loss(warped[:, rows, columns], target[:, rows, columns], 1.0)[1, 1]
+            ssim += counts[rows, columns].mean() * 3 * distance
     return l1, ssim
 
 

@@ -23,6 +23,7 @@ from mdepth_fast.ops import (
     ordinal_loss,
     photometric_loss,
     silog_loss,
+    view_synthesis_loss,
 )
 
 
@@ -83,6 +84,24 @@ def _reprojection(dtype, everything):
         K, T = torch.eye(3, dtype=dtype).repeat(2, 1, 1), torch.eye(4, dtype=dtype).repeat(2, count, 1, 1)
         noise = sources[:, :, 0].contiguous() if noisy else None
         min_reprojection(target, sources, depth, K, T, identity_noise=noise, auto_mask=auto_mask, padding=padding)
+
+
+def _view(dtype, everything):
+    options = [("masked", True, True, True, 32), ("masked", True, True, False, 33)]
+    if everything:  # padding, SSIM, gradient, weight, width
+        options += [
+            ("grey", True, True, True, 33),
+            ("grey", False, True, True, 32),
+            ("masked", False, True, False, 32),
+            ("masked", True, False, True, 32),
+            ("grey", False, False, False, 32),
+        ]
+    for padding, ssim, need_grad, weighted, width in options:
+        target, source = _tensor(2, 2, 3, 16, width, dtype=dtype)
+        depth = _tensor(2, 1, 16, width, dtype=dtype, grad=need_grad)
+        K, T = torch.eye(3, dtype=dtype).repeat(2, 1, 1), torch.eye(4, dtype=dtype).repeat(2, 1, 1)
+        weight = _tensor(2, 1, 16, width, dtype=dtype) if weighted else None
+        view_synthesis_loss(target, source, depth, K, T, weight=weight, padding=padding, ssim=ssim)
 
 
 def _ordinal_inputs(dtype, grad):
@@ -168,6 +187,7 @@ RUNS = {
     "silog_loss": _silog,
     "berhu_loss": _berhu,
     "nnconv5": _nnconv5,
+    "view_synthesis_loss": _view,
 }
 
 

@@ -65,6 +65,7 @@ FUNCTIONS = {
     "min_reprojection._identity": ("rsqrt",),
     "min_reprojection._compare": ("rsqrt",),
     "photometric_loss._forward": ("rsqrt",),
+    "view_synthesis_loss._compare": ("rsqrt",),
     "photometric_loss.photometric_backward": ("rsqrt",),
 }
 

@@ -34,8 +34,8 @@ inline Plan plan_edge_aware_smoothness(const EdgeAwareSmoothnessParams& p) {
   plan.workspace = 3 * (tiles + p.batch);  // sums of each tile, numbers of each image
   plan.add(with_dtype("edge_aware_smoothness", p.dtype), tiles, PixelShape::kThreads);
   plan.add("edge_aware_smoothness_sum", p.batch, kReduceThreads);
-  plan.add(with_dtype("edge_aware_smoothness_finish", p.dtype), 1 + (p.grad_disparity && p.normalize ? p.batch * per_image : 0),
-           kReduceThreads);
+  plan.add(with_dtype("edge_aware_smoothness_finish", p.dtype),
+           1 + (p.grad_disparity && p.normalize ? p.batch * per_image : 0), kReduceThreads);
   return plan;
 }
 
