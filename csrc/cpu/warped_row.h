@@ -16,9 +16,7 @@ struct Pair {
   T first, second;
 };
 
-// What both taps of `u` read in the row that begins at `row`; `base` is the first of two columns that hold them.
-// What both taps of `u` read, where the columns `base` and `base` + 1 of their row begin at `at`.
-// Two floats as one number: half as many elements to gather.
+// Two floats as one number: half as many elements to gather, which is what a warp waits for.
 using Two = uint64_t __attribute__((aligned(4), may_alias));
 
 MDEPTH_HD float low_float(uint64_t two) {
@@ -28,17 +26,18 @@ MDEPTH_HD float low_float(uint64_t two) {
   return value;
 }
 
-MDEPTH_HD Pair<float> read_taps(const float* row, int at, int base, const Axis<float>& u) {
-  const uint64_t two = *reinterpret_cast<const Two*>(row + at);
+// What both taps of `u` read; `at` is the place of column `base` in `plane`, and both taps are that column or the next.
+MDEPTH_HD Pair<float> read_taps(const float* plane, int at, int base, const Axis<float>& u) {
+  const uint64_t two = *reinterpret_cast<const Two*>(plane + at);
   const float low = low_float(two), high = low_float(two >> 32);
   return Pair<float>{u.tap0 > base ? high : low, u.tap1 > base ? high : low};
 }
 
-MDEPTH_HD Pair<double> read_taps(const double* row, int at, int base, const Axis<double>& u) {
-  return Pair<double>{row[at + (u.tap0 - base)], row[at + (u.tap1 - base)]};
+MDEPTH_HD Pair<double> read_taps(const double* plane, int at, int base, const Axis<double>& u) {
+  return Pair<double>{plane[at + (u.tap0 - base)], plane[at + (u.tap1 - base)]};
 }
 
-// Row y of `source` (3, H, W), sampled where the pixels of depths `depth` fall.
+// Row y of `source` (3, H, W), at least two columns wide, sampled where the pixels of depths `depth` fall.
 template <Padding padding, class T>
 static inline void warp_row(const Tile& t, int y, const T* RESTRICT source, int width, int height,
                             const double* projection, const T* RESTRICT depth, WarpedRow<T>& out) {
