@@ -22,8 +22,8 @@ def _difference(plane, here, step, on):
 
 @triton.jit
 def _signed(value, sign):
-    """value * sign(sign)"""
-    return tl.where(sign > 0, value, tl.where(sign < 0, -value, 0.0))
+    """value * sign(sign); NaN stays"""
+    return tl.where(sign > 0, value, tl.where(sign < 0, -value, value * 0))
 
 
 @triton.jit
