@@ -1,7 +1,7 @@
 """Ray-cast textured rooms with exact depth, pose and intrinsics."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ Array = NDArray[Any]
 _FOCAL = 0.8  # focal length over image width
 _LIGHT = np.array([0.35, -0.85, -0.4])  # towards the light, in the world (x right, y down, z forward)
 _WAVES = 16
+_MEAN_VELOCITY = np.array([0.0, 0.0, 0.2])  # metres a frame
+_STEADY = np.array([0.15, 0.0, 0.15])  # sideways too: straight ahead, nothing moves at the image's centre
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class SyntheticScenes(Dataset[Sample]):
     `sources`: frame offsets along a smooth motion of 0.1 to 0.4 m a frame, and "stereo", a second camera `baseline`
     metres to the right. T holds the true pose of every source; with `known_pose` the attribute `sources` says "known"
     for the offsets, so that a trainer takes it instead of predicting one. "depth" is exact (`evaluation=True`).
+    `motion`: "free", another direction and turn in every room, or "steady", nearly the same in all, as of a camera on a
+    car: a pose network has little to learn then, and depth is learned sooner.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class SyntheticScenes(Dataset[Sample]):
         sources: tuple[SourceName, ...] = (-1, 1),
         baseline: float = 0.2,
         known_pose: bool = False,
+        motion: Literal["free", "steady"] = "free",
         evaluation: bool = False,
     ) -> None:
         self._size = check_size(height, width)
@@ -173,6 +178,9 @@ class SyntheticScenes(Dataset[Sample]):
             raise ValueError(f"seed: expected a non-negative integer, got {seed}")
         if not 0 < baseline <= 1:
             raise ValueError(f"baseline: expected metres in (0, 1], got {baseline}")
+        if motion not in ("free", "steady"):
+            raise ValueError(f"motion: expected free or steady, got {motion!r}")
+        self._motion = motion
         self._offsets = check_sources(sources, ("stereo",))
         for offset in self._offsets:
             if isinstance(offset, int) and abs(offset) > 3:
@@ -202,6 +210,8 @@ class SyntheticScenes(Dataset[Sample]):
         # Mostly forward, some sideways, a little turning.
         velocity = np.array([rng.uniform(-0.25, 0.25), rng.uniform(-0.05, 0.05), rng.uniform(0.1, 0.3)])
         turn = rng.uniform(-0.02, 0.02, 3)
+        if self._motion == "steady":
+            velocity, turn = _STEADY + 0.1 * (velocity - _MEAN_VELOCITY), 0.1 * turn
         pose = np.eye(4)
         pose[:3, :3] = _rotation(np.array([rng.uniform(-0.05, 0.1), rng.uniform(-0.2, 0.2), rng.uniform(-0.03, 0.03)]))
 

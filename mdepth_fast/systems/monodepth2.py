@@ -175,6 +175,7 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
         "kitti_stereo_scratch",
         "motorcycle",
         "synthetic",
+        "synthetic_mono",
     )
 
     def __init__(
