@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from mdepth_fast import losses, models
 from mdepth_fast.evaluation import Evaluator, Protocol, depth_metrics
 from mdepth_fast.geometry import pose_matrix, pose_matrix_from_vector, scale_intrinsics
+from mdepth_fast.losses.flow import border_mask
 from mdepth_fast.losses.vid2depth import pair_transforms
+from mdepth_fast.ops import photometric_loss
 
 HEIGHT, WIDTH = 64, 96
 SCALES = range(4)
 SPAN, LOW = 10.0, 0.01  # disparity of SfMLearner and vid2depth: SPAN * sigmoid + LOW
+_CENTRES = "our intrinsics of scale s keep pixel centres on integers, the peer's are divided by 2^s"
 
 
 class Peer:
@@ -153,8 +156,11 @@ def settle(net: nn.Module, *inputs: Any) -> None:
 
 def metrics(what: str, theirs: Callable[[], Sequence[float]], ours: Callable[[], Sequence[float]]) -> Comparison:
     """Numbers, each as a tensor of its own."""
-    listed = [lambda: Tensors([torch.tensor(float(one)) for one in theirs()])]
-    return Comparison(what, listed[0], lambda: Tensors([torch.tensor(float(one)) for one in ours()]))
+
+    def tensors(numbers: Callable[[], Sequence[float]]) -> Callable[[], Tensors]:
+        return lambda: Tensors([torch.tensor(float(one)) for one in numbers()])
+
+    return Comparison(what, tensors(theirs), tensors(ours))
 
 
 def depths(count: int = 5000) -> tuple[np.ndarray, np.ndarray]:
@@ -184,15 +190,10 @@ def monodepth2(peer: Peer) -> Iterator[Comparison]:
         leaf = x.clone().requires_grad_()
         return with_gradients([distance(leaf, y)], [leaf])
 
-    # Not of both: the target of the loss gets no gradient.
     yield Comparison(
         "SSIM",
-        lambda: ssim(lambda one, other: layers.SSIM()(one, other).mean((1, 2, 3))),
-        lambda: ssim(
-            lambda one, other: torch.stack(
-                [losses.PhotometricLoss(1.0)(a[None], b[None]) for a, b in zip(one, other)]
-            )
-        ),
+        lambda: ssim(lambda one, other: layers.SSIM()(one, other).mean(1, True)),
+        lambda: ssim(lambda one, other: photometric_loss(one, other, ssim_weight=1.0)),
     )
     trainer = peer.load("trainer")
     yield _monodepth2_loss("loss M, as published", trainer, layers, {}, losses.MonodepthLoss(), published_eps=True)
@@ -212,9 +213,7 @@ def monodepth2(peer: Peer) -> Iterator[Comparison]:
     truth, prediction = depths()
     evaluate = peer.load("evaluate_depth")
     own = depth_metrics(prediction, truth)
-    yield metrics(
-        "metrics", lambda: evaluate.compute_errors(truth, prediction), lambda: [own[name] for name in EIGEN]
-    )
+    yield metrics("metrics", lambda: evaluate.compute_errors(truth, prediction), lambda: [own[name] for name in EIGEN])
 
 
 def _monodepth2_networks(networks: Any, depth: int) -> Iterator[Comparison]:
@@ -455,7 +454,7 @@ def sfmlearner_pytorch(peer: Peer) -> Iterator[Comparison]:
         their_loss,
         lambda: with_gradients([loss(sigmoids, target, sources, K, pose_matrix_from_vector(vectors), masks)], leaves),
     )
-    truth = 1 + 60 * torch.rand(1, HEIGHT, WIDTH)
+    truth = 1 + 40 * torch.rand(1, HEIGHT, WIDTH)  # so far below the cap of 80 that nothing is clipped
     truth[0, HEIGHT // 2, WIDTH // 2 : WIDTH // 2 + 2] = 0  # of an odd number: the median of an even one differs
     prediction = 0.1 * truth.clamp(min=1) * torch.exp(0.1 * torch.randn_like(truth))
 
@@ -536,13 +535,14 @@ def sfmlearner(peer: Peer) -> Iterator[Comparison]:
     sigmoids, vectors = maps(batch), (0.03 * torch.randn(batch, count, 6)).requires_grad_()
     masks = [logits(batch, count, *one.shape[2:]) for one in sigmoids]
     scaled = torch.stack([scale_intrinsics(K, 0.5**s, 0.5**s) for s in SCALES], 1)
+    divided = torch.stack([torch.cat([K[:, :2] / 2**s, K[:, 2:]], 1) for s in SCALES], 1)
 
-    def loss(weight: float) -> Comparison:
+    def loss(weight: float, what: str, intrinsics: Tensor, known: str = "") -> Comparison:
         leaves = [*sigmoids, vectors, *(masks if weight else [])]
 
         def theirs() -> Tensors:
             batch_of = SimpleNamespace(
-                load_train_batch=lambda: (flat(target), flat(sources.flatten(1, 2)), scaled), steps_per_epoch=1
+                load_train_batch=lambda: (flat(target), flat(sources.flatten(1, 2)), intrinsics), steps_per_epoch=1
             )
             program.DataLoader = lambda *sizes: batch_of
             program.disp_net = lambda *x, **options: ([flat(SPAN * one + LOW) for one in sigmoids], {})
@@ -569,13 +569,15 @@ def sfmlearner(peer: Peer) -> Iterator[Comparison]:
         T = pose_matrix_from_vector(vectors)
         given = masks if weight else None
         return Comparison(
-            f"loss {'with' if weight else 'without'} explainability",
+            what,
             theirs,
             lambda: with_gradients([own(sigmoids, target, sources, K, T, given)], leaves),
+            known,
         )
 
-    yield loss(0.0)
-    yield loss(0.2)
+    yield loss(0.0, "loss without explainability", scaled)
+    yield loss(0.2, "loss with explainability", scaled)
+    yield loss(0.0, "loss with the peer's intrinsics of the smaller scales", divided, _CENTRES)
 
 
 def vid2depth(peer: Peer) -> Iterator[Comparison]:
@@ -614,29 +616,34 @@ def vid2depth(peer: Peer) -> Iterator[Comparison]:
     module = peer.load("model")
     count = 3
     frames, K = images(2, count, 3, HEIGHT, WIDTH), camera(2)
-    sigmoids = [
-        one.detach().unflatten(0, (2, count)).requires_grad_() for one in maps(2 * count)
-    ]
+    sigmoids = [one.detach().unflatten(0, (2, count)).requires_grad_() for one in maps(2 * count)]
     vectors = (0.03 * torch.randn(2, count - 1, 6)).requires_grad_()
 
-    def theirs() -> Tensors:
+    scaled = torch.stack([scale_intrinsics(K, 0.5**s, 0.5**s) for s in SCALES], 1)
+    divided = torch.stack([torch.cat([K[:, :2] / 2**s, K[:, 2:]], 1) for s in SCALES], 1)
+
+    def theirs(intrinsics: Tensor) -> Tensors:
         it = object.__new__(module.Model)
         it.seq_length, it.img_height, it.img_width, it.legacy_mode = count, HEIGHT, WIDTH, False
         it.reconstr_weight, it.ssim_weight, it.smooth_weight, it.icp_weight = 0.85, 0.15, 0.05, 0.0
         it.image_stack, it.egomotion = flat(frames.flatten(1, 2)), vectors
         it.disp = {n: [flat(SPAN * one[:, n] + LOW) for one in sigmoids] for n in range(count)}
         it.depth = {n: [1 / one for one in it.disp[n]] for n in range(count)}
-        it.intrinsic_mat = torch.stack([scale_intrinsics(K, 0.5**s, 0.5**s) for s in SCALES], 1)
-        it.intrinsic_mat_inv = it.intrinsic_mat.inverse()
+        it.intrinsic_mat, it.intrinsic_mat_inv = intrinsics, intrinsics.inverse()
         it.build_loss()
         return with_gradients([it.total_loss], [*sigmoids, vectors])
 
     own = losses.Vid2DepthLoss(icp=0.0)
-    yield Comparison(
-        "loss without the 3D term",
-        theirs,
-        lambda: with_gradients([own(sigmoids, frames, K, pair_transforms(vectors))], [*sigmoids, vectors]),
-    )
+    for what, intrinsics, known in (
+        ("loss without the 3D term", scaled, ""),
+        ("loss with the peer's intrinsics of the smaller scales", divided, _CENTRES),
+    ):
+        yield Comparison(
+            what,
+            lambda one=intrinsics: theirs(one),
+            lambda: with_gradients([own(sigmoids, frames, K, pair_transforms(vectors))], [*sigmoids, vectors]),
+            known,
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- Monodepth
@@ -658,27 +665,83 @@ def monodepth(peer: Peer) -> Iterator[Comparison]:
     yield tensorflow_network("VGG network", tf, lambda one: built(one, "vgg"), vgg, lambda one: vgg(one), x)
 
     left, right = images(2, 3, HEIGHT, WIDTH), images(2, 3, HEIGHT, WIDTH)
-    disparities = []
-    for one in maps(2, 2, low=0.01, high=0.06):
-        # To 0 at the side at which points would leave the image.
-        ramp = ((torch.arange(one.shape[3]) / one.shape[3]) * 8).clamp(max=1)
-        disparities.append((one.detach() * torch.stack([ramp, ramp.flip(0)])[:, None]).requires_grad_())
+    leaving, staying = maps(2, 2, low=0.01, high=0.06), []
+    for one in leaving:
+        # At the side at which points would leave the image they go the other way, by less than a pixel.
+        width = one.shape[3]
+        ramp = (8 * torch.arange(width) / width).clamp(max=1)
+        ramp = torch.stack([ramp, ramp.flip(0)])[:, None]
+        staying.append((one.detach() * ramp - 0.3 / width * (1 - ramp)).requires_grad_())
+    weight = 0.1
 
-    def theirs() -> Tensors:
+    def theirs(disparities: list[Tensor], vertical: bool) -> Tensors:
         it = object.__new__(module.MonodepthModel)
-        it.params = SimpleNamespace(alpha_image_loss=0.85, disp_gradient_loss_weight=0.1, lr_loss_weight=1.0)
+        it.params = SimpleNamespace(alpha_image_loss=0.85, disp_gradient_loss_weight=weight, lr_loss_weight=1.0)
         it.mode, it.reuse_variables = "train", None
         it.left_pyramid, it.right_pyramid = it.scale_pyramid(flat(left), 4), it.scale_pyramid(flat(right), 4)
         it.disp1, it.disp2, it.disp3, it.disp4 = (flat(one) for one in disparities)
         it.build_outputs()
         it.build_losses()
-        return with_gradients([it.total_loss], disparities)
+        total = it.total_loss
+        if vertical:
+            # The second half of what get_disparity_smoothness returns, which build_losses does not read.
+            for both in (it.disp_left_smoothness, it.disp_right_smoothness):
+                total = total + weight * sum(both[4 + s].abs().mean() / 2**s for s in SCALES)
+        return with_gradients([total], disparities)
 
-    loss = losses.LeftRightLoss()
+    loss = losses.LeftRightLoss(smoothness=weight)
+    for what, disparities, vertical, known in (
+        ("loss, smoothness along x and y", staying, True, ""),
+        ("loss as released", staying, False, "the paper's smoothness is along x and y, the released program's along x"),
+        ("loss, points outside of the image", leaving, True, "outside of the image we read its border, the peer 0"),
+    ):
+        yield Comparison(
+            what,
+            lambda one=disparities, on=vertical: theirs(one, on),
+            lambda one=disparities: with_gradients([loss(one, left, right)], one),
+            known,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- unsupFlownet
+
+
+def unsupflownet(peer: Peer) -> Iterator[Comparison]:
+    peer.tensorflow()
+    # Of the package `components` only what the losses use: it is Python 2, whose modules import their neighbours.
+    peer.inert("components")
+    for name in ("charbonnierLoss", "flowWarp", "borderOcclusionMask"):
+        setattr(sys.modules["components"], name, getattr(peer.load(name, "src/components"), name))
+    sys.modules["components"].__all__ = ["charbonnierLoss", "flowWarp"]
+    border = sys.modules["components"].borderOcclusionMask
+    photo = peer.load("photoLoss", "src/util/lossComponents").photoLoss
+    smooth = peer.load("asymmetricSmoothLoss", "src/util/lossComponents").asymmetricSmoothLoss
+    first, second = images(2, 3, HEIGHT, WIDTH), images(2, 3, HEIGHT, WIDTH)
+    flow = (8 * (images(2, 2, HEIGHT, WIDTH) - 0.5)).requires_grad_()
+    weight, share = 0.64, 0.1
+    counted = flat(border_mask(flow, share).double())
+    names = ("smoothParams", 0.28, 3.5), ("smoothOccParams", 0.9, 1.8)
+    parameters = {name: {"robustness": alpha, "scale": scale} for name, alpha, scale in names}
+
+    def theirs() -> Tensors:
+        inside = border(flat(flow))
+        error = photo(flat(flow), flat(first), flat(second), 0.53, 360.0) * inside * counted
+        rough = smooth(flat(flow), parameters, inside, counted)
+        return with_gradients([error.mean() + weight * rough.mean()], [flow])
+
+    loss = losses.FlowLoss(
+        weight,
+        alpha=0.53,
+        scale=360.0,
+        smooth_alpha=0.28,
+        smooth_scale=3.5,
+        form="joint",
+        outside_alpha=0.9,
+        outside_scale=1.8,
+        border=share,
+    )
     yield Comparison(
-        "loss, no point outside of the image",
-        theirs,
-        lambda: with_gradients([loss(disparities, left, right)], disparities),
+        "loss, joint and asymmetric", theirs, lambda: with_gradients([loss(flow, first, second)[0]], [flow])
     )
 
 
@@ -764,7 +827,7 @@ class PeerSpec(NamedTuple):
     terms: str
 
 
-_PIXELS = "Intrinsics of the smaller scales keep pixel centres on integers, as ours; the peer's divide them by 2^s."
+_PIXELS = "It gets our intrinsics of the smaller scales, which keep pixel centres on integers, unless stated otherwise."
 
 PEERS: dict[str, PeerSpec] = {
     "monodepth2": PeerSpec(
@@ -784,8 +847,7 @@ PEERS: dict[str, PeerSpec] = {
     "monodepth": PeerSpec(
         "monodepth",
         monodepth,
-        "The loss is compared where no point leaves the image: outside, the peer reads 0 and we the border. There is "
-        "no key map for the ResNet-50 network.",
+        "The loss is that of `build_losses`. The ResNet-50 network is not compared, as no key map reads its weights.",
     ),
     "fast-depth": PeerSpec("fast-depth", fastdepth, "Networks in eval mode."),
     "bts": PeerSpec("bts", bts, "Loss and metrics only: the network is not one of ours."),
@@ -793,5 +855,10 @@ PEERS: dict[str, PeerSpec] = {
         "FCRN-DepthPrediction", None, "no comparison yet: its network is built by TensorFlow 1 from a weight file"
     ),
     "DPT": PeerSpec("DPT", None, "no comparison yet: it needs the package timm"),
-    "unsupFlownet": PeerSpec("unsupFlownet", None, "no comparison yet: its losses need TensorFlow 1"),
+    "unsupFlownet": PeerSpec(
+        "unsupFlownet",
+        unsupflownet,
+        "The terms are combined as in `unsupFlowLoss`, on images without local response normalisation. The network is "
+        "not compared.",
+    ),
 }

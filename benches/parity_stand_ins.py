@@ -187,10 +187,10 @@ class TensorFlow:
         return self.variables[name]
 
     @contextmanager
-    def variable_scope(self, name: str, reuse: Any = None) -> Iterator[Any]:
+    def variable_scope(self, name: str | None, default_name: str = "", reuse: Any = None) -> Iterator[Any]:
         if not self._scope:
             self._used.clear()  # a graph that is built again uses the variables of the first
-        self._scope.append(name)
+        self._scope.append(name or default_name)
         try:
             yield SimpleNamespace(original_name_scope="/".join(self._scope) + "/")
         finally:
@@ -325,6 +325,23 @@ def install_tensorflow() -> TensorFlow:
     ) -> Tensor:  # both names were TensorFlow's
         return x.mean() if axis is None else x.mean(axis, keepdim=keepdims or keep_dims)
 
+    def reduce_sum(x: Tensor, axis: Any = None, reduction_indices: Any = None, keep_dims: bool = False) -> Tensor:
+        return x.sum(axis if reduction_indices is None else reduction_indices, keepdim=keep_dims)
+
+    def resampler(x: Tensor, position: Tensor) -> Tensor:
+        """Bilinear, 0 outside; positions (B, H, W, 2) in pixels."""
+        last = position.new_tensor([x.shape[2] - 1, x.shape[1] - 1])
+        return _planes(x, lambda planes: F.grid_sample(planes, 2 * position / last - 1, align_corners=True))
+
+    def conv2d(x: Tensor, kernel: Tensor, strides: Sequence[int], padding: str) -> Tensor:
+        if padding != "SAME" or set(strides) != {1}:
+            raise NotImplementedError(f"{padding}, {strides}")
+        weights = kernel.permute(3, 2, 0, 1).contiguous()
+        return _planes(x, lambda planes: F.conv2d(_pad_same(planes, weights.shape[2:], 1), weights))
+
+    def meshgrid(x: Any, y: Any) -> tuple[Tensor, ...]:
+        return torch.meshgrid(*(one if isinstance(one, Tensor) else torch.tensor(one) for one in (x, y)), indexing="xy")
+
     def transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
         return x.permute(*perm)
 
@@ -374,10 +391,12 @@ def install_tensorflow() -> TensorFlow:
         "sigmoid": torch.sigmoid,
         "softmax": lambda x: x.softmax(-1),
         "softmax_cross_entropy_with_logits": cross_entropy,
+        "conv2d": conv2d,
     }
     module = ModuleType("tensorflow")
     module.__dict__.update(
-        contrib=SimpleNamespace(slim=slim),
+        contrib=SimpleNamespace(slim=slim, resampler=SimpleNamespace(resampler=resampler)),
+        summary=_Inert(),
         image=image,
         nn=SimpleNamespace(**layers),
         train=SimpleNamespace(AdamOptimizer=lambda *args: None),
@@ -410,7 +429,7 @@ def install_tensorflow() -> TensorFlow:
         constant=constant,
         linspace=lambda start, stop, count: torch.linspace(float(start), float(stop), int(count)),
         range=lambda stop: torch.arange(int(stop)),
-        meshgrid=lambda x, y: torch.meshgrid(x, y, indexing="xy"),
+        meshgrid=meshgrid,
         # arithmetic
         cast=_tensor,
         to_float=lambda x: _tensor(x, "float32"),
@@ -420,6 +439,13 @@ def install_tensorflow() -> TensorFlow:
         clip_by_value=clip,
         minimum=lambda x, y: torch.minimum(x, _like(y, x)),
         logical_and=torch.logical_and,
+        greater=torch.greater,
+        greater_equal=torch.greater_equal,
+        less=torch.less,
+        pow=torch.pow,
+        sqrt=torch.sqrt,
+        stop_gradient=torch.detach,
+        reduce_sum=reduce_sum,
         add_n=sum,
         abs=torch.abs,
         exp=torch.exp,
