@@ -161,6 +161,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.0e}"
 
+    versions = f"mdepth_fast {mdepth_fast.__version__}, PyTorch {torch.__version__.partition('+')[0]}"
     lines = [
         "# Fidelity",
         "",
@@ -172,7 +173,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         "combination of the outputs, for inputs and parameters. Parameters are translated by the code that reads",
         f"published weights. The verdict is `{EQUAL}` up to {BOUND:g}. Where we differ on purpose, it says why.",
         "",
-        f"mdepth_fast {mdepth_fast.__version__}, PyTorch {torch.__version__.split('+')[0]}. The peers run as in the PyTorch of their time:",
+        f"{versions}. The peers run as in the PyTorch of their time:",
         "`grid_sample` aligns corners where they do not say.",
         "",
         "| peer | what | values | gradients | verdict |",

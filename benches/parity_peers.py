@@ -707,13 +707,24 @@ def monodepth(peer: Peer) -> Iterator[Comparison]:
 
 
 def unsupflownet(peer: Peer) -> Iterator[Comparison]:
-    peer.tensorflow()
-    # Of the package `components` only what the losses use: it is Python 2, whose modules import their neighbours.
+    tf = peer.tensorflow()
+    # Of the package `components` only what is used here: it is Python 2, whose modules import their neighbours.
     peer.inert("components")
-    for name in ("charbonnierLoss", "flowWarp", "borderOcclusionMask"):
-        setattr(sys.modules["components"], name, getattr(peer.load(name, "src/components"), name))
-    sys.modules["components"].__all__ = ["charbonnierLoss", "flowWarp"]
-    border = sys.modules["components"].borderOcclusionMask
+    components: Any = sys.modules["components"]
+    components.__all__ = ["charbonnierLoss", "flowWarp", "borderOcclusionMask"]
+    components.__all__ += ["convLayer", "convLayerRelu", "deconvLayerRelu", "flowRefinementConcat"]
+    for name in components.__all__:
+        setattr(components, name, getattr(peer.load(name, "src/components"), name))
+    body = peer.load("NetworkBody", "src/util").NetworkBody
+    net = models.FlowNetS().double()
+
+    def built(pair: Tensor) -> list[Tensor]:
+        frames = [{"rgb": flat(one - one.new_tensor(net.rgb_mean).view(1, 3, 1, 1))} for one in pair.unbind(1)]
+        with tf.variable_scope("netShare"):
+            data = SimpleNamespace(frame0=frames[0], frame1=frames[1])
+            return [planes(body(data, {"resnet": False, "flowScale": net.scale}).flow0)]
+
+    yield tensorflow_network("FlowNetS", tf, built, net, lambda pair: [net(*pair.unbind(1))], images(1, 2, 3, 64, 128))
     photo = peer.load("photoLoss", "src/util/lossComponents").photoLoss
     smooth = peer.load("asymmetricSmoothLoss", "src/util/lossComponents").asymmetricSmoothLoss
     first, second = images(2, 3, HEIGHT, WIDTH), images(2, 3, HEIGHT, WIDTH)
@@ -724,7 +735,7 @@ def unsupflownet(peer: Peer) -> Iterator[Comparison]:
     parameters = {name: {"robustness": alpha, "scale": scale} for name, alpha, scale in names}
 
     def theirs() -> Tensors:
-        inside = border(flat(flow))
+        inside = components.borderOcclusionMask(flat(flow))
         error = photo(flat(flow), flat(first), flat(second), 0.53, 360.0) * inside * counted
         rough = smooth(flat(flow), parameters, inside, counted)
         return with_gradients([error.mean() + weight * rough.mean()], [flow])
@@ -858,7 +869,6 @@ PEERS: dict[str, PeerSpec] = {
     "unsupFlownet": PeerSpec(
         "unsupFlownet",
         unsupflownet,
-        "The terms are combined as in `unsupFlowLoss`, on images without local response normalisation. The network is "
-        "not compared.",
+        "The terms of the loss are combined as in `unsupFlowLoss`, on images without local response normalisation.",
     ),
 }

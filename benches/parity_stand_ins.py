@@ -171,6 +171,22 @@ def _pad_same(x: Tensor, kernel: Sequence[int], stride: int) -> Tensor:
     return F.pad(x, pads)
 
 
+def _conv(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+    """Convolution of (B, C, H, W) with a kernel (H, W, I, O)."""
+    x = _pad_same(x, kernel.shape[:2], stride) if padding == "SAME" else x
+    return F.conv2d(x, kernel.permute(3, 2, 0, 1).contiguous(), stride=stride)
+
+
+def _conv_transpose(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+    """The adjoint of a SAME convolution, kernel (H, W, O, I): (n - 1) stride + k outputs, cut as that one pads them."""
+    if padding != "SAME":
+        raise NotImplementedError(padding)
+    sizes = [size * stride for size in x.shape[2:]]
+    x = F.conv_transpose2d(x, kernel.permute(3, 2, 0, 1).contiguous(), stride=stride)
+    (top, height), (left, width) = (((k - stride) // 2, size) for k, size in zip(kernel.shape, sizes))
+    return x[:, :, top : top + height, left : left + width]
+
+
 class TensorFlow:
     """The module `tensorflow`. `variables` holds what layers create, by name; a name that exists is used again."""
 
@@ -190,7 +206,7 @@ class TensorFlow:
     def variable_scope(self, name: str | None, default_name: str = "", reuse: Any = None) -> Iterator[Any]:
         if not self._scope:
             self._used.clear()  # a graph that is built again uses the variables of the first
-        self._scope.append(name or default_name)
+        self._scope.append(name or self._unique(default_name))
         try:
             yield SimpleNamespace(original_name_scope="/".join(self._scope) + "/")
         finally:
@@ -210,13 +226,14 @@ class TensorFlow:
             options |= defaults if layer in names else {}
         return options | given
 
+    def _unique(self, name: str) -> str:
+        key = "/".join([*self._scope, name])
+        number = self._used[key] = self._used.get(key, -1) + 1
+        return f"{name}_{number}" if number else name
+
     @contextmanager
     def _layer(self, scope: str | None, name: str) -> Iterator[None]:
-        if scope is None:
-            key = "/".join([*self._scope, name])
-            number = self._used[key] = self._used.get(key, -1) + 1
-            scope = f"{name}_{number}" if number else name
-        self._scope.append(scope)
+        self._scope.append(scope or self._unique(name))
         try:
             yield
         finally:
@@ -244,10 +261,7 @@ class TensorFlow:
         with self._layer(scope, "Conv"):
             shape = (*kernel, inputs.shape[3], num_outputs)
             weights = self.variable("weights", shape, (2 / math.prod(shape[:3])) ** 0.5)
-            weights = weights.permute(3, 2, 0, 1).contiguous()
-            padded = inputs.permute(0, 3, 1, 2)
-            padded = _pad_same(padded, kernel, stride) if padding == "SAME" else padded
-            x = F.conv2d(padded, weights, stride=stride).permute(0, 2, 3, 1)
+            x = _planes(inputs, lambda planes: _conv(planes, weights, stride, padding))
             return self._finish(x, num_outputs, options)
 
     def conv2d_transpose(
@@ -260,20 +274,13 @@ class TensorFlow:
         scope: str | None = None,
         **given: Any,
     ) -> Tensor:
-        """The adjoint of a SAME convolution: (n - 1) stride + k outputs, cut to n stride as that one pads them."""
         options = self._options("conv2d_transpose", given)
         kernel = kernel_size if isinstance(kernel_size, (list, tuple)) else [kernel_size, kernel_size]
-        if padding != "SAME":
-            raise NotImplementedError(padding)
         with self._layer(scope, "Conv2d_transpose"):
             shape = (*kernel, num_outputs, inputs.shape[3])
             scale = stride * (2 / (kernel[0] * kernel[1] * inputs.shape[3])) ** 0.5
-            weights = self.variable("weights", shape, scale).permute(3, 2, 0, 1).contiguous()
-            x = F.conv_transpose2d(inputs.permute(0, 3, 1, 2), weights, stride=stride)
-            (top, height), (left, width) = (
-                ((k - stride) // 2, size * stride) for k, size in zip(kernel, inputs.shape[1:3])
-            )
-            x = x[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
+            weights = self.variable("weights", shape, scale)
+            x = _planes(inputs, lambda planes: _conv_transpose(planes, weights, stride, padding))
             return self._finish(x, num_outputs, options)
 
     def batch_norm(self, inputs: Tensor, is_training: bool = True) -> Tensor:
@@ -333,11 +340,15 @@ def install_tensorflow() -> TensorFlow:
         last = position.new_tensor([x.shape[2] - 1, x.shape[1] - 1])
         return _planes(x, lambda planes: F.grid_sample(planes, 2 * position / last - 1, align_corners=True))
 
-    def conv2d(x: Tensor, kernel: Tensor, strides: Sequence[int], padding: str) -> Tensor:
-        if padding != "SAME" or set(strides) != {1}:
-            raise NotImplementedError(f"{padding}, {strides}")
-        weights = kernel.permute(3, 2, 0, 1).contiguous()
-        return _planes(x, lambda planes: F.conv2d(_pad_same(planes, weights.shape[2:], 1), weights))
+    def conv2d(x: Tensor, kernel: Tensor, strides: Sequence[int], padding: str, name: str = "") -> Tensor:
+        return _planes(x, lambda planes: _conv(planes, kernel, strides[1], padding))
+
+    def conv2d_transpose(x: Tensor, kernel: Tensor, size: Any, strides: Sequence[int], padding: str) -> Tensor:
+        return _planes(x, lambda planes: _conv_transpose(planes, kernel, strides[1], padding))
+
+    def get_variable(name: str, shape: Sequence[int], initializer: Any) -> Tensor:
+        weights = len(shape) == 4
+        return tf.variable(name, _sizes(shape), (2 / math.prod(shape[:3])) ** 0.5 if weights else 0.1)
 
     def meshgrid(x: Any, y: Any) -> tuple[Tensor, ...]:
         return torch.meshgrid(*(one if isinstance(one, Tensor) else torch.tensor(one) for one in (x, y)), indexing="xy")
@@ -392,6 +403,7 @@ def install_tensorflow() -> TensorFlow:
         "softmax": lambda x: x.softmax(-1),
         "softmax_cross_entropy_with_logits": cross_entropy,
         "conv2d": conv2d,
+        "conv2d_transpose": conv2d_transpose,
     }
     module = ModuleType("tensorflow")
     module.__dict__.update(
@@ -406,13 +418,17 @@ def install_tensorflow() -> TensorFlow:
         uint8="uint8",
         variable_scope=tf.variable_scope,
         name_scope=lambda name: tf.variable_scope(name),
+        get_variable=get_variable,
+        uniform_unit_scaling_initializer=_Inert(),
+        constant_initializer=_Inert(),
+        add_to_collection=_Inert(),
         trainable_variables=lambda: list(tf.variables.values()),
         Variable=lambda value, **options: value,
         assign=lambda variable, value: value,
         # shapes
         shape=lambda x: _Shape(map(_ShapeEntry, x.shape)),
         concat=lambda values, axis: torch.cat(values, axis),
-        stack=lambda values, axis=0: torch.stack([_tensor(value) for value in values], axis),
+        stack=lambda values, axis=0, name="": torch.stack([_tensor(value) for value in values], axis),
         split=lambda x, sizes, axis: x.split(sizes, axis),
         slice=part,
         reshape=lambda x, shape: x.reshape(_sizes(shape)),
@@ -438,6 +454,7 @@ def install_tensorflow() -> TensorFlow:
         floor=torch.floor,
         clip_by_value=clip,
         minimum=lambda x, y: torch.minimum(x, _like(y, x)),
+        maximum=torch.maximum,
         logical_and=torch.logical_and,
         greater=torch.greater,
         greater_equal=torch.greater_equal,
