@@ -26,7 +26,7 @@ from mdepth_fast.systems import load_config, system_of
 from mdepth_fast.training.run import train
 
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parents[1] / "README.md"
-MONO = ["--data.sources=[-1, 1]", "--protocol=synthetic_median"]
+MONO = ["--data.sources=[-1,1]", "--protocol=synthetic_median"]
 # Overrides of presets; the others train as they are.
 RUNS: dict[str, list[str]] = {
     "synthetic": [*MONO, "--trainer.max_epochs=8", "--optimizer.step_size=6"],

@@ -38,7 +38,7 @@ def _forward(
     plane = plane_size(height, width)
     here = offset(y, x, width)
     u, v, _seen, poison, counts = follow(flow + image * 2 * plane, y, x, inside, height, width, height, width, False)
-    weight = poison * 0 + 1
+    weight = tl.zeros_like(poison) + 1
     if mask is not None:
         weight = tl.load(mask + image * plane + here, mask=inside, other=0.0)
         counts = counts & (weight != 0)

@@ -22,8 +22,8 @@ def _difference(plane, here, step, on):
 
 @triton.jit
 def _signed(value, sign):
-    """value * sign(sign)"""
-    return tl.where(sign > 0, value, tl.where(sign < 0, -value, 0.0))
+    """value * sign(sign); NaN stays"""
+    return tl.where(sign > 0, value, tl.where(sign < 0, -value, value * 0))
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _edge(
 ):  # fmt: skip
     """The penalties of pixels `here` and `here + step`, and the slopes of u and v; 0 where not `on`."""
     du, dv = _difference(flow, here, step, on), _difference(flow + plane, here, step, on)
-    weight = du * 0 + 1
+    weight = tl.zeros_like(du) + 1
     if mask is not None:
         weight = tl.load(mask + here, mask=on, other=0.0) * tl.load(mask + here + step, mask=on, other=0.0)
         on = on & (weight != 0)
@@ -54,7 +54,7 @@ def _corner(
     """The penalty of pixels `here` and their right and lower neighbours, and the slopes of u and v along x and y."""
     ux, vx = _difference(flow, here, 1, on), _difference(flow + plane, here, 1, on)
     uy, vy = _difference(flow, here, width, on), _difference(flow + plane, here, width, on)
-    weight = ux * 0 + 1
+    weight = tl.zeros_like(ux) + 1
     if mask is not None:
         weight = tl.load(mask + here, mask=on, other=0.0) * tl.load(mask + here + 1, mask=on, other=0.0)
         weight *= tl.load(mask + here + width, mask=on, other=0.0)

@@ -14,7 +14,7 @@ from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, tile_
 from mdepth_fast.kernels.inverse_warp import add_in_order, sample, sample_axis, scatter, store_taps
 
 FORWARD = Block(8, 32, 4)
-BACKWARD = Block(8, 32, 4)
+BACKWARD = Block(4, 32, 4)  # a pixel a lane: two of double would not fit the registers
 TAPS = Block(8, 32, 4)
 
 

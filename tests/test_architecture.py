@@ -22,7 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("systems",),
     ("models", "losses", "data", "evaluation", "weights", "netadapt"),
     # These know no model, so that models can fill their encoders.
-    tuple(f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "unpickle")),
+    tuple(
+        f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle")
+    ),
     ("ops", "geometry"),
     ("_op",),
     ("kernels", "_dispatch", "_native"),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mdepth_fast import visualize
+from mdepth_fast.data import Trajectory
 from mdepth_fast.files import replacing
 from mdepth_fast.netadapt import LatencyTable, Step, algorithm
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO
@@ -55,6 +56,7 @@ def write_iteration(path):
 
 
 DEPTH = np.random.default_rng(0).random((50, 60)) + 0.5
+TRAJECTORY = Trajectory(np.arange(50), np.tile(np.eye(4), (50, 1, 1)))
 STATE = {"weight": torch.rand(50, 60)}
 WRITERS = {
     "color.png": lambda path: visualize.write_png(path, visualize.colorize(DEPTH)),
@@ -62,6 +64,9 @@ WRITERS = {
     "depth.npy": lambda path: visualize.write_npy(path, DEPTH),
     "without_suffix": lambda path: visualize.write_npy(path, DEPTH),
     "panel.png": lambda path: visualize.draw_panel(path, [visualize.Cell("depth", DEPTH)]),
+    "plot.png": lambda path: visualize.draw_trajectories(path, {"prediction": DEPTH}),
+    "kitti.txt": lambda path: TRAJECTORY.write_kitti(path),
+    "tum.txt": lambda path: TRAJECTORY.write_tum(path),
     "weights.safetensors": lambda path: write_converted(path, "posecnn", {}, STATE, "test"),
     "last.ckpt": lambda path: AtomicCheckpointIO().save_checkpoint({"state_dict": STATE}, path),
     "latency.json": write_latencies,
@@ -103,6 +108,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
 # Written in place, and why that is right.
 IN_PLACE = {
     "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
+    "mdepth_fast/data/prepare.py": "in a folder that is renamed when whole",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
 }
 FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}

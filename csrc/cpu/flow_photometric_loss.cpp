@@ -17,17 +17,19 @@ struct alignas(64) Block : Taps<T> {
 // Starts a block: which pixels count and how much, those that the flow leads into the image and whose mask is not 0. Poison stays where
 // the mask is not 0.
 template <class T>
-void weigh(const T* RESTRICT mask, int y, int x0, int n, T right, T bottom, Block<T>& k) {
+void weigh(const T* mask, int y, int x0, int n, T right, T bottom, Block<T>& k) {
   const T row = T(y);
+  if (mask)
+    std::memcpy(k.weight, mask, sizeof(T) * size_t(n));
+  else
+    std::fill(k.weight, k.weight + n, T(1));
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     const T u = T(x0 + i) + k.shift_u[i], v = row + k.shift_v[i];
     const bool inside = (k.seen[i] != 0) & (u >= T(0)) & (u <= right) & (v >= T(0)) & (v <= bottom);
-    const T m = mask ? mask[i] : T(1);
-    const bool on = m != T(0);
+    const bool on = k.weight[i] != T(0);
     k.counts[i] = inside & on;
     k.distance[i] = k.gu[i] = k.gv[i] = T(0);
-    k.weight[i] = m;
     k.poison[i] = on ? k.poison[i] : T(0);
   }
 }
@@ -37,8 +39,9 @@ template <bool kGrad, class T>
 void compare(const T* RESTRICT target, int n, Block<T>& k) {
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
+    const T wanted = target[i];
     const Sample<T> s = sample(k, i);
-    const T difference = target[i] - s.value;
+    const T difference = wanted - s.value;
     k.distance[i] += abs_of(difference);
     if (kGrad) {
       // As a number: of a sign_of() GCC makes eight selections.

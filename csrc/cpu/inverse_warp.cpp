@@ -43,6 +43,30 @@ int forward(const InverseWarpParams& p) {
   return warp_forward<Block<T>>(p, locator<padding, T>(p));
 }
 
+// The gradients of a block by depth, and by the projection, which are added to `sums`. `grad_depth` may be k.depth.
+template <class T>
+NOINLINE void differentiate(int y, int x0, int n, const Block<T>& k, T* grad_depth, double* sums) {
+  T su = 0, sv = 0, sz = 0, sud = 0, svd = 0, szd = 0, sudx = 0, svdx = 0, szdx = 0;
+  const T row = T(y);
+#pragma omp simd reduction(+ : su, sv, sz, sud, svd, szd, sudx, svdx, szdx)
+  for (int i = 0; i < n; ++i) {
+    const T x = T(x0 + i), d = k.depth[i];
+    const T to_u = k.gu[i] * k.inv_z[i], to_v = k.gv[i] * k.inv_z[i];
+    const T to_z = -(to_u * (x + k.shift_u[i]) + to_v * (row + k.shift_v[i]));
+    su += to_u;
+    sv += to_v;
+    sz += to_z;
+    sud += to_u * d;
+    svd += to_v * d;
+    szd += to_z * d;
+    sudx += to_u * d * x;
+    svdx += to_v * d * x;
+    szdx += to_z * d * x;
+    grad_depth[i] = k.gu[i] * k.du_ddepth[i] + k.gv[i] * k.dv_ddepth[i];
+  }
+  add_projection_row(sums, y, su, sv, sz, sud, svd, szd, sudx, svdx, szdx);
+}
+
 template <Padding padding, class T>
 int backward_geometry(const InverseWarpParams& p) {
   const RowTasks tasks(p);
@@ -57,27 +81,8 @@ int backward_geometry(const InverseWarpParams& p) {
     tasks.blocks(p, task, [&](int64_t b, int y, int x0, int n) {
       locate<padding>(p, b, y, x0, n, k);
       gather_block(p, b, y, x0, n, k, k.gu, k.gv);
-      T* RESTRICT grad_depth =
-          p.grad_depth ? static_cast<T*>(p.grad_depth) + b * plane + int64_t(y) * p.width + x0 : k.depth;
-      T su = 0, sv = 0, sz = 0, sud = 0, svd = 0, szd = 0, sudx = 0, svdx = 0, szdx = 0;
-      const T row = T(y);
-#pragma omp simd reduction(+ : su, sv, sz, sud, svd, szd, sudx, svdx, szdx)
-      for (int i = 0; i < n; ++i) {
-        const T x = T(x0 + i), d = k.depth[i];
-        const T to_u = k.gu[i] * k.inv_z[i], to_v = k.gv[i] * k.inv_z[i];
-        const T to_z = -(to_u * (x + k.shift_u[i]) + to_v * (row + k.shift_v[i]));
-        su += to_u;
-        sv += to_v;
-        sz += to_z;
-        sud += to_u * d;
-        svd += to_v * d;
-        szd += to_z * d;
-        sudx += to_u * d * x;
-        svdx += to_v * d * x;
-        szdx += to_z * d * x;
-        grad_depth[i] = k.gu[i] * k.du_ddepth[i] + k.gv[i] * k.dv_ddepth[i];
-      }
-      add_projection_row(sums, y, su, sv, sz, sud, svd, szd, sudx, svdx, szdx);
+      T* grad_depth = p.grad_depth ? static_cast<T*>(p.grad_depth) + b * plane + int64_t(y) * p.width + x0 : k.depth;
+      differentiate(y, x0, n, k, grad_depth, sums);
     });
   }
   if (p.grad_projection) {

@@ -11,7 +11,33 @@ struct alignas(64) WarpedRow {
   Row<T> shift_u, shift_v, inv_z, du_ddepth, dv_ddepth;
 };
 
-// Row y of `source` (3, H, W), sampled where the pixels of depths `depth` fall.
+template <class T>
+struct Pair {
+  T first, second;
+};
+
+// Two floats as one number: half as many elements to gather, which is what a warp waits for.
+using Two = uint64_t __attribute__((aligned(4), may_alias));
+
+MDEPTH_HD float low_float(uint64_t two) {
+  const uint32_t bits = uint32_t(two);
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// What both taps of `u` read; `at` is the place of column `base` in `plane`, and both taps are that column or the next.
+MDEPTH_HD Pair<float> read_taps(const float* plane, int at, int base, const Axis<float>& u) {
+  const uint64_t two = *reinterpret_cast<const Two*>(plane + at);
+  const float low = low_float(two), high = low_float(two >> 32);
+  return Pair<float>{u.tap0 > base ? high : low, u.tap1 > base ? high : low};
+}
+
+MDEPTH_HD Pair<double> read_taps(const double* plane, int at, int base, const Axis<double>& u) {
+  return Pair<double>{plane[at + (u.tap0 - base)], plane[at + (u.tap1 - base)]};
+}
+
+// Row y of `source` (3, H, W), at least two columns wide, sampled where the pixels of depths `depth` fall.
 template <Padding padding, class T>
 static inline void warp_row(const Tile& t, int y, const T* RESTRICT source, int width, int height,
                             const double* projection, const T* RESTRICT depth, WarpedRow<T>& out) {
@@ -25,19 +51,21 @@ static inline void warp_row(const Tile& t, int y, const T* RESTRICT source, int 
   T *RESTRICT shift_u = out.shift_u + kLead, *RESTRICT shift_v = out.shift_v + kLead,
               *RESTRICT inv_z = out.inv_z + kLead;
   T *RESTRICT du_ddepth = out.du_ddepth + kLead, *RESTRICT dv_ddepth = out.dv_ddepth + kLead;
-  const int w = width, h = height, first = t.x0 - kHalo, n = t.n;
+  const int w = width, h = height, first = t.x0 - kHalo, n = t.n, last = width - 2;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     const int x = first + i;
     const Projected<T> at = project(rp, T(x), depth[i]);
     const Axis<T> u = sample_axis<padding>(x, at.shift_u, w);
     const Axis<T> v = sample_axis<padding>(y, at.shift_v, h);
-    const int i00 = v.tap0 * w + u.tap0, i01 = v.tap0 * w + u.tap1;
-    const int i10 = v.tap1 * w + u.tap0, i11 = v.tap1 * w + u.tap1;
+    const int base = u.tap0 < last ? u.tap0 : last, at0 = v.tap0 * w + base, at1 = v.tap1 * w + base;
     const bool seen = at.inv_z > T(0);
-    const Sample<T> sr = bilinear(u, v, red[i00], red[i01], red[i10], red[i11]);
-    const Sample<T> sg = bilinear(u, v, green[i00], green[i01], green[i10], green[i11]);
-    const Sample<T> sb = bilinear(u, v, blue[i00], blue[i01], blue[i10], blue[i11]);
+    const Pair<T> r0 = read_taps(red, at0, base, u), r1 = read_taps(red, at1, base, u);
+    const Pair<T> g0 = read_taps(green, at0, base, u), g1 = read_taps(green, at1, base, u);
+    const Pair<T> b0 = read_taps(blue, at0, base, u), b1 = read_taps(blue, at1, base, u);
+    const Sample<T> sr = bilinear(u, v, r0.first, r0.second, r1.first, r1.second);
+    const Sample<T> sg = bilinear(u, v, g0.first, g0.second, g1.first, g1.second);
+    const Sample<T> sb = bilinear(u, v, b0.first, b0.second, b1.first, b1.second);
     r[i] = (seen ? sr.value : T(0)) + at.poison;
     g[i] = (seen ? sg.value : T(0)) + at.poison;
     b[i] = (seen ? sb.value : T(0)) + at.poison;

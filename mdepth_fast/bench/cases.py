@@ -306,7 +306,7 @@ def _view_synthesis_loss_inputs(batch: int, height: int, width: int, **keywords:
     }
 
 
-def _view_synthesis_loss(**tensors: Tensor) -> Tensor:
+def _view_synthesis_loss(**tensors: Any) -> Tensor:
     l1, ssim = ops.view_synthesis_loss(**tensors)
     return 0.85 * l1 + 0.15 * ssim
 

@@ -143,7 +143,8 @@ class Vid2DepthLoss(nn.Module):
             if one.dim() != 5 or one.shape[:3] != (batch, frames, 1):
                 raise ValueError(f"disparities[{s}]: expected ({batch}, {frames}, 1, h, w), got {tuple(one.shape)}")
         K = (K[:, None] if K.dim() == 3 else K).expand(batch, frames, 3, 3)
-        targets, sources = ([pair[side] for pair in pairs] for side in (0, 1))
+        # Not indexed by lists: that copies a number at a time.
+        targets, sources = torch.tensor(pairs, device=images.device).unbind(1)
         T = T.flatten(0, 1)
         terms: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         with torch.autocast(images.device.type, enabled=False):
@@ -153,10 +154,10 @@ class Vid2DepthLoss(nn.Module):
                 depth = disparity_to_depth(one, min_depth=self.min_depth, max_depth=self.max_depth)
                 K_s = scale_intrinsics(K, one.shape[3] / width, one.shape[2] / height)
                 by_frame = [part.unflatten(0, (batch, frames)) for part in (image, depth)]
-                image_of, depth_of = (part[:, targets].flatten(0, 1) for part in by_frame)
+                image_of, depth_of = (part.index_select(1, targets).flatten(0, 1) for part in by_frame)
                 l1, ssim = view_synthesis_loss(
                     image_of,
-                    by_frame[0][:, sources].flatten(0, 1),
+                    by_frame[0].index_select(1, sources).flatten(0, 1),
                     depth_of,
                     K_s[:, targets].flatten(0, 1),
                     T,
@@ -171,7 +172,9 @@ class Vid2DepthLoss(nn.Module):
                 terms["smoothness"].append(span * edge_aware_smoothness(one, image, normalize=False))
                 if self.weights["icp"]:
                     clouds = backproject(depth, K_s.flatten(0, 1)).permute(0, 2, 3, 1).unflatten(0, (batch, frames))
-                    left = self.icp_loss(clouds[:, targets].flatten(0, 1), clouds[:, sources].flatten(0, 1), T)
+                    left = self.icp_loss(
+                        *(clouds.index_select(1, side).flatten(0, 1) for side in (targets, sources)), T
+                    )
                     terms["icp"].append(len(pairs) / 2**s * left)
             sums = {name: torch.stack(term).sum() if term else T.new_zeros(()) for name, term in terms.items()}
             loss = torch.stack([self.weights[name] * term for name, term in sums.items()]).sum()

@@ -66,7 +66,7 @@ class FlowModel(Model):
                 low, high = image.amin().item(), image.amax().item()
                 raise ValueError(f"{name}: expected values in [0, 1], got {low:.4g} to {high:.4g}")
             images.append(image.to(next(self.parameters())))
-        stack_pair(*images)
+        stack_pair(images[0], images[1])
         shape = (images[0].shape[-2], images[0].shape[-1])
         height, width = size or self.network_size(*shape)
         if height % self.multiple or width % self.multiple or min(height, width) < 1:

@@ -77,27 +77,23 @@ def reference(
 ) -> Tensor:
     """The reference in plain PyTorch, which every backend is tested against."""
 
-    def penalty(difference: Tensor) -> Tensor:
-        return ((scale * difference).square() + epsilon**2) ** alpha
+    def hidden(difference: Tensor, weight: Tensor | None) -> Tensor:
+        return difference if weight is None else torch.where(weight != 0, difference, 0)
 
-    right, below = (flow[..., :-1], flow[..., 1:]), (flow[..., :-1, :], flow[..., 1:, :])
-    along_x, along_y = (one - other for one, other in (right, below))
-    weight_x = weight_y = None
-    if mask is not None:
-        weight_x, weight_y = mask[..., :-1] * mask[..., 1:], mask[..., :-1, :] * mask[..., 1:, :]
-    if form == "joint":
-        along_x, along_y = along_x[..., :-1, :], along_y[..., :-1]
-        weight = None if mask is None else weight_x[..., :-1, :] * mask[..., 1:, :-1]
-        if weight is not None:
-            along_x, along_y = (torch.where(weight != 0, one, 0) for one in (along_x, along_y))
-        terms = [(penalty(along_x.abs().sum(1, keepdim=True) + along_y.abs().sum(1, keepdim=True)), weight)]
-    else:
-        if mask is not None:
-            along_x, along_y = torch.where(weight_x != 0, along_x, 0), torch.where(weight_y != 0, along_y, 0)
-        terms = [(penalty(along_x), weight_x), (penalty(along_y), weight_y)]
+    def total(s: Tensor, weight: Tensor | None) -> Tensor:
+        penalty = ((scale * s).square() + epsilon**2) ** alpha
+        return (penalty if weight is None else weight * penalty).sum()
+
     pixels = flow[:, :1].numel()
-    found = sum((value if weight is None else weight * value).sum() for value, weight in terms)
-    return found / pixels
+    along_x, along_y = flow[..., :-1] - flow[..., 1:], flow[..., :-1, :] - flow[..., 1:, :]
+    weight_x = None if mask is None else mask[..., :-1] * mask[..., 1:]
+    if form == "joint":
+        weight = None if mask is None or weight_x is None else weight_x[..., :-1, :] * mask[..., 1:, :-1]
+        along_x, along_y = hidden(along_x[..., :-1, :], weight), hidden(along_y[..., :-1], weight)
+        return total((along_x.abs() + along_y.abs()).sum(1, keepdim=True), weight) / pixels
+    weight_y = None if mask is None else mask[..., :-1, :] * mask[..., 1:, :]
+    along_x, along_y = hidden(along_x, weight_x), hidden(along_y, weight_y)
+    return (total(along_x, weight_x) + total(along_y, weight_y)) / pixels
 
 
 def _scaled(grad: Tensor, grad_flow: Tensor, flow: Tensor) -> Tensor:

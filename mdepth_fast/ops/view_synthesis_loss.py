@@ -57,7 +57,7 @@ def view_synthesis_loss(
     for the backward.
 
     Args:
-        target, source: (B, 3, H, W), range [0, 1], H and W at least 3 with `ssim`; get no gradient.
+        target, source: (B, 3, H, W), range [0, 1], H and W at least 3, without `ssim` 2; get no gradient.
         depth: (B, 1, H, W), z along the optical axis, in the unit of `T`.
         K: (B, 3, 3) in pixels. T: (B, 4, 4), target camera to source camera.
         source_K: (B, 3, 3); None for `K`.
@@ -84,7 +84,7 @@ def view_synthesis_loss(
     if weight is not None:
         _checks.tensor(weight, "weight", (batch, 1, height, width), "(B, 1, H, W)")
     _checks.same_device(target, "target", source=source, depth=depth, K=K, T=T, source_K=source_K, weight=weight)
-    least = 3 if ssim else 1
+    least = 3 if ssim else 2
     if height < least or width < least:
         why = " (3x3 windows)" if ssim else ""
         raise ValueError(f"target: expected H and W of at least {least}{why}, got {height}x{width}")
@@ -163,8 +163,8 @@ _OP = Op(
     options={"padding": ("masked", "grey"), "terms": int},
     sane=lambda sizes: (
         None
-        if 1 <= sizes["terms"] <= 2 and min(sizes["height"], sizes["width"]) >= (3 if sizes["terms"] == 2 else 1)
-        else "1 term, or 2 and H and W of at least 3"
+        if 1 <= sizes["terms"] <= 2 and min(sizes["height"], sizes["width"]) > sizes["terms"]
+        else "1 or 2 terms, and H and W of at least 2 or 3"
     ),
     outputs={"loss": total("terms")},
     kept={

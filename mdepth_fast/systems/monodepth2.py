@@ -236,14 +236,16 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
             return super().outputs(views)
         frames = [views.target_aug]
         if shared:
-            frames += [views.sources_aug[:, index] for index, source in enumerate(views.offsets) if _moves(source)]
+            frames += [
+                views.sources_aug[:, index] for index, source in enumerate(views.offsets) if isinstance(source, int)
+            ]
         # One pass over all frames, so that batch norms see them together.
         features = self.depth_net.encode(torch.cat(frames))
         if shared:
             # The shared pose network sees feature maps in place of images, and none of sources whose pose is known.
             last = iter(features[-1].chunk(len(frames)))
             target = next(last)
-            others = [next(last) if _moves(source) else target for source in views.offsets]
+            others = [next(last) if isinstance(source, int) else target for source in views.offsets]
             views = replace(views, target_aug=target, sources_aug=torch.stack(others, 1))
             features = [one[: len(target)] for one in features]
         disparities = self.depth_net.decoder(features)
@@ -272,7 +274,3 @@ def _has_mask(weights: Path) -> bool:
         return (weights / "predictive_mask.pth").is_file()
     content = read_content(checkpoint)
     return any(key.startswith(PredictiveMask.checkpoint_prefix) for key in content.get("state_dict", content))
-
-
-def _moves(source: int | str) -> bool:
-    return isinstance(source, int)

@@ -161,7 +161,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         """The depth network; its unit is the metre if any of `saved["sources"]` has a known pose."""
         model = config.model
         options: dict[str, Any] = {"encoder_weights": model.encoder_weights} if model.encoder_weights else {}
-        net = create_model(
+        net: Any = create_model(
             model.name,
             **options,
             **cls.model_options(config),
@@ -172,6 +172,7 @@ class SelfSupervisedSystem(DepthSystem[C]):
         )
         if model.weights:
             load_checkpoint(net, model.weights)
+            net.input_size = (config.data.height, config.data.width)  # not that of the weights
         return net
 
     @classmethod

@@ -131,7 +131,7 @@ class SequenceSystem(SelfSupervisedSystem[C]):
         return net
 
     @classmethod
-    def pose_options(cls, config: C) -> dict[str, Any]:
+    def pose_options(cls, config: C, sources: Sequence[int | str]) -> dict[str, Any]:
         """Arguments of the pose network that follow from the rest of the configuration."""
         return {}
 
@@ -145,7 +145,7 @@ class SequenceSystem(SelfSupervisedSystem[C]):
                 f"pose.name: expected a network that sees all frames at once, such as {cls.name}_pose, "
                 f"got {pose.name!r}"
             )
-        given = {"name": pose.name, "sources": len(sources), **cls.pose_options(config)}
+        given = {"name": pose.name, "sources": len(sources), **cls.pose_options(config, sources)}
         net = _create("pose.options", given, pose.options)
         if pose.weights:
             load_checkpoint(net, pose.weights)
@@ -246,7 +246,7 @@ class SfMLearner(SequenceSystem[SfMLearnerConfig]):
     presets = packaged_presets("sfmlearner_kitti", "sfmlearner_synthetic")
 
     @classmethod
-    def pose_options(cls, config: SfMLearnerConfig) -> dict[str, Any]:
+    def pose_options(cls, config: SfMLearnerConfig, sources: Sequence[int | str]) -> dict[str, Any]:
         return {"explainability": config.loss.explainability > 0}
 
     def build_motion(self) -> MotionModel:

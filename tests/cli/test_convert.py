@@ -281,9 +281,11 @@ def test_a_run_becomes_a_published_folder(capsys, checkpoint, tmp_path):
     with torch.no_grad():
         motion, published = (net(*features) for net in (system.pose_net, load_system(folder).pose_net))
         config.model.weights = config.pose.weights = str(folder)
+        config.data.height, config.data.width = 96, 160
         again = Monodepth2.create(config, SimpleNamespace(sources=(-1, 1, "stereo"))).eval()
         torch.testing.assert_close(published[1] * 5.4, motion[1])
         torch.testing.assert_close(again.pose_net(*features)[1], motion[1])
     assert equal(again.mask_net.state_dict(), system.mask_net.state_dict())
+    assert again.depth_net.input_size == (96, 160), "fine-tuned at another size than the weights were trained at"
 
     assert "expected a new or empty folder" in fails(capsys, path, folder)

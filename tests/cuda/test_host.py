@@ -343,6 +343,17 @@ def test_icp_align_of_points_that_do_not_count(organised, host):
         assert torch.equal(transform, init)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_icp_align_looks_at_the_whole_window(dtype, host):
+    """Points are moved by pixels, so that the nearest is anywhere in its window, or just beyond."""
+    inputs = icp_inputs(2, 21, 37, dtype)
+    target = inputs["target_points"]
+    target[..., :2] += 0.5 * torch.randn(target[..., :2].shape, dtype=dtype, generator=torch.manual_seed(0))
+    got, want = (icp_align(**inputs, iterations=0, backend=backend) for backend in ("host", "reference"))
+    assert torch.equal(got.valid, want.valid)
+    torch.testing.assert_close(got.residual, want.residual, rtol=1e-6 if dtype == torch.float32 else 1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", hard_clouds()[1])
 def test_icp_align_finds_the_nearest_of_all(name, host):
     """Ties, several groups of points, and what rounding hides: coordinates whose squares float32 does not hold, and
@@ -362,6 +373,15 @@ def test_icp_align_finds_the_nearest_of_all(name, host):
                 tolerance = max(exact, 1e-6 if dtype == torch.float32 else 0)
                 assert relative_error([got.residual], [want.residual]) < tolerance, (scale, offset, dtype, iterations)
                 assert relative_error([got.T], [want.T]) < tolerance, (scale, offset, dtype, iterations)
+
+
+def test_icp_align_of_clouds_in_order(host):
+    """The boxes of neighbours are apart, and the first guess is 16 points from the nearest."""
+    target = torch.randn(1, 1500, 3, generator=torch.manual_seed(0)).sort(1).values
+    source, init = target[:, 16:] + 1e-4, torch.eye(4)[None]
+    got, want = (icp_align(source, target, init, iterations=0, backend=backend) for backend in ("host", "reference"))
+    torch.testing.assert_close(got.residual, want.residual, rtol=1e-6, atol=0)
+    assert got.residual.abs().median() < 2e-4
 
 
 def test_icp_align_launches_nothing_but_kernels_and_tells_what_is_too_much(host):

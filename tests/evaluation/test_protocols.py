@@ -49,7 +49,10 @@ def test_presets() -> None:
         "eigen2014",
         "motorcycle",
         "synthetic",
+        "kitti_sfmlearner",
+        "synthetic_median",
     }
+    assert PROTOCOLS["kitti_sfmlearner"] == replace(PROTOCOLS["kitti_eigen"], name="kitti_sfmlearner", resize="depth")
     eigen, stereo, benchmark = (PROTOCOLS[f"kitti_eigen{suffix}"] for suffix in ("", "_stereo", "_benchmark"))
     assert (eigen.crop, eigen.alignment, eigen.min_depth, eigen.max_depth) == ("garg", "median", 1e-3, 80)
     assert (stereo.crop, stereo.alignment) == ("garg", "none")

@@ -115,7 +115,7 @@ def test_the_3d_loss_is_the_correction_and_what_is_left() -> None:
 
 
 def test_the_toy_problem_of_the_release() -> None:
-    """A hidden motion along z and a hidden cone, found by descent along the approximate gradients (`icp_train_demo`)."""
+    """A hidden motion along z and a hidden cone, found along the approximate gradients (`icp_train_demo`)."""
     flat = torch.rand(1, 400, 3, dtype=torch.float64) * torch.tensor([20.0, 20.0, 0.0]) - torch.tensor(
         [10.0, 10.0, 0.0]
     )

@@ -342,7 +342,7 @@ def hard_clouds():
         "one point often": normal(1, 1, 3).expand(1, 40, 3),
         "16 points": normal(1, 16, 3),
         "17 points": normal(1, 17, 3),
-        "many": normal(1, 3000, 3),
+        "many": normal(1, 1500, 3),
     }
     return torch.cat([3 * normal(1, 300, 3), grid + 0.5], 1), targets
 

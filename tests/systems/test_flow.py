@@ -280,7 +280,7 @@ class TestCommands:
             (["predict", str(trained), image, str(clip), *out], "clip: no such image"),
             (["predict", str(trained), image, image, *out], "expected images of different names"),
             (["predict", str(trained), str(clip), *out, "--size", "30x40"], "size: expected multiples of 8, got 30x40"),
-            (["eval", str(trained), "--flip"], "--flip: the system flow has no prediction for mirrored images"),
+            (["eval", str(trained), "--flip"], "--flip: this system has no prediction for mirrored images"),
             (
                 ["eval", str(trained), "--data", "motorcycle"],
                 "--data: expected data of the system flow, .* of monodepth2",

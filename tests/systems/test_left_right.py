@@ -91,7 +91,7 @@ def test_each_sample_brings_its_focal_length() -> None:
 
 
 def test_what_is_not_a_pair_is_refused() -> None:
-    scenes = SyntheticScenes(1, 128, 128, sources=(-1, "stereo"))
+    scenes = SyntheticScenes(1, 64, 128, sources=(-1, "stereo"))
     with pytest.raises(ValueError, match=r"data\.sources: expected \[stereo\], as left_right .* \[-1, 'stereo'\]"):
         build("left_right_synthetic", scenes)
 

@@ -1,4 +1,4 @@
-"""SfMLearner and vid2depth through the ordinary commands, on real and on synthetic frames; what SfMLearner's parts do."""
+"""SfMLearner and vid2depth through the ordinary commands, on real and synthetic frames; SfMLearner's parts."""
 
 import re
 from pathlib import Path
