@@ -1,4 +1,4 @@
-.PHONY: install test test-fast bench readme-picture readme-figures bench-figures lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast bench readme-picture readme-figures bench-figures parity lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -26,6 +26,10 @@ bench-figures:
 	python benches/report.py
 	python benches/report.py --gradient-errors
 	pytest benches --save --full --ignore benches/bench_ops.py
+
+# docs/fidelity.md: against the original repositories, whose clones lie in the folder PEERS.
+parity:
+	python benches/parity.py $(or $(PEERS),$(error PEERS: expected a folder with clones: make parity PEERS=folder))
 
 # On a machine with a GPU, in minutes: every test that needs one, the sanitizers on a small run, the benches. The later
 # ones run whatever becomes of the first. They need no more than torch, triton and pytest, and CuPy for nvrtc.
