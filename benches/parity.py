@@ -166,7 +166,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         "# Fidelity",
         "",
         "Networks, losses and metrics against the original repositories, with random weights and inputs in float64.",
-        "`make parity PEERS=folder` writes this page; the folder holds clones of the repositories.",
+        "`make parity PEERS=folder` writes this page; the folder holds the sources of the repositories.",
         "",
         "Each figure is the largest relative difference: the largest absolute difference of two tensors over the",
         "largest absolute value of the peer's, the largest over all tensors. Gradients are those of a random",
