@@ -218,6 +218,9 @@ PROTOCOLS = {
         ),
         Protocol("motorcycle"),
         Protocol("synthetic"),
+        # Depth of one's own: whole images, with the scale of each image's median, or as it is.
+        Protocol("median", alignment="median"),
+        Protocol("metric"),
         Protocol("synthetic_median", alignment="median"),
     )
 }

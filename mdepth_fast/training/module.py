@@ -204,10 +204,6 @@ class TrainingModule(LightningModule):
         and would win: the learning rate above all."""
         old: OptimizerConfig = Config.from_dict(checkpoint["mdepth_fast"]["config"]).optimizer
         new: OptimizerConfig = self.config.optimizer
-        for setting in ("name", "schedule"):
-            before, after = getattr(old, setting), getattr(new, setting)
-            if before != after:
-                raise ValueError(f"optimizer.{setting}: expected {before!r}, as the resumed run has it, got {after!r}")
         ratio = new.lr / old.lr
         for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:

@@ -127,8 +127,9 @@ def train(
     seed_everything(config.seed, verbose=False)
     main = (getattr(rank_zero_only, "rank", None) or 0) == 0
     checkpoint = find_checkpoint(config, resume) if resume else None
-    if checkpoint:
-        _compare(config, read_checkpoint(checkpoint), say)
+    resumed = read_checkpoint(checkpoint) if checkpoint else None
+    if resumed is not None:
+        _compare(config, resumed, say)
 
     kind = system_of(config)
     monitor = _check_monitor(config, kind)
@@ -152,6 +153,7 @@ def train(
                 dirpath=folder, filename=Path(LAST).stem, every_n_train_steps=every, enable_version_counter=False
             ),
             *([best] if best else []),
+            *([_WriteConfig(folder / "config.yaml", config)] if main else []),
             table,
             RichProgressBar() if bar else _Lines(say if main else lambda line: None),
             *callbacks,
@@ -166,11 +168,9 @@ def train(
     loader = build_loader(config, dataset, **share, pin_memory=trainer.strategy.root_device.type == "cuda")
     table.loader = held_out_loader = evaluation_loader(config, held_out, **share) if held_out is not None else None
 
+    earlier = json.loads(record.read_text()) if checkpoint and record.is_file() else {}
     if main:
-        if checkpoint and record.is_file():
-            table.before = json.loads(record.read_text())["before"]
-        with replacing(folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        table.before = earlier.get("before")
         for left in folder.glob(".*.ckpt") if checkpoint else ():  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         say(f"training {module.system.describe(len(dataset))}, into {folder}")
@@ -183,6 +183,13 @@ def train(
                 say(f"interrupted at step {trainer.global_step}; go on with --resume {folder}")
             raise KeyboardInterrupt from None
         raise
+    if resumed is not None and trainer.global_step == resumed["global_step"]:
+        table.after = earlier.get("after")
+        if main:
+            say(
+                f"nothing left to train: the run is at step {trainer.global_step} already; a larger "
+                "trainer.max_epochs or trainer.max_steps goes on"
+            )
     trainer.save_checkpoint(folder / LAST)
     if not main:
         return None
@@ -249,6 +256,17 @@ def _check_monitor(config: Config, system: type[System[Any]]) -> str | None:
         known = ", ".join(f"val/{metric}" for metric in system.metrics)
         raise ValueError(f"trainer.monitor: expected null or one of {known}, got {monitor!r}")
     return None if monitor is None else f"val/{monitor.removeprefix('val/')}"
+
+
+class _WriteConfig(Callback):
+    """Writes the configuration once training begins: a run that cannot be resumed keeps its own."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+
+    def on_train_start(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        with replacing(self.path) as temporary:
+            temporary.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
 
 
 class _Lines(Callback):
@@ -319,6 +337,9 @@ def _compare(config: Config, checkpoint: dict[str, Any], say: Callable[[str], No
         raise ValueError("resume: the checkpoint was not written by `mdepth-fast train`")
     # What the run did not know of had its default.
     old, new = _flat(Config.from_dict(checkpoint["mdepth_fast"]["config"]).to_dict()), _flat(config.to_dict())
+    for key in ("system", "model.name", "optimizer.name", "optimizer.schedule"):
+        if key in old and old[key] != new.get(key):
+            raise ValueError(f"{key}: expected {old[key]!r}, as the run to resume has it, got {new.get(key)!r}")
     changed = [f"{key} {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
     if changed:
         say(f"resuming with other settings than the run had: {', '.join(changed)}")

@@ -157,8 +157,25 @@ def test_a_resumed_run_takes_the_rate_and_the_schedule_of_its_configuration(tmp_
     assert rates.rates == pytest.approx([1e-4] * 2 + [1e-5])
     values = read_checkpoint(tmp_path / "tiny" / "001" / "last.ckpt")
     assert values["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.01
-    with pytest.raises(ValueError, match=r"optimizer\.schedule: expected 'step', as the resumed run has it, got"):
-        train(tiny_config(**settings, optimizer__schedule="poly"), resume="auto")
+    config = (tmp_path / "tiny" / "001" / "config.yaml").read_text()
+    for change, message in (
+        ({"optimizer__schedule": "poly"}, r"optimizer\.schedule: expected 'step', as the run to resume has it, got"),
+        ({"model__name": "monodepth2_resnet18"}, r"model\.name: expected '.*', as the run to resume has it, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tiny_config(**settings, **change), resume="auto")
+    assert (tmp_path / "tiny" / "001" / "config.yaml").read_text() == config
+
+
+def test_a_finished_run_keeps_its_results(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output": str(tmp_path), "trainer__max_epochs": 1, "data__length": 2}
+    first = train(tiny_config(**settings))
+    assert first is not None and first.after is not None
+    metrics, lines = (first.folder / "metrics.json").read_text(), list[str]()
+    again = train(tiny_config(**settings), resume="auto", say=lines.append)
+    assert again is not None and again.after == first.after and again.before == first.before
+    assert (first.folder / "metrics.json").read_text() == metrics
+    assert any(line.startswith(f"nothing left to train: the run is at step {first.step}") for line in lines)
 
 
 def test_fine_tuning_starts_from_weights_and_moments_at_its_own_rate(tmp_path: Path) -> None:
