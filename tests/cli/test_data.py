@@ -1,5 +1,7 @@
 """`mdepth-fast data ground-truth`, and `eval` of what published scripts write."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,31 @@ def test_a_file_that_is_no_ground_truth_is_named(tmp_path: Path, bad: bytes | No
         np.savez(path, data=np.zeros(3))
     with pytest.raises(DataError, match=r"gt\.npz: (cannot be read as ground truth|expected depth maps \(h, w\))"):
         read_ground_truth(path)
+
+
+def test_damaged_ground_truth_is_one_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "gt.npz"
+    np.savez(path, data=np.ones((2, 3, 4), np.float32))
+    with zipfile.ZipFile(path) as archive:
+        member = archive.read("data.npy")
+    whole = path.read_bytes()
+    contents = []
+    for header in (b"(2, 3, ", b"((((((4)", b"(9**99, ", b"(99999999999999, 3, 4)", b"\xff\xfe\xfd"):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("data.npy", member.replace(b"(2, 3, 4)", header))
+        contents.append(buffer.getvalue())
+    unknown = bytearray(whole)
+    unknown[8] = unknown[whole.index(b"PK\x01\x02") + 10] = 97  # a compression that nobody has
+    buffer = io.BytesIO()
+    np.savez(buffer, data=np.float32(1))
+    for content in (*contents, bytes(unknown), buffer.getvalue(), whole[:-40], b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"gt\.npz: ") as error:
+            read_ground_truth(path)
+        assert len(str(error.value)) < 200 + len(str(path)) + 100 and "\n" not in str(error.value)
+    np.savez(path, data=np.array([[[1, -2, np.nan, np.inf]]]))
+    assert read_ground_truth(path)[0].tolist() == [[1, 0, 0, 0]]
 
 
 def test_disparities_of_others_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
