@@ -251,3 +251,14 @@ def test_disparities_that_are_none_are_named(tmp_path: Path, capsys: pytest.Capt
     for bad in (good.astype(np.longdouble), good[:, :0], good.astype(complex)):
         np.save(path, bad)
         assert fails(capsys, *words).startswith(f"{path}: ")
+
+
+def test_what_goes_with_depth_is_refused_for_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, options = tmp_path / "flow.safetensors", {"width": 4}
+    write_converted(weights, "flownet_s", options, create_model("flownet_s", **options).state_dict(), source="test")
+    words = ["eval", str(weights), "--data=flow_synthetic"]
+    assert fails(capsys, *words, "--scale=2").startswith("--scale: goes with depth")
+    assert fails(capsys, *words, f"--save-disparities={tmp_path / 'x.npy'}").startswith("--save-disparities: expected")
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    submission = [f"--submission={tmp_path / 'out'}", f"--images={tmp_path}"]
+    assert fails(capsys, *words[:2], *submission).startswith("--submission: expected a network that predicts depth")
