@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--submission", type=Path, metavar="FOLDER", help="write 16-bit PNGs for KITTI's depth server, evaluate nothing"
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="the server's images, for --submission")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: auto)")
     parser.add_argument("-h", "--help", action="help", help="show this help")
 
 
@@ -63,6 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
     external = arguments.weights.endswith(".npy")
     if arguments.ground_truth and not external:
         raise ValueError(f"--ground-truth: goes with a .npy file of disparities, got {arguments.weights}")
+    of_network = ("submission", "save_disparities", "checkpoint", "device", "flip") if external else ()
+    for name in of_network:
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: goes with a network, got a file of disparities, {arguments.weights}"
+            )
     if arguments.submission:
         _submit(arguments)
     elif external:
@@ -73,11 +79,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from mdepth_fast.cli._common import pick_device, progress
+    from mdepth_fast.evaluation import Evaluator
     from mdepth_fast.inference import evaluate, load_trained
     from mdepth_fast.systems import load_config, system_of
     from mdepth_fast.visualize import write_maps
 
-    trained = load_trained(arguments.weights, pick_device(arguments.device), checkpoint=arguments.checkpoint)
+    trained = load_trained(arguments.weights, pick_device(arguments.device or "auto"), checkpoint=arguments.checkpoint)
     preset = arguments.data or trained.config
     if preset is None:
         raise ValueError("--data: published weights do not say what to evaluate on; expected a preset or .yaml file")
@@ -93,6 +100,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         where = "--data.val_split, --data.val_root or --data.depth (folder)"
         raise ValueError(f"no ground truth in the data of {config.run}: set {where}")
     evaluator = _evaluator(system.evaluator, arguments, config.protocol)
+    if arguments.save_disparities and not isinstance(evaluator, Evaluator):
+        raise ValueError(f"--save-disparities: expected a system that predicts depth, got {system.name}")
     kept: list[Any] = []
     sample = system.evaluate_sample
     if arguments.save_disparities:
@@ -101,7 +110,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         evaluate(trained.net, dataset, evaluator, workers=config.data.workers, track=track, sample=sample)
     if arguments.save_disparities:
         write_maps(arguments.save_disparities, kept)
-    print(evaluator.table())
+    _print_table(evaluator, f"the data of {config.run}")
 
 
 def _evaluator(create: Any, arguments: argparse.Namespace, default: str) -> Any:
@@ -113,6 +122,8 @@ def _evaluator(create: Any, arguments: argparse.Namespace, default: str) -> Any:
     if arguments.flip and not hasattr(evaluator.protocol, "flip"):
         raise ValueError("--flip: this system has no prediction for mirrored images")
     if arguments.scale is not None:
+        if not hasattr(evaluator.protocol, "scale"):
+            raise ValueError("--scale: goes with depth, which this system does not predict")
         changes["scale"] = arguments.scale
     return create(replace(evaluator.protocol, **changes)) if changes else evaluator
 
@@ -144,26 +155,20 @@ def _evaluate_disparities(arguments: argparse.Namespace) -> None:
     from mdepth_fast.evaluation import Evaluator
     from mdepth_fast.systems import load_config, system_of
 
-    if arguments.flip or arguments.checkpoint or arguments.save_disparities:
-        raise ValueError("--flip, --checkpoint, --save-disparities: go with a network, got a file of disparities")
     path = Path(arguments.weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        disparities = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as an array of disparities ({error})") from error
-    if disparities.ndim == 4 and disparities.shape[1] == 1:
-        disparities = disparities[:, 0]
-    if disparities.ndim != 3 or disparities.dtype.kind != "f":
-        raise ValueError(f"{path}: expected floating point (N,h,w), got {disparities.dtype} of {disparities.shape}")
+    disparities = _read_disparities(path)
 
     default, truths = "kitti_eigen", None
     if arguments.data:
         if arguments.ground_truth:
             raise ValueError("--ground-truth: expected this or --data, got both")
         config = load_config(arguments.data, arguments.overrides)
-        default, dataset = config.protocol, system_of(config).evaluation_data(config)
+        system = system_of(config)
+        if not isinstance(system.evaluator(config.protocol), Evaluator):
+            raise ValueError(
+                f"--data: expected data with depth to compare disparities with, got those of {system.name}"
+            )
+        default, dataset = config.protocol, system.evaluation_data(config)
         if dataset is None:
             raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split")
         truths = ((sample["name"], sample["depth"]) for sample in dataset)
@@ -180,43 +185,96 @@ def _evaluate_disparities(arguments: argparse.Namespace) -> None:
     evaluator = _evaluator(Evaluator, arguments, default)
     with progress("evaluating") as track:
         for index, (name, truth) in zip(track(range(count)), truths):
-            evaluator.update(np.array(disparities[index]), truth, name, inverse=True)
+            # A copy in memory, in this machine's byte order.
+            one = np.array(disparities[index], disparities.dtype.newbyteorder("="))
+            evaluator.update(one, truth, name, inverse=True)
+    _print_table(evaluator, arguments.ground_truth or arguments.data)
+
+
+def _read_disparities(path: Path) -> Any:
+    """The array (N,h,w) in a .npy file, which stays on the disk."""
+    import numpy as np
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        # Unlike numpy.load, this takes no other format.
+        found: Any = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as an array of disparities ({reason:.200})") from error
+    if found.ndim == 4 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.dtype.kind == "f" and found.dtype.itemsize > 8:
+        raise ValueError(f"{path}: expected float16, float32 or float64, got {found.dtype}")
+    if found.ndim != 3 or 0 in found.shape or found.dtype.kind != "f":
+        raise ValueError(f"{path}: expected floating point (N,h,w), got {found.dtype} of {found.shape}")
+    return found
+
+
+def _print_table(evaluator: Any, where: Any) -> None:
+    """ValueError if nothing was evaluated, as a table of NaN is no result."""
+    if evaluator.compute().get("images") == 0:
+        raise ValueError(f"{where}: expected ground truth to evaluate on, got no valid value in any of it")
     print(evaluator.table())
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    """Predictions as Monodepth2 submits them: disparity resized to 352x1216, depth up to 80 m, times 256."""
+    """Predictions as Monodepth2 submits them: disparity resized to 352x1216, depth up to 80 m, times 256.
+
+    The folder appears when it is complete.
+    """
+    import shutil
+    import uuid
+
     import torch
     import torch.nn.functional as F
 
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data.samples import list_images, read_image
     from mdepth_fast.inference import load_trained
+    from mdepth_fast.models import DepthModel
     from mdepth_fast.visualize import write_depth_png
 
-    folder = arguments.submission
-    if arguments.overrides or arguments.data or arguments.protocol:
-        raise ValueError("--submission: takes neither data nor a protocol, only --images")
+    folder = arguments.submission.resolve()
+    if arguments.overrides or arguments.data or arguments.protocol or arguments.save_disparities:
+        raise ValueError("--submission: takes neither data nor a protocol nor --save-disparities, only --images")
     if not arguments.images.is_dir():
         raise FileNotFoundError(f"--images: no such folder: {arguments.images}")
     paths = list_images(arguments.images)
     if not paths:
         raise FileNotFoundError(f"--images: no images in {arguments.images}")
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise ValueError(f"--images: expected one image for {path.stem}.png, got {other.name} and {path.name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--submission: expected a new or empty folder, got {folder}")
-    device = pick_device(arguments.device)
+        raise ValueError(f"--submission: expected a new or empty folder, got {arguments.submission}")
+    device = pick_device(arguments.device or "auto")
     net = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint).net
+    if not isinstance(net, DepthModel):
+        raise ValueError(f"--submission: expected a network that predicts depth, got {type(net).__name__}")
     if net.kind == "affine_inverse" or (net.unit != "m" and arguments.scale is None):
         raise ValueError("--scale: expected the metres that a unit of the network's depth stands for, got none")
-    with progress("predicting") as track:
-        for path in track(paths):
-            image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
-            disparity = 1 / net.predict(image, flip=arguments.flip).depth
-            if disparity.shape[-2:] != _SERVER_SIZE:
-                disparity = F.interpolate(disparity, _SERVER_SIZE, mode="bilinear", align_corners=False)
-            depth = ((arguments.scale or 1.0) / disparity).clamp(max=_SERVER_DEPTH)
-            write_depth_png(folder / f"{path.stem}.png", depth)
-    print(f"{len(paths)} depth maps in {folder}: value = metres * 256, 16-bit PNG, up to {_SERVER_DEPTH:g} m")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        with progress("predicting") as track:
+            for path in track(paths):
+                image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
+                disparity = 1 / net.predict(image, flip=arguments.flip).depth
+                if disparity.shape[-2:] != _SERVER_SIZE:
+                    disparity = F.interpolate(disparity, _SERVER_SIZE, mode="bilinear", align_corners=False)
+                depth = ((arguments.scale or 1.0) / disparity).clamp(max=_SERVER_DEPTH)
+                write_depth_png(temporary / f"{path.stem}.png", depth)
+        if folder.exists():
+            folder.rmdir()  # empty, as checked above
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    where = arguments.submission
+    print(f"{len(paths)} depth maps in {where}: value = metres * 256, 16-bit PNG, up to {_SERVER_DEPTH:g} m")
 
 
 _SERVER_SIZE = (352, 1216)

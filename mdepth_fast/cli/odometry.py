@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+_BATCH = 4
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -51,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("odometry"), help="folder to write to (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=4, help="frames per forward pass (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--batch", type=int, help=f"frames per forward pass (default: {_BATCH})")
+    parser.add_argument("--workers", type=int, help="processes that decode images (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: auto)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -64,17 +66,29 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.files import replacing
     from mdepth_fast.visualize import draw_trajectories
 
-    given = [name for name in ("checkpoint", "frames", "intrinsics", "times") if getattr(arguments, name) is not None]
+    of_network = ("checkpoint", "frames", "intrinsics", "times", "batch", "workers", "device")
+    given = [name for name in of_network if getattr(arguments, name) is not None]
     if (arguments.weights is None) == (arguments.poses is None):
         raise ValueError("weights: expected a trained system, or --poses FILE instead of one")
     if arguments.poses and given:
         raise ValueError(f"--{given[0]}: goes with a trained system, not with --poses")
     if arguments.poses and not arguments.ground_truth:
         raise ValueError("--ground-truth: expected a file of true poses to evaluate --poses against, got none")
-    if arguments.snippet < 2 or arguments.batch < 1:
-        raise ValueError(
-            f"--snippet, --batch: expected at least 2 and at least 1, got {arguments.snippet} and {arguments.batch}"
-        )
+    batch = _BATCH if arguments.batch is None else arguments.batch
+    if arguments.snippet < 2 or batch < 1:
+        raise ValueError(f"--snippet, --batch: expected at least 2 and at least 1, got {arguments.snippet} and {batch}")
+    output: Path = arguments.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: expected a folder, got a file: {output}")
+    kitti, tum, plot, record = (
+        output / name for name in ("poses_kitti.txt", "poses_tum.txt", "trajectory.png", "metrics.json")
+    )
+    written = [path.resolve() for path in (kitti, tum, plot, record)]
+    for name in ("poses", "ground_truth", "intrinsics", "times"):
+        path = getattr(arguments, name)
+        if path is not None and path.resolve() in written:
+            option = name.replace("_", "-")
+            raise ValueError(f"--output: expected a folder where nothing takes the place of --{option}, {path}")
     truth = Trajectory.read(arguments.ground_truth) if arguments.ground_truth else None
     if arguments.poses:
         prediction = Trajectory.read(arguments.poses)
@@ -86,28 +100,30 @@ def run(arguments: argparse.Namespace) -> None:
         if truth is not None and by_row:
             truth = truth[numbers]
         skipped = f" of {total} frames" if total != len(prediction) else ""
-    output: Path = arguments.output
-    kitti, tum = output / "poses_kitti.txt", output / "poses_tum.txt"
+    drawn = {"prediction": prediction.from_start().positions}
+    labels = {"unit": "unit of the depth"}
+    metrics = None
+    remark = ""
+    if truth is not None:
+        paired, truth = associate(prediction, truth)
+        if len(paired) < len(prediction):
+            remark = f"{len(paired)} of {len(prediction)} poses have ground truth of their time\n"
+        truth = truth.from_start()
+        metrics = evaluate_odometry(paired, truth, alignment=arguments.alignment, snippet=arguments.snippet)
+        aligned = align(paired.poses, truth.poses, arguments.alignment).apply(paired.poses)
+        drawn = {"ground truth": truth.positions, "prediction": aligned[:, :3, 3]}
+        labels = {"title": f"aligned: {ALIGNMENTS[arguments.alignment]}"}
+    draw_trajectories(plot, drawn, **labels)
+    record.unlink(missing_ok=True)  # an earlier run's metrics are not those of these poses
     prediction.write_kitti(kitti)
     prediction.write_tum(tum)
     print(f"{len(prediction)} poses{skipped}: {kitti}, {tum}")
-    plot = output / "trajectory.png"
-    if truth is None:
-        draw_trajectories(plot, {"prediction": prediction.from_start().positions}, unit="unit of the depth")
+    if metrics is None:
         print(f"plot: {plot}; no ground truth, so no metrics")
         return
-    paired, truth = associate(prediction, truth)
-    if len(paired) < len(prediction):
-        print(f"{len(paired)} of {len(prediction)} poses have ground truth of their time")
-    truth = truth.from_start()
-    metrics = evaluate_odometry(paired, truth, alignment=arguments.alignment, snippet=arguments.snippet)
-    aligned = align(paired.poses, truth.poses, arguments.alignment).apply(paired.poses)
-    title = f"aligned: {ALIGNMENTS[arguments.alignment]}"
-    draw_trajectories(plot, {"ground truth": truth.positions, "prediction": aligned[:, :3, 3]}, title=title)
-    record = output / "metrics.json"
     with replacing(record) as temporary:
-        temporary.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n")
-    print(metrics.table())
+        temporary.write_text(json.dumps(metrics.to_dict(), indent=2, allow_nan=False) + "\n")
+    print(f"{remark}{metrics.table()}")
     print(f"metrics: {record}\nplot: {plot}")
 
 
@@ -120,7 +136,7 @@ def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any,
     from mdepth_fast.data.samples import list_images, read_matrices
     from mdepth_fast.inference import load_system, predict_trajectory
 
-    system = load_system(arguments.weights, pick_device(arguments.device), checkpoint=arguments.checkpoint)
+    system = load_system(arguments.weights, pick_device(arguments.device or "auto"), checkpoint=arguments.checkpoint)
     data = system.config.data
     frames = arguments.frames
     if frames is None:
@@ -142,8 +158,8 @@ def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any,
             system,
             frames,
             arguments.intrinsics,
-            batch_size=arguments.batch,
-            workers=arguments.workers,
+            batch_size=_BATCH if arguments.batch is None else arguments.batch,
+            workers=arguments.workers or 0,
             track=track,
         )
     numbers = found.timestamps.astype(np.int64)

@@ -18,6 +18,7 @@ from mdepth_fast.data.samples import (
     SourceName,
     check_size,
     check_sources,
+    clean_depth,
     list_images,
     make_sample,
     read_depth,
@@ -459,20 +460,22 @@ def list_frames(
 def read_ground_truth(path: str | Path) -> list[NDArray[np.float32]]:
     """The depth maps (h, w) of a `gt_depths.npz`: its key `data`, an array of arrays. `DataError` names the file.
 
-    The pickle in it is read without running what it names.
+    Metres, 0 = none, which is also what becomes of negative values and those that are not finite. The pickle in the
+    file is read without running what it names.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             member = Path(archive.extract("data.npy", folder))
             try:
-                maps = list(np.load(member, allow_pickle=False))
+                stored = np.load(member, allow_pickle=False)
+                maps = list(stored if stored.ndim else [stored])
             except ValueError:  # of objects, maps of different sizes
                 maps = [np.asarray(one) for one in read_numpy_pickle(member).values()]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).rpartition("data.npy: ")[2]
-        raise DataError(f"{path}: cannot be read as ground truth, an .npz with the key data ({reason})") from error
+    except Exception as error:  # a damaged archive or header can fail in any way
+        reason = " ".join(str(error).rpartition("data.npy: ")[2].split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as ground truth, an .npz with the key data ({reason:.200})") from error
     for index, one in enumerate(maps):
         if one.ndim != 2 or one.dtype.kind != "f":
             raise DataError(f"{path}: expected depth maps (h, w), got {one.dtype} of shape {one.shape} at {index}")
-    return [one.astype(np.float32, copy=False) for one in maps]
+    return [clean_depth(one) for one in maps]

@@ -77,7 +77,7 @@ def prepare_frames(
         track: may wrap the iterator of frames in a progress display.
 
     Raises:
-        ValueError: an argument is out of range, or two say what the camera is.
+        ValueError: an argument is out of range, two say what the camera is, or no frame is left to train on.
         FileExistsError: the output exists.
         DataError: the source cannot be read, changes its size, or has fewer than 3 frames that move.
     """
@@ -161,6 +161,11 @@ def _write(
     comment = f"A GUESS: {_GUESSED_FOV:g} degrees across. Calibrate the camera." if guessed else ""
     np.savetxt(folder / "K.txt", scaled, "%.9g", header=comment)
     train, val = split_blocks(len(names), val_share)
+    if not set(train) & set(range(1, len(names) - 1)):  # the first and the last frame lack a neighbour
+        raise ValueError(
+            f"val_share, --val: expected a share that leaves frames to train on, got {val_share:g} of {len(names)} "
+            "frames"
+        )
     for name, rows in (("train", train), ("val", val)):
         (folder / f"{name}_files.txt").write_text("".join(f"{names[row]}\n" for row in rows))
     return Prepared(output, read, len(names), static, small, scaled, guessed, len(train), len(val))

@@ -129,7 +129,8 @@ def _check(timestamps: Array, poses: Array, fault: Callable[[int, str], Exceptio
     finite = np.isfinite(poses).all((1, 2)) & np.isfinite(timestamps)
     rotations = np.where(finite[:, None, None], poses[:, :3, :3], np.eye(3))
     off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    rigid = (off <= _TOLERANCE) & (np.linalg.det(rotations) > 0)
+    determinants = np.linalg.det(rotations)
+    rigid = (off <= _TOLERANCE) & (determinants > 0)
     affine = np.abs(poses[:, 3] - [0, 0, 0, 1]).max(1) <= 1e-6
     ordered = np.append(True, np.diff(timestamps) > 0)
     for index in np.flatnonzero(~(finite & rigid & affine & ordered))[:1]:
@@ -137,6 +138,9 @@ def _check(timestamps: Array, poses: Array, fault: Callable[[int, str], Exceptio
             raise fault(index, "is not finite")
         if not affine[index]:
             raise fault(index, f"ends in the row {poses[index, 3].tolist()}, expected 0 0 0 1")
+        if off[index] <= _TOLERANCE and not rigid[index]:
+            text = f"its determinant is {determinants[index]:.2g}, a reflection's, expected 1"
+            raise fault(index, f"is not a rotation with a translation: {text}")
         if not rigid[index]:
             raise fault(index, f"is not a rotation with a translation: |R R^T - I| is {off[index]:.2g}")
         raise fault(index, f"has timestamp {timestamps[index]:.17g}, not after {timestamps[index - 1]:.17g}")

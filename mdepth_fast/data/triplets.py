@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from mdepth_fast.data.frames import read_intrinsics
 from mdepth_fast.data.samples import (
     DataError,
     Sample,
@@ -28,8 +29,8 @@ class Triplets(Dataset[Sample]):
     files. sources: the offsets of all frames but the target, which together with 0 are consecutive; (-1, 1) for
     triplets, (-2, -1, 1, 2) for sequences of five. K follows the frames to height and width.
 
-    A file that is missing, or an image whose width is not a multiple of the number of frames, is a `DataError` naming
-    it.
+    A file that is missing, an image whose width is not a multiple of the number of frames, or numbers that are no
+    camera matrix, is a `DataError` naming it.
     """
 
     def __init__(
@@ -84,9 +85,12 @@ class Triplets(Dataset[Sample]):
         frames = dict(zip(self._offsets, np.split(strip, count, axis=1)))
         camera = place / f"{frame}_cam.txt"
         K = read_matrices(camera, (9, 3))
-        if K.size != 9 or K.reshape(9)[0] <= 0 or K.reshape(9)[4] <= 0:
-            raise DataError(f"{camera}: expected the nine numbers of K, fx and fy positive, got {K.tolist()}")
-        K = K.reshape(3, 3)
+        if K.size != 9:
+            raise DataError(f"{camera}: expected the nine numbers of K, got {K.tolist()}")
+        try:
+            K = read_intrinsics(K.reshape(3, 3))
+        except ValueError as error:
+            raise DataError(f"{camera}: {error}") from None
         sources = [frames[source] for source in self.sources if isinstance(source, int)]
         unknown = [np.eye(4)] * len(sources)
         name = f"{folder}/{frame}"

@@ -273,6 +273,14 @@ class OdometryMetrics:
     rpe_translation_rmse: float
     rpe_rotation_rmse_deg: float
 
+    @property
+    def finite(self) -> bool:
+        """Whether all errors are finite, those of KITTI where there are segments."""
+        values = {key: value for key, value in asdict(self).items() if isinstance(value, float)}
+        if not self.kitti_segments:
+            del values["t_rel_percent"], values["r_rel_deg_per_100m"]
+        return all(map(math.isfinite, [*values.values(), *self.ate_rmse.values()]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None for what is not defined."""
         return {key: None if value != value else value for key, value in asdict(self).items()}
@@ -311,8 +319,28 @@ def evaluate_odometry(
     alignment: of `ALIGNMENTS`, before t_rel, r_rel and RPE, which depend on its scale alone; "se3" for a prediction in
     metres, "sim3" or "scale" for one of unknown scale. snippet: frames of a snippet. The full-trajectory error is
     given for every alignment.
+
+    Raises:
+        ValueError: there are fewer poses than a snippet has, or the errors are not finite, as of poses too large.
     """
     p, g = _pair(prediction.poses, ground_truth.poses)
+    if not 2 <= snippet <= len(p):
+        raise ValueError(f"snippet: expected 2 to {len(p)} frames, as there are {len(p)} poses, got {snippet}")
+    try:
+        with np.errstate(all="ignore"):  # what overflows is found below
+            metrics = _evaluate(p, g, ground_truth.length, alignment, snippet)
+    except np.linalg.LinAlgError:
+        metrics = None
+    if metrics is None or not metrics.finite:
+        largest = max(float(np.abs(poses[:, :3, 3]).max()) for poses in (p, g))
+        raise ValueError(
+            f"prediction, ground_truth: expected positions whose errors are finite numbers, got ones of up to "
+            f"{largest:.3g}"
+        )
+    return metrics
+
+
+def _evaluate(p: Array, g: Array, length: float, alignment: str, snippet: int) -> OdometryMetrics:
     found = align(p, g, alignment)
     moved = found.apply(p)
     kitti = kitti_errors(moved, g)
@@ -321,7 +349,7 @@ def evaluate_odometry(
     moves = bool(np.ptp(p[:, :3, 3], axis=0).any())
     return OdometryMetrics(
         poses=len(p),
-        length=ground_truth.length,
+        length=length,
         alignment=alignment,
         scale=found.scale,
         snippet_frames=snippet,

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
@@ -76,32 +77,55 @@ def _read_yaml(preset: str | Config, above: tuple[str, ...] = ()) -> tuple[str, 
     if isinstance(preset, Config):
         return preset.run, preset.to_dict()
     path: Any = _presets().get(preset)
+    own = str(preset)
     if path is None:
         path = Path(preset)
+        own = str(path.resolve())
         if path.suffix not in (".yaml", ".yml"):
             raise ValueError(f"preset: expected one of {', '.join(list_presets())}, or a .yaml file, got {preset!r}")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    if unnamed := [key for key in values if not isinstance(key, str)]:
+        raise ValueError(f"{path}: expected names of settings, got {unnamed[0]!r}")
+    if {"task", "system"} <= values.keys() and _system(path, values, "task") is not _system(path, values, "system"):
+        raise ValueError(f"{path}: task: expected none beside system: {values['system']}, got {values['task']!r}")
     if "base" in values:
         base = values.pop("base")
         if not isinstance(base, str):
             raise ValueError(f"{path}: base: expected a preset or a .yaml file, got {base!r}")
         if base.endswith((".yaml", ".yml")):
             base = str(Path(str(path)).parent / base)
-        if base in above:
+        above = (*above, own)
+        if (str(Path(base).resolve()) if base.endswith((".yaml", ".yml")) else base) in above:
             raise ValueError(f"{path}: base: expected a preset or file that does not build on this one, got {base}")
-        values = _merged(_read_yaml(base, (*above, str(preset)))[1], values)
+        values = _merged(_read_yaml(base, above)[1], values)
+    system = _system(path, values, "system" if "system" in values else "task")
+    default = system.config_class()
+    for entry in fields(default):
+        section = values.get(entry.name, {})
+        if is_dataclass(getattr(default, entry.name)) and not isinstance(section, dict):
+            raise ValueError(f"{path}: {entry.name}: expected a mapping of settings, got {section!r}")
     return str(path), values
+
+
+def _system(path: Any, values: Mapping[str, Any], key: str) -> Any:
+    """The system that a file names under `key`."""
+    try:
+        return get_system(values.get(key, "monodepth2"), key)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the settings that `changes` has in its place, section by section."""
+    if {"task", "system"} & changes.keys():  # two keys of one meaning
+        base = {key: value for key, value in base.items() if key not in ("task", "system")}
     sections = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
     return {**base, **changes, **{key: {**base[key], **changes[key]} for key in sections}}
 

@@ -1,5 +1,7 @@
 """`mdepth-fast data ground-truth`, and `eval` of what published scripts write."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,31 @@ def test_a_file_that_is_no_ground_truth_is_named(tmp_path: Path, bad: bytes | No
         read_ground_truth(path)
 
 
+def test_damaged_ground_truth_is_one_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "gt.npz"
+    np.savez(path, data=np.ones((2, 3, 4), np.float32))
+    with zipfile.ZipFile(path) as archive:
+        member = archive.read("data.npy")
+    whole = path.read_bytes()
+    contents = []
+    for header in (b"(2, 3, ", b"((((((4)", b"(9**99, ", b"(99999999999999, 3, 4)", b"\xff\xfe\xfd"):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("data.npy", member.replace(b"(2, 3, 4)", header))
+        contents.append(buffer.getvalue())
+    unknown = bytearray(whole)
+    unknown[8] = unknown[whole.index(b"PK\x01\x02") + 10] = 97  # a compression that nobody has
+    buffer = io.BytesIO()
+    np.savez(buffer, data=np.float32(1))
+    for content in (*contents, bytes(unknown), buffer.getvalue(), whole[:-40], b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"gt\.npz: ") as error:
+            read_ground_truth(path)
+        assert len(str(error.value)) < 200 + len(str(path)) + 100 and "\n" not in str(error.value)
+    np.savez(path, data=np.array([[[1, -2, np.nan, np.inf]]]))
+    assert read_ground_truth(path)[0].tolist() == [[1, 0, 0, 0]]
+
+
 def test_disparities_of_others_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the size of their network, in units of 5.4 m, against maps of several sizes."""
     rng = np.random.default_rng(0)
@@ -181,5 +208,57 @@ def test_a_submission_holds_metres_times_256_at_the_servers_size(
     metres = (scale * depth).clamp(max=80).numpy()
     assert 0.3 < (metres == 80).mean() < 0.7
     np.testing.assert_allclose(np.array(Image.open(out / "0000000000.png")) / 256, metres, atol=1 / 512 + 1e-4)
+    assert "--submission: takes neither" in fails(capsys, *words, "--save-disparities", str(tmp_path / "x.npy"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert "--submission: expected a new or empty folder" in fails(capsys, *words, "--scale", "50")
     assert "--submission: goes with --images" in fails(capsys, *words[:4])
+    # Two images of one name, and one that cannot be read: nothing is left.
+    new = [*words[:-1], str(tmp_path / "new"), "--scale=50"]
+    twin = images / "0000000000.jpg"
+    Image.new("RGB", (60, 40)).save(twin)
+    assert "got 0000000000.jpg and 0000000000.png" in fails(capsys, *new)
+    twin.rename(images / "9.jpg").write_bytes(b"no image")
+    assert "9.jpg" in fails(capsys, *new)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "net.safetensors", "out"]
+
+
+def test_disparities_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = np.ones((2, 40, 60), np.float32)
+    np.savez(tmp_path / "gt.npz", data=truth)
+    np.savez(tmp_path / "none.npz", data=0 * truth)
+    path, good = tmp_path / "x.npy", np.random.default_rng(0).random((2, 20, 30)) + 0.1
+    words = ["eval", str(path), "--protocol=nyu", "--ground-truth", str(tmp_path / "gt.npz")]
+    tables = []
+    for order in ("<", ">"):
+        np.save(path, good.astype(f"{order}f4"))
+        assert main(words) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    assert "none.npz: expected ground truth" in fails(capsys, *words[:-1], str(tmp_path / "none.npz"))
+    for option in ("--device=cpu", "--checkpoint=best", "--flip", f"--save-disparities={tmp_path / 'y.npy'}"):
+        assert fails(capsys, *words, option).startswith(f"{option.partition('=')[0]}: goes with a network")
+    submission = [f"--submission={tmp_path / 'out'}", f"--images={tmp_path}"]
+    assert fails(capsys, *words[:2], *submission).startswith("--submission: goes with a network")
+    assert "--data: expected data with depth" in fails(capsys, *words[:2], "--data=flow_synthetic")
+    whole = path.read_bytes()
+    wrong = [
+        whole.replace(b"(2, 20, 30)", shape)
+        for shape in (b"(1<<9,2,3)", b"(2, -20, 3)", b"(9**9, 2, 2", b"(10000000000000000000000, 2, 3)")
+    ]
+    for content in [(tmp_path / "gt.npz").read_bytes(), whole[:50], whole[:300], b"", *wrong]:
+        path.write_bytes(content)
+        assert fails(capsys, *words).startswith(f"{path}: ")
+    for bad in (good.astype(np.longdouble), good[:, :0], good.astype(complex)):
+        np.save(path, bad)
+        assert fails(capsys, *words).startswith(f"{path}: ")
+
+
+def test_what_goes_with_depth_is_refused_for_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, options = tmp_path / "flow.safetensors", {"width": 4}
+    write_converted(weights, "flownet_s", options, create_model("flownet_s", **options).state_dict(), source="test")
+    words = ["eval", str(weights), "--data=flow_synthetic"]
+    assert fails(capsys, *words, "--scale=2").startswith("--scale: goes with depth")
+    assert fails(capsys, *words, f"--save-disparities={tmp_path / 'x.npy'}").startswith("--save-disparities: expected")
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    submission = [f"--submission={tmp_path / 'out'}", f"--images={tmp_path}"]
+    assert fails(capsys, *words[:2], *submission).startswith("--submission: expected a network that predicts depth")

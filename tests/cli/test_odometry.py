@@ -97,6 +97,8 @@ def test_a_trained_system_on_frames(tmp_path: Path, frames: Path, capsys: pytest
     Trajectory(np.arange(7), curve(7)).write_kitti(tmp_path / "truth.txt")
     message = fails(capsys, *words[1:], f"--ground-truth={tmp_path / 'truth.txt'}")
     assert message.endswith("expected a pose for each of the 6 frames, got 7")
+    # Without ground truth again: nothing of the earlier evaluation stays beside the new poses.
+    assert main(words) == 0 and not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_wrong_usage(tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,3 +114,23 @@ def test_wrong_usage(tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture
     message = fails(capsys, five, f"--ground-truth={tmp_path / 'four.txt'}", f"--output={tmp_path / 'out'}")
     assert message.startswith("ground_truth: expected a pose for each of the 5 of the prediction")
     assert "no such checkpoint" in fails(capsys, str(tmp_path / "none"))
+
+
+def test_what_is_refused_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    Trajectory(np.arange(9), curve(9)).write_kitti(output / "poses_kitti.txt")
+    before = (output / "poses_kitti.txt").read_bytes()
+    truth = tmp_path / "truth.txt"
+    Trajectory(np.arange(9), curve(9)).write_kitti(truth)
+    huge = curve(9)
+    huge[:, :3, 3] *= 1e250
+    Trajectory(np.arange(9), huge).write_kitti(tmp_path / "huge.txt")
+    own = ["--poses", str(truth), "--ground-truth", str(output / ".." / "out" / "poses_kitti.txt")]
+    assert "takes the place of --ground-truth" in fails(capsys, *own, f"--output={output}")
+    two = ["--poses", str(truth), "--ground-truth", str(truth), f"--output={output}"]
+    assert "as there are 9 poses, got 100" in fails(capsys, *two, "--snippet=100")
+    for option in ("--device=cpu", "--batch=2", "--workers=1"):
+        assert f"{option.partition('=')[0]}: goes with a trained system" in fails(capsys, *two, option)
+    assert "finite" in fails(capsys, "--poses", str(tmp_path / "huge.txt"), *two[2:])
+    assert [path.name for path in output.iterdir()] == ["poses_kitti.txt"]
+    assert (output / "poses_kitti.txt").read_bytes() == before

@@ -82,6 +82,7 @@ def test_nothing_is_left_of_a_failure(frames: Path, tmp_path: Path) -> None:
         ({"width": 8}, "width, every, val_share, quality"),
         ({"focal": -1.0}, "focal: expected a positive"),
         ({"fov": 180.0}, "fov: expected degrees"),
+        ({"val_share": 0.99, "keep_static": True}, "--val: expected a share .* got 0.99 of 8 frames"),
         ({"focal": 1.0, "fov": 60.0}, "one of them at most"),
         ({"every": 4}, "expected at least 3 frames that move, got 2 of 2 read"),
     ):

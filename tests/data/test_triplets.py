@@ -57,7 +57,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         Triplets(tmp_path, ["drive 000001"], 16, 24, sources=(-2, -1, 1, 2))[0]
     for camera, message in (
         ("1,2,3", "expected the nine numbers of K"),
-        ("0,0,1,0,1,1,0,0,1", "fx and fy positive"),
+        ("0,0,1,0,1,1,0,0,1", "fx, fy > 0"),
+        ("20,0,0,0,18,0,11,7,1", r"000001_cam\.txt: K: expected \[\[fx"),
+        ("20,0,11,0,18,7,0,0,7", "K: expected"),
+        ("20,0,11,3,18,7,0,0,1", "K: expected"),
         ("a,b", "line 1: expected finite numbers"),
     ):
         write(tmp_path, camera=camera)

@@ -1,12 +1,22 @@
 """Systems by name, and whose presets are whose."""
 
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import yaml
 
-from mdepth_fast.systems import SYSTEMS, Config, System, get_system, list_presets, register_system, system_of
+from mdepth_fast.systems import (
+    SYSTEMS,
+    Config,
+    System,
+    get_system,
+    list_presets,
+    load_config,
+    register_system,
+    system_of,
+)
 
 
 def test_every_file_of_presets_is_one_systems_and_says_so() -> None:
@@ -45,3 +55,37 @@ def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValueError, match="Third: 'fcrn_nyu' belongs to the system supervised already"):
         register_system(Third)
     assert not {"other", "third"} & set(SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: ../{folder}/one.yaml\n", "base: expected a preset or file that does not build on this one"),
+        ("base: ./one.yaml\n", "base: expected a preset or file that does not build on this one"),
+        ("base: kitti_mono\ndata:\n", "data: expected a mapping of settings, got None"),
+        ("optimizer: [1, 2]\n", r"optimizer: expected a mapping of settings, got \[1, 2\]"),
+        ("system: flow\nmodel: 3\n", "model: expected a mapping of settings, got 3"),
+        ("base: below.yaml\n", "below.yaml: trainer: expected a mapping of settings, got 4"),
+        ("run: \xe9\n", "not a YAML file: 'utf-8'"),
+        ("1: 2\n", "expected names of settings, got 1"),
+        ("task: supervised\nsystem: flow\n", "task: expected none beside system: flow, got 'supervised'"),
+        ("system: [flow]\n", "system: expected one of "),
+        ("system:\n", "system: expected one of "),
+    ],
+)
+def test_a_bad_file_is_named_with_its_setting(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "one.yaml"
+    (tmp_path / "below.yaml").write_text("trainer: 4\n")
+    path.write_bytes(text.replace("{folder}", tmp_path.name).encode("latin1"))
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/\S*{'' if message.startswith('below') else 'one.yaml: '}{message}"
+    ) as error:
+        load_config(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_task_and_system_are_one_setting(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("task: self_supervised\nsystem: monodepth2\nrun: one\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\ntask: supervised\n")
+    assert system_of(load_config(str(tmp_path / "one.yaml"))).name == "monodepth2"
+    assert system_of(load_config(str(tmp_path / "two.yaml"))).name == "supervised"
