@@ -167,7 +167,7 @@ def read_rows(path: Path | str, columns: tuple[int, ...]) -> tuple[list[int], ND
     rows: list[list[float]] = []
     numbers: list[int] = []
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, 1):
