@@ -79,8 +79,8 @@ def maps(value: object, name: str, symbols: str) -> Sequence[Tensor]:
 
 def number(value: object, name: str, expected: str) -> None:
     """TypeError unless it is a number; `expected` says which numbers are allowed."""
-    kinds = (int, float, torch.SymInt, torch.SymFloat)  # an exporter's numbers are symbols
-    if isinstance(value, bool) or not (isinstance(value, kinds) or isinstance(value, Real)):
+    kinds = (int, float, torch.SymInt, torch.SymFloat, Real)  # an exporter's numbers are symbols
+    if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 

@@ -212,9 +212,7 @@ class Flow(System[FlowConfig]):
             raise ValueError(f"loss.backward: expected a weight in [0, 1], got {self.backward_weight}")
         start, end = self.backward_ramp
         if not 0 <= start <= end:
-            raise ValueError(
-                f"loss.backward_from, loss.backward_to: expected 0 <= backward_from <= backward_to, got {start} and {end}"
-            )
+            raise ValueError(f"loss.backward_from: expected 0 <= backward_from <= backward_to, got {start} and {end}")
         self.loss = FlowLoss(**loss, mean=flow_net.rgb_mean)
         self.train()
 
