@@ -56,7 +56,7 @@ class Icp3DLoss(nn.Module):
         result = icp_align(points, other_points, T, iterations=self.iterations)
         correction = pose_vector(result.T.to(T.dtype) @ invert_pose(T))
         # ICP leaves out points that are not finite: clouds of such points alone would cost nothing.
-        poison = sum((0 * cloud.detach()).sum() for cloud in (points, other_points))
+        poison = (0 * points.detach()).sum() + (0 * other_points.detach()).sum()
         return (correction.abs().mean() + result.residual.abs().mean()) * (1 + poison).to(correction.dtype)
 
 
