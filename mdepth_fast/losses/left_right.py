@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdepth_fast.losses.monodepth import image_pyramid
-from mdepth_fast.ops import edge_aware_smoothness, flow_warp, photometric_loss
+from mdepth_fast.ops import _checks, edge_aware_smoothness, flow_warp, photometric_loss
 
 __all__ = ["GargLoss", "LeftRightLoss", "LeftRightParts"]
 
@@ -42,6 +42,9 @@ class LeftRightLoss(nn.Module):
 
     def __init__(self, ssim_weight: float = 0.85, smoothness: float = 0.1, consistency: float = 1.0) -> None:
         super().__init__()
+        _checks.fraction(ssim_weight, "ssim_weight")
+        _checks.weight(smoothness, "smoothness")
+        _checks.weight(consistency, "consistency")
         self.ssim_weight, self.smoothness, self.consistency = ssim_weight, smoothness, consistency
 
     def extra_repr(self) -> str:
@@ -110,6 +113,8 @@ class GargLoss(nn.Module):
 
     def __init__(self, smoothness: float = 0.01, linear: bool = True) -> None:
         super().__init__()
+        _checks.weight(smoothness, "smoothness")
+        _checks.flag(linear, "linear")
         self.smoothness, self.linear = smoothness, linear
 
     def extra_repr(self) -> str:
@@ -158,20 +163,19 @@ def _at_every_scale(
     disparities: Sequence[Tensor], left: Tensor, right: Tensor, channels: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Checks the arguments; the maps in at least float32, and both images at their sizes, without gradient."""
-    if isinstance(disparities, Tensor) or not isinstance(disparities, Sequence) or len(disparities) == 0:
-        raise TypeError(f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}")
+    _checks.maps(disparities, "disparities", f"(B, {channels}, h, w)")
     for name, image in (("left", left), ("right", right)):
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"{name}: expected a floating-point tensor, got {kind}")
+        _checks.floating(image, name, "(B, C, H, W)")
         if image.dim() != 4 or image.shape != left.shape:
             like = "" if image is left else f" like left, {tuple(left.shape)}"
             raise ValueError(f"{name}: expected shape (B, C, H, W){like}, got {tuple(image.shape)}")
+        if 0 in image.shape[1:]:
+            raise ValueError(f"{name}: expected C, H and W of at least 1, got {tuple(image.shape)}")
     for s, one in enumerate(disparities):
-        if not isinstance(one, Tensor) or one.dim() != 4 or one.shape[:2] != (left.shape[0], channels):
-            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+        if one.dim() != 4 or one.shape[:2] != (left.shape[0], channels):
             raise ValueError(
-                f"disparities[{s}]: expected shape (B, {channels}, h, w) with B = {left.shape[0]}, got {got}"
+                f"disparities[{s}]: expected shape (B, {channels}, h, w) with B = {left.shape[0]}, "
+                f"got {tuple(one.shape)}"
             )
         if min(one.shape[2:]) < 3:
             raise ValueError(f"disparities[{s}]: expected h and w of at least 3, got {tuple(one.shape)}")

@@ -30,6 +30,7 @@ class PhotometricLoss(nn.Module):
 
     def __init__(self, ssim_weight: float = 0.85) -> None:
         super().__init__()
+        _checks.fraction(ssim_weight, "ssim_weight")
         self.ssim_weight = ssim_weight
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -50,6 +51,8 @@ class MinReprojectionLoss(nn.Module):
 
     def __init__(self, ssim_weight: float = 0.85, auto_mask: bool = True, padding: str = "border") -> None:
         super().__init__()
+        _checks.fraction(ssim_weight, "ssim_weight")
+        _checks.padding_mode(padding)
         self.ssim_weight, self.auto_mask, self.padding = ssim_weight, auto_mask, padding
 
     def forward(
@@ -130,14 +133,19 @@ class MonodepthLoss(nn.Module):
         scales: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        _checks.depth_range(min_depth, max_depth)
+        _checks.weight(smoothness, "smoothness")
         if predictive_mask and auto_mask:
             raise ValueError("predictive_mask: expected auto_mask=False with it, got auto_mask=True")
+        _checks.number(identity_noise, "identity_noise", "a finite number of at least 0")
         if not 0 <= identity_noise < math.inf:
             raise ValueError(f"identity_noise: expected a finite number of at least 0, got {identity_noise}")
         self.min_depth, self.max_depth, self.smoothness = min_depth, max_depth, smoothness
         self.average_reprojection, self.native_scale = average_reprojection, native_scale
         self.predictive_mask, self.identity_noise = predictive_mask, identity_noise
         self.scales = None if scales is None else tuple(scales)
+        for one in self.scales or ():
+            _checks.count(one, "scales")
         self.min_reprojection = MinReprojectionLoss(ssim_weight, auto_mask, padding)
 
     @overload
@@ -195,8 +203,21 @@ class MonodepthLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
-        if isinstance(disparities, Tensor) or not isinstance(disparities, Sequence) or len(disparities) == 0:
-            raise TypeError(f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}")
+        _checks.maps(disparities, "disparities", "(B, 1, h, w)")
+        batch, _, height, width = _checks.tensor(target, "target", (None, 3, None, None), "(B, 3, H, W)").shape
+        _checks.tensor(sources, "sources", (batch, None, 3, height, width), "(B, S, 3, H, W)")
+        count = sources.shape[1]
+        if count == 0:
+            raise ValueError(f"sources: expected at least 1 source (S), got shape {tuple(sources.shape)}")
+        _checks.tensor(K, "K", (batch, 3, 3), "(B, 3, 3)")
+        if source_K is not None:
+            _checks.tensor(source_K, "source_K", (batch, count, 3, 3), "(B, S, 3, 3)")
+        if pyramid is not None:
+            _checks.maps(pyramid, "pyramid", "(B, 3, h, w)")
+        if not isinstance(T, Tensor):
+            _checks.maps(T, "T", "(B, S, 4, 4)")
+        if masks is not None:
+            _checks.maps(masks, "masks", "(B, S, h, w)")
         if pyramid is not None and len(pyramid) != len(disparities):
             raise ValueError(f"pyramid: expected {len(disparities)} images, as many as disparities, got {len(pyramid)}")
         if not isinstance(T, Tensor) and len(T) != len(disparities):
@@ -259,6 +280,7 @@ class MonodepthLoss(nn.Module):
             expected_shape = (one.shape[0], sources.shape[1], *one.shape[2:])
             if tuple(mask.shape) != expected_shape:
                 raise ValueError(f"masks[{s}]: expected shape {expected_shape}, got {tuple(mask.shape)}")
+            _checks.shares(mask, f"masks[{s}]")
 
     def _at_native_scale(
         self,
@@ -306,13 +328,8 @@ class MonodepthLoss(nn.Module):
         in a batch of all of them. The rest is composed of `inverse_warp` and `photometric_loss`.
         """
         options = self.min_reprojection
-        batch, _, height, width = target.shape
-        _checks.tensor(sources, "sources", (batch, None, 3, height, width), "(B, S, 3, H, W)")
-        count = sources.shape[1]
-        _checks.tensor(K, "K", (batch, 3, 3), "(B, 3, 3)")
+        batch, count = sources.shape[:2]
         _checks.tensor(T, "T", (batch, count, 4, 4), "(B, S, 4, 4)")
-        if source_K is not None:
-            _checks.tensor(source_K, "source_K", (batch, count, 3, 3), "(B, S, 3, 3)")
         if self.average_reprojection and not options.auto_mask and masks is None:
             each = options(
                 target.repeat_interleave(count, 0),

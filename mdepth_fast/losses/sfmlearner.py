@@ -1,5 +1,6 @@
 """The SfMLearner objective (Zhou, Brown, Snavely, Lowe, arXiv 1704.07813)."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.geometry import scale_intrinsics
 from mdepth_fast.losses.monodepth import image_pyramid
-from mdepth_fast.losses.vid2depth import check_maps
-from mdepth_fast.ops import disparity_to_depth, view_synthesis_loss
+from mdepth_fast.ops import _checks, disparity_to_depth, view_synthesis_loss
 
 __all__ = ["SfMLearnerLoss", "SfMLearnerParts", "second_order_smoothness"]
 
@@ -67,11 +67,15 @@ class SfMLearnerLoss(nn.Module):
         smoothness_decay: float = 2.0,
     ) -> None:
         super().__init__()
+        _checks.depth_range(min_depth, max_depth)
+        _checks.weight(smoothness, "smoothness")
+        _checks.weight(explainability, "explainability")
         if padding not in ("grey", "masked"):
             raise ValueError(f'padding: expected "grey" or "masked", got {padding!r}')
         if smooth not in ("disparity", "depth"):
             raise ValueError(f'smooth: expected "disparity" or "depth", got {smooth!r}')
-        if not smoothness_decay > 0:
+        _checks.number(smoothness_decay, "smoothness_decay", "a positive number")
+        if not 0 < smoothness_decay < math.inf:
             raise ValueError(f"smoothness_decay: expected a positive number, got {smoothness_decay}")
         self.min_depth, self.max_depth, self.padding, self.smooth = min_depth, max_depth, padding, smooth
         self.smoothness, self.smoothness_decay, self.explainability = smoothness, smoothness_decay, explainability
@@ -131,7 +135,15 @@ class SfMLearnerLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
-        check_maps(disparities)
+        _checks.maps(disparities, "disparities", "(B, 1, h, w)")
+        _checks.tensor(target, "target", (None, 3, None, None), "(B, 3, H, W)")
+        _checks.floating(sources, "sources", "(B, S, 3, H, W)")
+        _checks.tensor(K, "K", (target.shape[0], 3, 3), "(B, 3, 3)")
+        _checks.floating(T, "T", "(B, S, 4, 4)")
+        if source_K is not None:
+            _checks.floating(source_K, "source_K", "(B, S, 3, 3)")
+        if isinstance(explainability, Tensor) or explainability:
+            _checks.maps(explainability, "explainability", "(B, S, h, w)")
         if sources.dim() != 5 or sources.shape[1] < 1 or sources.shape[:1] + sources.shape[2:] != target.shape:
             raise ValueError(
                 f"sources: expected (B, S, 3, H, W) of images like the target's {tuple(target.shape)}, "

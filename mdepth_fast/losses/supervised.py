@@ -192,6 +192,8 @@ class ScaleShiftInvariantLoss(nn.Module):
         if not 0 <= trim < 1:
             raise ValueError(f"trim: expected a number from 0 to below 1, got {trim}")
         self.ground_truth, self.alignment, self.trim = ground_truth, alignment, trim
+        _checks.weight(gradient_weight, "gradient_weight")
+        _checks.count(gradient_scales, "gradient_scales")
         self.gradient_weight, self.gradient_scales = gradient_weight, gradient_scales
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.geometry import backproject, invert_pose, pose_matrix_from_vector, pose_vector, scale_intrinsics
 from mdepth_fast.losses.monodepth import image_pyramid
-from mdepth_fast.ops import disparity_to_depth, edge_aware_smoothness, icp_align, view_synthesis_loss
+from mdepth_fast.ops import _checks, disparity_to_depth, edge_aware_smoothness, icp_align, view_synthesis_loss
 
 __all__ = ["Icp3DLoss", "Vid2DepthLoss", "Vid2DepthParts", "adjacent_pairs", "pair_transforms"]
 
@@ -42,16 +42,22 @@ class Icp3DLoss(nn.Module):
 
     def __init__(self, iterations: int = 10) -> None:
         super().__init__()
+        _checks.count(iterations, "iterations")
         self.iterations = iterations
 
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}"
 
     def forward(self, points: Tensor, other_points: Tensor, T: Tensor) -> Tensor:
-        """Returns a scalar. Clouds (B, H, W, 3) or (B, N, 3), T (B, 4, 4) with T * points ~ other_points."""
+        """Returns a scalar, NaN if a point is not finite.
+
+        Clouds (B, H, W, 3) or (B, N, 3), T (B, 4, 4) with T * points ~ other_points.
+        """
         result = icp_align(points, other_points, T, iterations=self.iterations)
         correction = pose_vector(result.T.to(T.dtype) @ invert_pose(T))
-        return correction.abs().mean() + result.residual.abs().mean()
+        # ICP leaves out points that are not finite: clouds of such points alone would cost nothing.
+        poison = (0 * points.detach()).sum() + (0 * other_points.detach()).sum()
+        return (correction.abs().mean() + result.residual.abs().mean()) * (1 + poison).to(correction.dtype)
 
 
 class Vid2DepthParts(NamedTuple):
@@ -94,8 +100,12 @@ class Vid2DepthLoss(nn.Module):
         icp_iterations: int = 10,
     ) -> None:
         super().__init__()
+        _checks.depth_range(min_depth, max_depth)
+        _checks.count(icp_iterations, "icp_iterations")
         self.min_depth, self.max_depth = min_depth, max_depth
         self.weights = {"reconstruction": reconstruction, "ssim": ssim, "smoothness": smoothness, "icp": icp}
+        for name, weight in self.weights.items():
+            _checks.weight(weight, name)
         self.icp_loss = Icp3DLoss(icp_iterations)
 
     def extra_repr(self) -> str:
@@ -130,8 +140,11 @@ class Vid2DepthLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
-        check_maps(disparities)
-        if images.dim() != 5 or images.shape[1] < 2:
+        _checks.maps(disparities, "disparities", "(B, N, 1, h, w)")
+        _checks.floating(images, "images", "(B, N, 3, H, W)")
+        _checks.floating(K, "K", "(B, 3, 3) or (B, N, 3, 3)")
+        _checks.floating(T, "T", "(B, 2(N-1), 4, 4)")
+        if images.dim() != 5 or images.shape[1] < 2 or images.shape[2] != 3:
             raise ValueError(f"images: expected (B, N, 3, H, W) with N of at least 2, got {tuple(images.shape)}")
         batch, frames, _, height, width = images.shape
         pairs = adjacent_pairs(frames)
@@ -162,7 +175,7 @@ class Vid2DepthLoss(nn.Module):
                     K_s[:, targets].flatten(0, 1),
                     T,
                     source_K=K_s[:, sources].flatten(0, 1),
-                    ssim=self.weights["ssim"] != 0,
+                    ssim=bool(self.weights["ssim"]),
                 )
                 # Means over a batch of pairs or frames: times their number they are sums of means.
                 terms["reconstruction"].append(len(pairs) * l1)
@@ -179,9 +192,3 @@ class Vid2DepthLoss(nn.Module):
             sums = {name: torch.stack(term).sum() if term else T.new_zeros(()) for name, term in terms.items()}
             loss = torch.stack([self.weights[name] * term for name, term in sums.items()]).sum()
         return (loss, Vid2DepthParts(**{name: term.detach() for name, term in sums.items()})) if return_parts else loss
-
-
-def check_maps(disparities: Sequence[Tensor]) -> None:
-    """TypeError unless it is a non-empty sequence of tensors."""
-    if isinstance(disparities, Tensor) or not isinstance(disparities, Sequence) or not disparities:
-        raise TypeError(f"disparities: expected a non-empty sequence of tensors, got {type(disparities).__name__}")

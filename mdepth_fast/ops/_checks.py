@@ -1,6 +1,8 @@
 """Argument checks of the public ops: a clear error names the argument, what was expected and what came."""
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -8,12 +10,18 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def tensor(value: object, name: str, shape: Sequence[int | None], symbols: str) -> Tensor:
-    """`value` as a floating-point tensor of `shape`, where None allows any size; `symbols` is the shape in words."""
+def floating(value: object, name: str, symbols: str) -> Tensor:
+    """`value` as a floating-point tensor; `symbols` is its shape in words."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor {symbols}, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    return value
+
+
+def tensor(value: object, name: str, shape: Sequence[int | None], symbols: str) -> Tensor:
+    """`value` as a floating-point tensor of `shape`, where None allows any size; `symbols` is the shape in words."""
+    value = floating(value, name, symbols)
     if value.shape == shape:  # most calls; what follows takes ten times as long
         return value
     if value.dim() != len(shape) or any(want is not None and want != got for want, got in zip(shape, value.shape)):
@@ -60,7 +68,48 @@ def counted(value: object, shape: tuple[int, ...]) -> tuple[Tensor | None, bool]
     return value, False
 
 
+def maps(value: object, name: str, symbols: str) -> Sequence[Tensor]:
+    """A non-empty sequence of floating-point tensors, whose shapes are `symbols` in words."""
+    if isinstance(value, (Tensor, str)) or not isinstance(value, Sequence) or not value:
+        raise TypeError(f"{name}: expected a non-empty sequence of tensors, got {type(value).__name__}")
+    for s, one in enumerate(value):
+        floating(one, f"{name}[{s}]", symbols)
+    return value
+
+
+def number(value: object, name: str, expected: str) -> None:
+    """TypeError unless it is a number; `expected` says which numbers are allowed."""
+    kinds = (int, float, torch.SymInt, torch.SymFloat, Real)  # an exporter's numbers are symbols
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def flag(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def count(value: object, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+
+
+def weight(value: float, name: str) -> None:
+    """Of a term of a loss."""
+    number(value, name, "a weight of at least 0")
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a weight of at least 0, got {value}")
+
+
+def depth_range(min_depth: float, max_depth: float) -> None:
+    for name, value in (("min_depth", min_depth), ("max_depth", max_depth)):
+        number(value, name, "a number above 0")
+    if not 0.0 < min_depth < max_depth < math.inf:
+        raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
+
+
 def positive(value: float, name: str) -> None:
+    number(value, name, "a finite number above 0")
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
 
@@ -73,11 +122,13 @@ def weights(value: object, name: str, shape: tuple[int, ...], symbols: str) -> T
     return tensor(value, name, shape, symbols)
 
 
-def charbonnier(alpha: float, scale: float, epsilon: float) -> None:
+def charbonnier(alpha: float, scale: float, epsilon: float, prefix: str = "") -> None:
     """The parameters of `((scale x)^2 + epsilon^2)^alpha`: a smaller epsilon has no square in float32."""
+    number(alpha, f"{prefix}alpha", "a number above 0, at most 1")
     if not 0.0 < alpha <= 1.0:
-        raise ValueError(f"alpha: expected a number above 0, at most 1, got {alpha}")
-    positive(scale, "scale")
+        raise ValueError(f"{prefix}alpha: expected a number above 0, at most 1, got {alpha}")
+    positive(scale, f"{prefix}scale")
+    number(epsilon, "epsilon", "a finite number of at least 1e-12")
     if not 1e-12 <= epsilon < float("inf"):
         raise ValueError(f"epsilon: expected a finite number of at least 1e-12, got {epsilon}")
 
@@ -93,12 +144,22 @@ def ordinal_bins(logits: Tensor) -> int:
     return logits.shape[1] // 2
 
 
-def increasing(value: Tensor, name: str) -> None:
-    """Checked where it costs nothing: not on a GPU, and not while a compiler or torch.func traces."""
+def _readable(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing: not on a GPU, and not while a compiler or torch.func traces."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is None and not bool((value.diff() > 0).all()):
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def increasing(value: Tensor, name: str) -> None:
+    if _readable(value) and not bool((value.diff() > 0).all()):
         raise ValueError(f"{name}: expected increasing numbers, got {value.tolist()}")
+
+
+def shares(value: Tensor, name: str) -> None:
+    """Values from 0 to 1."""
+    if _readable(value) and not bool(((value >= 0) & (value <= 1)).all()):
+        raise ValueError(f"{name}: expected values from 0 to 1, got others")
 
 
 def same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None:
@@ -125,6 +186,7 @@ def window_fits(image: Tensor, name: str) -> None:
 
 
 def fraction(value: float, name: str) -> None:
+    number(value, name, "a number from 0 to 1")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 

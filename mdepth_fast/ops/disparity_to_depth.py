@@ -38,8 +38,7 @@ def disparity_to_depth(
     if min(own) < 1:
         raise ValueError(f"disparity: expected H and W of at least 1, got shape {tuple(disparity.shape)}")
     height, width = _checks.image_size(own if size is None else size, "size")
-    if not 0 < min_depth < max_depth:
-        raise ValueError(f"min_depth, max_depth: expected 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
+    _checks.depth_range(min_depth, max_depth)
     (disparity,) = _checks.cast(_checks.working_dtype(disparity), disparity)
     depth: Tensor = _OP(
         backend, disparity=disparity, height=height, width=width, min_depth=min_depth, max_depth=max_depth

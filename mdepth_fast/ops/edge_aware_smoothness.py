@@ -34,6 +34,7 @@ def edge_aware_smoothness(
     batch, _, height, width = disparity.shape
     _checks.tensor(image, "image", (batch, None, height, width), "(B, C, H, W)")
     _checks.same_device(disparity, "disparity", image=image)
+    _checks.flag(normalize, "normalize")
     if height < 2 or width < 2:
         raise ValueError(f"disparity: expected H and W of at least 2, got {height}x{width}")
     if image.shape[1] == 0:

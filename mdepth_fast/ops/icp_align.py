@@ -86,8 +86,7 @@ def icp_align(
     for name, cloud in (("source_points", source_points), ("target_points", target_points)):
         if 0 in cloud.shape[1:]:
             raise ValueError(f"{name}: expected at least one point, got shape {tuple(cloud.shape)}")
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
-        raise ValueError(f"iterations: expected an integer of at least 0, got {iterations!r}")
+    _checks.count(iterations, "iterations")
     dtype = _checks.working_dtype(source_points, target_points)
     source, target = _checks.cast(dtype, source_points, target_points.detach())
     residual, transform, valid = _OP(

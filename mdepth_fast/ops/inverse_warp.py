@@ -103,13 +103,20 @@ def sample_reference(source: Tensor, depth: Tensor, projection: Tensor, padding:
 
 
 def bilinear_reference(source: Tensor, uv: Tensor, padding: str) -> tuple[Tensor, Tensor]:
-    """The source at (B, 2, H, W) pixel coordinates, and which of these lie inside it, (B, 1, H, W)."""
+    """The source at (B, 2, H, W) pixel coordinates, and which of these lie inside it, (B, 1, H, W).
+
+    NaN where a coordinate is not finite.
+    """
     # Not new_tensor, which would wait for a GPU.
     size = torch.cat([uv.new_full((1, 1, 1, 1), n) for n in (source.shape[3], source.shape[2])], 1)
     inside = (uv >= 0).all(1, keepdim=True) & (uv <= size - 1).all(1, keepdim=True)
+    # grid_sample makes indices of whatever it gets: its backward crashes on coordinates that are not finite.
+    poison = (0 * uv).sum(1, keepdim=True)
+    uv = torch.where(uv.isfinite(), uv, 0).clamp(-1e9, 1e9)
     # By the outer edges, as grid_sample knows no coordinates but 0 on an axis of one pixel with align_corners=True.
     grid = ((2 * uv + 1) / size - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=False), inside
+    sampled = F.grid_sample(source, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return sampled + poison, inside
 
 
 _OP = Op(

@@ -88,6 +88,7 @@ def min_reprojection(
     _checks.window_fits(target, "target")
     _checks.fraction(ssim_weight, "ssim_weight")
     _checks.padding_mode(padding)
+    _checks.flag(auto_mask, "auto_mask")
 
     dtype = _checks.working_dtype(target, sources, *depths)
     target, sources = target.detach().to(dtype), sources.detach().to(dtype)

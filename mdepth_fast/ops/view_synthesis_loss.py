@@ -84,6 +84,7 @@ def view_synthesis_loss(
     if weight is not None:
         _checks.tensor(weight, "weight", (batch, 1, height, width), "(B, 1, H, W)")
     _checks.same_device(target, "target", source=source, depth=depth, K=K, T=T, source_K=source_K, weight=weight)
+    _checks.flag(ssim, "ssim")
     least = 3 if ssim else 2
     if height < least or width < least:
         why = " (3x3 windows)" if ssim else ""

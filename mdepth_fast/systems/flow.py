@@ -210,6 +210,9 @@ class Flow(System[FlowConfig]):
         )
         if not 0 <= self.backward_weight <= 1:
             raise ValueError(f"loss.backward: expected a weight in [0, 1], got {self.backward_weight}")
+        start, end = self.backward_ramp
+        if not 0 <= start <= end:
+            raise ValueError(f"loss.backward_from: expected 0 <= backward_from <= backward_to, got {start} and {end}")
         self.loss = FlowLoss(**loss, mean=flow_net.rgb_mean)
         self.train()
 

@@ -127,6 +127,29 @@ def test_local_response_norm():
     torch.testing.assert_close(local_response_norm(images + 0.1, (0.1, 0.1, 0.1)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    """Columns beyond 256 have no bfloat16 of their own, and squares of images lose digits."""
+    flow, first, second = torch.full((1, 2, 2, 3000), 0.25), torch.rand(1, 3, 2, 3000), torch.rand(1, 3, 2, 3000)
+    flow[:, 0, :, ::2] = -0.75
+    given = [one.to(dtype) for one in (flow, first, second)]
+    loss = FlowLoss(outside_alpha=0.9, normalize=True, mean=(0.4, 0.5, 0.6))
+    assert torch.equal(loss(*given).loss, loss(*(one.float() for one in given)).loss)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_images_of_another_kind_are_refused(normalize):
+    flow, image = torch.zeros(1, 2, 4, 5), torch.rand(1, 3, 4, 5)
+    for change, error, message in (
+        ({"first": image.byte()}, TypeError, "^first: expected a floating-point tensor, got torch.uint8"),
+        ({"second": None}, TypeError, "^second: expected a tensor .*, got NoneType"),
+        ({"second": image[..., 1:]}, ValueError, "^second: expected shape"),
+        ({"flow": flow[..., 1:]}, ValueError, "^flow: expected shape"),
+    ):
+        with pytest.raises(error, match=message):
+            FlowLoss(normalize=normalize)(**{"flow": flow, "first": image, "second": image} | change)
+
+
 def test_border_and_bad_options():
     assert border_mask(torch.zeros(2, 2, 20, 30), 0.1).sum() == 2 * 16 * 24
     for options, message in (
@@ -135,3 +158,6 @@ def test_border_and_bad_options():
     ):
         with pytest.raises(ValueError, match=message):
             FlowLoss(**options)
+    image = torch.rand(1, 3, 2, 30)
+    with pytest.raises(ValueError, match=r"border: expected a share that leaves pixels of 2x30, got 0.4"):
+        FlowLoss(border=0.4)(torch.zeros(1, 2, 2, 30), image, image)

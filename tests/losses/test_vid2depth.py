@@ -114,6 +114,20 @@ def test_the_3d_loss_is_the_correction_and_what_is_left() -> None:
     assert exact < 1e-12
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_points_that_are_not_finite_show_in_the_3d_loss(which: int, value: float) -> None:
+    """One of them is left out by ICP, and where all are, nothing is left to cost anything."""
+    for points in (slice(0, 1), slice(None)):
+        clouds = [torch.rand(1, 50, 3).requires_grad_(), torch.rand(1, 50, 3)]
+        with torch.no_grad():
+            clouds[which][:, points] = value
+        T = torch.eye(4)[None].requires_grad_()
+        loss = Icp3DLoss(3)(clouds[0], clouds[1], T)
+        assert not loss.isfinite()
+        assert not torch.autograd.grad(loss, T)[0].isfinite().all()
+
+
 def test_the_toy_problem_of_the_release() -> None:
     """A hidden motion along z and a hidden cone, found along the approximate gradients (`icp_train_demo`)."""
     flat = torch.rand(1, 400, 3, dtype=torch.float64) * torch.tensor([20.0, 20.0, 0.0]) - torch.tensor(

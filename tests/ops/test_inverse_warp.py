@@ -4,7 +4,7 @@ import pytest
 import torch
 from scenes import scene
 
-from mdepth_fast.ops import inverse_warp
+from mdepth_fast.ops import inverse_warp, view_synthesis_loss
 
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
 
@@ -105,6 +105,25 @@ def test_sources_of_another_size_and_of_one_pixel(backend, padding):
         )
         np.testing.assert_allclose(warped[0].numpy(), want, rtol=0, atol=1e-10)
         np.testing.assert_array_equal(valid[0, 0].numpy(), inside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("padding", ["border", "zeros", "masked", "grey"])
+def test_the_reference_survives_infinite_coordinates(dtype, padding):
+    """Its sampler, torch's, crashes in the backward."""
+    target, sources, depths, K, T, _ = scene(1, 8, 40, dtype=dtype)
+    depth = depths[0].clone()
+    depth[0, 0, 3, 17] = torch.inf
+    depth.requires_grad_()
+    if padding in ("border", "zeros"):
+        warped, _ = inverse_warp(sources[:, 0], depth, K, T[:, 0], padding=padding, backend="reference")
+        assert warped.isnan().sum() == 3 and warped[0, :, 3, 17].isnan().all()
+        loss = warped.sum()
+    else:
+        loss = view_synthesis_loss(target, sources[:, 0], depth, K, T[:, 0], padding=padding, backend="reference").l1
+    assert loss.isnan()
+    (grad,) = torch.autograd.grad(loss, depth)
+    assert not grad[0, 0, 3, 17].isfinite()
 
 
 def test_huge_coordinates_do_not_crash():

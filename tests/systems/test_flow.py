@@ -166,6 +166,9 @@ def test_the_backward_flow_enters_by_a_ramp() -> None:
         torch.testing.assert_close(loss_at(system, step), (1 - weight) * forward + weight * backward)
     with pytest.raises(ValueError, match=r"loss.backward: expected a weight in \[0, 1\], got 1.5"):
         flow_system("--loss.backward=1.5")
+    for start, end in ((-1, 5), (200, 100)):
+        with pytest.raises(ValueError, match=f"loss.backward_from: expected 0 <= .*, got {start} and {end}"):
+            flow_system(f"--loss.backward_from={start}", f"--loss.backward_to={end}")
 
 
 def test_the_hidden_border_is_the_mean_for_the_network_alone() -> None:
