@@ -22,7 +22,7 @@ def test_every_preset_is_valid_and_names_a_protocol() -> None:
     published = ["kitti_mono", "kitti_mono_stereo", "kitti_stereo"]
     variants = [f"{name}_{kind}" for name in published for kind in ("1024x320", "scratch")]
     others = ["kitti_mono_416x128", "kitti_odometry_mono", "kitti_odometry_mono_stereo"]
-    assert names == sorted(["folder", "motorcycle", "synthetic", *published, *variants, *others])
+    assert names == sorted(["folder", "motorcycle", "synthetic", "synthetic_mono", *published, *variants, *others])
     assert set(list_presets()) >= {*names, *list_presets("supervised")}
     for name in names:
         config = load_config(name)
