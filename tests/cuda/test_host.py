@@ -596,6 +596,8 @@ def test_every_kernel_is_reached(host, host_library, monkeypatch):
                 torch.use_deterministic_algorithms(ordered)
                 leaves = [t.clone().requires_grad_() for t in inputs]
                 inverse_warp(*leaves, padding=padding, backend="host")[0].sum().backward()
+                flow = torch.zeros(1, 2, 4, 5, dtype=dtype, requires_grad=True)
+                flow_warp(leaves[0], flow, padding=padding, backend="host")[0].sum().backward()
                 torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(inspect.getmodule(nnconv5), "_has_tensor_cores", lambda device: True)
     inputs = NNCONV5.inputs(1, 4, 5)
