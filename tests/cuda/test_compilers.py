@@ -31,7 +31,8 @@ def _resources(log):
         kernel, architecture = re.match(r"'mdepth_(\w+)' for 'sm_(\w+)'", entry).groups()
         spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", entry)
         shared = re.search(r"(\d+) bytes smem", entry)
-        assert spills == ["0", "0", "0"], entry
+        # Three numbers of the kernel, and three of each function that it calls (pow in double).
+        assert len(spills) >= 3 and set(spills) == {"0"}, entry
         assert not shared or int(shared[1]) <= SHARED_MEMORY, entry
         yield kernel, architecture, int(re.search(r"Used (\d+) registers", entry)[1]), int(shared[1]) if shared else 0
 
