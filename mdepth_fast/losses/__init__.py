@@ -19,7 +19,7 @@ from mdepth_fast.losses.supervised import (
     ScaleShiftInvariantLoss,
     SILogLoss,
 )
-from mdepth_fast.losses.vid2depth import Icp3DLoss, Vid2DepthLoss, Vid2DepthParts
+from mdepth_fast.losses.vid2depth import Icp3DLoss, Vid2DepthLoss, Vid2DepthParts, adjacent_pairs, pair_transforms
 
 __all__ = [
     "BerHuLoss",
@@ -44,4 +44,6 @@ __all__ = [
     "SfMLearnerParts",
     "Vid2DepthLoss",
     "Vid2DepthParts",
+    "adjacent_pairs",
+    "pair_transforms",
 ]

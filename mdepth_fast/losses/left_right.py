@@ -64,7 +64,8 @@ class LeftRightLoss(nn.Module):
         """Returns the loss, or with `return_parts` the pair (loss, LeftRightParts).
 
         Args:
-            disparities: (B, 2, h_s, w_s), channel 0 of the left image, 1 of the right image; position s is scale s.
+            disparities: (B, 2, h_s, w_s), channel 0 of the left image, 1 of the right image, as shares of the width;
+                position s is scale s.
             left, right: (B, 3, H, W) in [0, 1]. They get no gradient.
 
         Raises:
@@ -124,7 +125,7 @@ class GargLoss(nn.Module):
         """Returns the loss, and detached its photometric and its smoothness term before weighting, means over scales.
 
         Args:
-            disparities: (B, 1, h_s, w_s), of the left image.
+            disparities: (B, 1, h_s, w_s), of the left image, as shares of the width.
             left, right: (B, 3, H, W) in [0, 1]. They get no gradient.
 
         Raises:
