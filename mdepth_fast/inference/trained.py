@@ -116,7 +116,8 @@ def _load_published(folder: Path, device: str | torch.device) -> Trained:
 
 def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
     """Monodepth2 with the published depth and pose networks of a folder."""
-    depth = f"monodepth2_resnet{_layers(read_checkpoint(folder / 'encoder.pth'))}"
+    depth_encoder = read_checkpoint(folder / "encoder.pth")
+    depth = f"monodepth2_resnet{_layers(depth_encoder)}"
     pose = read_checkpoint(folder / "pose.pth")
     if (folder / "pose_encoder.pth").is_file():
         encoder = read_checkpoint(folder / "pose_encoder.pth")
@@ -132,7 +133,8 @@ def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
     sections["pose"]["input"] = "pairs" if frames == 2 else "all"
     for section in sections.values():
         section["weights"] = str(folder)
-    config = Config.from_dict({"system": "monodepth2", **sections})
+    size = {key: int(depth_encoder[key]) for key in ("height", "width") if key in depth_encoder}
+    config = Config.from_dict({"system": "monodepth2", "data": size, **sections})
     system: SelfSupervisedSystem[Any] = system_of(config).create(config, SimpleNamespace(sources=(-1, 1)))
     return system
 
