@@ -219,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in PEERS:
             parser.error(f"peer: expected one of {', '.join(PEERS)}, got {name!r}")
     if options.rows:
-        options.rows.write_text(json.dumps(run_here(options.peers[0], options.folder.resolve())))
+        with replacing(options.rows) as temporary:
+            temporary.write_text(json.dumps(run_here(options.peers[0], options.folder.resolve())))
         return 0
     results = {}
     for name in options.peers or PEERS:

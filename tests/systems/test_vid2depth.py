@@ -69,7 +69,7 @@ def test_the_objective_sees_every_frame_with_its_own_depth_and_camera() -> None:
         torch.testing.assert_close(one[:, 1], outputs.disparities[s])
         torch.testing.assert_close(one[:, 0], system.depth_net(frames[:, 0])[s])
     limits = system.config.model
-    loss = Vid2DepthLoss(limits.min_depth, limits.max_depth)
+    loss = Vid2DepthLoss(limits.min_depth, limits.max_depth, smoothness=system.config.loss.smoothness)
     K = torch.stack([views.source_K[:, 1], views.K, views.source_K[:, 0]], 1)
     expected = loss(outputs.extras["sequence"], frames, K, outputs.extras["pairs"])
     terms = system.objective(views, outputs)
