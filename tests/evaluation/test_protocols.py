@@ -51,6 +51,8 @@ def test_presets() -> None:
         "synthetic",
         "kitti_sfmlearner",
         "synthetic_median",
+        "median",
+        "metric",
     }
     assert PROTOCOLS["kitti_sfmlearner"] == replace(PROTOCOLS["kitti_eigen"], name="kitti_sfmlearner", resize="depth")
     eigen, stereo, benchmark = (PROTOCOLS[f"kitti_eigen{suffix}"] for suffix in ("", "_stereo", "_benchmark"))
