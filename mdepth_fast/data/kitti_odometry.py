@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.kitti import CAMERA, KittiCalibration, KittiRaw, _Frame, read_numbers
-from mdepth_fast.data.samples import DataError, Sample, SourceName, list_images, read_matrices
+from mdepth_fast.data.samples import DataError, Sample, SourceName, list_images
+from mdepth_fast.data.trajectory import Trajectory
 
 __all__ = ["TRAINING_SEQUENCES", "KittiOdometry", "list_odometry_frames"]
 
@@ -76,13 +77,11 @@ class KittiOdometry(KittiRaw):
     def _read_poses(self, sequence: str) -> NDArray[np.float64]:
         """Camera 0 to world, (N,4,4)."""
         path = self._root / "poses" / f"{sequence}.txt"
-        rows = read_matrices(path, (12,))
+        poses = Trajectory.read(path).poses
         frames = [frame for frame in self._frames if frame.drive == sequence]
         reach = max([0, *(source for source in self._wanted if isinstance(source, int))])
-        if len(rows) <= (last := max(frame.index for frame in frames) + reach):
-            raise DataError(f"{path}: expected a pose for frame {last}, got {len(rows)} lines")
-        poses = np.tile(np.eye(4), (len(rows), 1, 1))
-        poses[:, :3] = rows.reshape(-1, 3, 4)
+        if len(poses) <= (last := max(frame.index for frame in frames) + reach):
+            raise DataError(f"{path}: expected a pose for frame {last}, got {len(poses)} lines")
         return poses
 
     def _motion(self, frame: _Frame, offset: int) -> NDArray[np.float64]:

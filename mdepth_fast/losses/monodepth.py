@@ -18,11 +18,11 @@ from mdepth_fast.ops import (
     min_reprojection,
     photometric_loss,
 )
+from mdepth_fast.ops.inverse_warp import MIN_Z
 
 __all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "MonodepthParts", "PhotometricLoss"]
 
 _MASK_WEIGHT = 0.2  # of the cross-entropy that keeps a predicted mask from vanishing
-_MIN_Z = 1e-6  # a point that is not farther from the camera lies behind it, as in `ops.inverse_warp`
 
 
 class PhotometricLoss(nn.Module):
@@ -147,6 +147,10 @@ class MonodepthLoss(nn.Module):
         for one in self.scales or ():
             _checks.count(one, "scales")
         self.min_reprojection = MinReprojectionLoss(ssim_weight, auto_mask, padding)
+
+    def extra_repr(self) -> str:
+        names = "min_depth max_depth smoothness average_reprojection native_scale predictive_mask identity_noise scales"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names.split())
 
     @overload
     def forward(
@@ -391,7 +395,7 @@ class MonodepthLoss(nn.Module):
             a, b, c, t = row[..., None, None].unbind(2)
             v = torch.arange(depth.shape[2], dtype=depth.dtype, device=depth.device)[:, None]
             u = torch.arange(depth.shape[3], dtype=depth.dtype, device=depth.device)
-            behind = (a * u + b * v + c) * depth + t <= _MIN_Z
+            behind = (a * u + b * v + c) * depth + t <= MIN_Z
         return torch.cat(errors, 1), behind
 
 

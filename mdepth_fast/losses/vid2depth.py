@@ -156,8 +156,9 @@ class Vid2DepthLoss(nn.Module):
             if one.dim() != 5 or one.shape[:3] != (batch, frames, 1):
                 raise ValueError(f"disparities[{s}]: expected ({batch}, {frames}, 1, h, w), got {tuple(one.shape)}")
         K = (K[:, None] if K.dim() == 3 else K).expand(batch, frames, 3, 3)
-        # Not indexed by lists: that copies a number at a time.
-        targets, sources = torch.tensor(pairs, device=images.device).unbind(1)
+        # As `adjacent_pairs` has them, made on the device: a list would be copied to it in every step.
+        k = torch.arange(frames - 1, device=images.device)
+        targets, sources = (torch.stack(side, 1).flatten() for side in ((k + 1, k), (k, k + 1)))
         T = T.flatten(0, 1)
         terms: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         with torch.autocast(images.device.type, enabled=False):

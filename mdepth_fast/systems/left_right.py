@@ -226,7 +226,7 @@ class _StereoSystem(SelfSupervisedSystem[C]):  # type: ignore[type-var]  # no po
         return net
 
     def build_augment(self) -> Augment:
-        return StereoAugment(**vars(self.config.augment))
+        return StereoAugment(**vars(self.config.augment), levels=1)  # the losses make their own pyramids
 
     def build_motion(self) -> MotionModel:
         return no_motion

@@ -131,11 +131,6 @@ class SequenceSystem(SelfSupervisedSystem[C]):
         return net
 
     @classmethod
-    def pose_options(cls, config: C, sources: Sequence[int | str]) -> dict[str, Any]:
-        """Arguments of the pose network that follow from the rest of the configuration."""
-        return {}
-
-    @classmethod
     def build_pose_net(cls, config: C, sources: Sequence[int | str]) -> nn.Module:
         pose = config.pose
         with torch.device("meta"):
@@ -152,7 +147,7 @@ class SequenceSystem(SelfSupervisedSystem[C]):
         return net
 
     def build_augment(self) -> Augment:
-        return SequenceAugment(**vars(self.config.augment))
+        return SequenceAugment(**vars(self.config.augment), levels=1)  # the losses make their own pyramids
 
 
 def _create(setting: str, given: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -56,7 +56,10 @@ def read_tf_bundle(path: Path) -> dict[str, Tensor]:
     files: dict[int, NDArray[np.uint8]] = {}
     variables = {}
     for key, value in entries.items():
-        name = key.decode("utf-8", "replace")
+        try:
+            name = key.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{key!r}: a name that is not UTF-8") from None
         entry = _fields(value, name)
         kind = _number(entry, 1, 0)
         if kind == _STRING:
