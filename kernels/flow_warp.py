@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mdepth_fast import _dispatch
 from mdepth_fast.kernels._launch import Block, launch, offset, plane_size, tile_pixels
-from mdepth_fast.kernels.inverse_warp import add_in_order, sample, sample_axis, scatter, store_taps
+from mdepth_fast.kernels.inverse_warp import sample, sample_axis, scatter, scatter_in_order, store_taps
 
 FORWARD = Block(8, 32, 4)
 BACKWARD = Block(4, 32, 4)  # a pixel a lane: two of double would not fit the registers
-TAPS = Block(8, 32, 4)
 
 
 @triton.jit
@@ -176,19 +175,5 @@ def backward(
             COLUMNS=BACKWARD.columns,
         )
     if by_source is not None and ordered:
-        index = torch.empty((batch, height, width, 4), dtype=torch.int64, device=flow.device)
-        weight = flow.new_empty((batch, height, width, 4))
-        launch(
-            _taps,
-            batch * TAPS.tiles(height, width),
-            TAPS.warps,
-            flow=flow,
-            index=index,
-            weight=weight,
-            **sizes,
-            ZEROS=padding == "zeros",
-            ROWS=TAPS.rows,
-            COLUMNS=TAPS.columns,
-        )
-        add_in_order(grad, index, weight, by_source)
+        scatter_in_order(_taps, grad, by_source, padding == "zeros", flow=flow)
     return by_source, by_flow

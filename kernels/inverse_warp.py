@@ -126,7 +126,7 @@ def scatter(plane, grad, u, v, width, seen):
 
 @triton.jit
 def store_taps(index, weight, here, image, u, v, source_height, source_width, seen, inside):
-    """The four taps of pixels `here` for `add_in_order`: where they are in the batch of sources, and their weights."""
+    """The four taps of pixels `here` for `scatter_in_order`: where they are in the batch of sources, and their weights."""
     for tap in tl.static_range(4):
         row, column = v[tap // 2], u[tap % 2]
         value = tl.where(seen, v[2 + tap // 2] * u[2 + tap % 2], 0.0)
@@ -138,10 +138,28 @@ def store_taps(index, weight, here, image, u, v, source_height, source_width, se
         tl.store(weight + here * 4 + tap, value, mask=inside)
 
 
-def add_in_order(grad: Tensor, index: Tensor, weight: Tensor, by_source: Tensor) -> None:
-    """Adds the gradient of samples to their taps in a fixed order."""
+def scatter_in_order(taps, grad: Tensor, by_source: Tensor, ZEROS: bool, **arguments: Tensor | int) -> None:
+    """Adds the gradient of samples to their taps in a fixed order; the kernel `taps` finds them by `store_taps`."""
+    batch, channels, height, width = grad.shape
+    index = torch.empty((batch, height, width, 4), dtype=torch.int64, device=grad.device)
+    weight = grad.new_empty((batch, height, width, 4))
+    launch(
+        taps,
+        batch * TAPS.tiles(height, width),
+        TAPS.warps,
+        **arguments,
+        index=index,
+        weight=weight,
+        height=height,
+        width=width,
+        source_height=by_source.shape[2],
+        source_width=by_source.shape[3],
+        ZEROS=ZEROS,
+        ROWS=TAPS.rows,
+        COLUMNS=TAPS.columns,
+    )
     # PyTorch sorts by index and adds up equal ones in that order; a channel at a time, to spare memory.
-    for channel in range(by_source.shape[1]):
+    for channel in range(channels):
         plane = by_source[:, channel]
         total = plane.new_zeros(plane.numel())
         total.index_put_((index.flatten(),), (grad[:, channel, :, :, None] * weight).flatten(), accumulate=True)
@@ -356,20 +374,5 @@ def backward(
     if partial is not None:
         torch.sum(partial, 1, out=by_projection.view(batch, 12))
     if by_source is not None and ordered:
-        index = torch.empty((batch, height, width, 4), dtype=torch.int64, device=depth.device)
-        weight = depth.new_empty((batch, height, width, 4))
-        launch(
-            _taps,
-            batch * TAPS.tiles(height, width),
-            TAPS.warps,
-            depth=depth,
-            projection=projection,
-            index=index,
-            weight=weight,
-            **sizes,
-            ZEROS=padding == "zeros",
-            ROWS=TAPS.rows,
-            COLUMNS=TAPS.columns,
-        )
-        add_in_order(grad, index, weight, by_source)
+        scatter_in_order(_taps, grad, by_source, padding == "zeros", depth=depth, projection=projection)
     return by_source, by_depth, by_projection

@@ -224,14 +224,12 @@ def _submit(arguments: argparse.Namespace) -> None:
 
     The folder appears when it is complete.
     """
-    import shutil
-    import uuid
-
     import torch
     import torch.nn.functional as F
 
     from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data.samples import list_images, read_image
+    from mdepth_fast.files import making_folder
     from mdepth_fast.inference import load_trained
     from mdepth_fast.models import DepthModel
     from mdepth_fast.visualize import write_depth_png
@@ -256,23 +254,14 @@ def _submit(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--submission: expected a network that predicts depth, got {type(net).__name__}")
     if net.kind == "affine_inverse" or (net.unit != "m" and arguments.scale is None):
         raise ValueError("--scale: expected the metres that a unit of the network's depth stands for, got none")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        with progress("predicting") as track:
-            for path in track(paths):
-                image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
-                disparity = 1 / net.predict(image, flip=arguments.flip).depth
-                if disparity.shape[-2:] != _SERVER_SIZE:
-                    disparity = F.interpolate(disparity, _SERVER_SIZE, mode="bilinear", align_corners=False)
-                depth = ((arguments.scale or 1.0) / disparity).clamp(max=_SERVER_DEPTH)
-                write_depth_png(temporary / f"{path.stem}.png", depth)
-        if folder.exists():
-            folder.rmdir()  # empty, as checked above
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with making_folder(folder) as temporary, progress("predicting") as track:
+        for path in track(paths):
+            image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
+            disparity = 1 / net.predict(image, flip=arguments.flip).depth
+            if disparity.shape[-2:] != _SERVER_SIZE:
+                disparity = F.interpolate(disparity, _SERVER_SIZE, mode="bilinear", align_corners=False)
+            depth = ((arguments.scale or 1.0) / disparity).clamp(max=_SERVER_DEPTH)
+            write_depth_png(temporary / f"{path.stem}.png", depth)
     where = arguments.submission
     print(f"{len(paths)} depth maps in {where}: value = metres * 256, 16-bit PNG, up to {_SERVER_DEPTH:g} m")
 

@@ -1,8 +1,6 @@
 """From a video or a folder of frames to a folder that the data set `folder` reads."""
 
 import math
-import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from mdepth_fast.data.check import STATIC, image_motion, thumbnail
 from mdepth_fast.data.frames import read_intrinsics
 from mdepth_fast.data.samples import DataError, list_images, read_image, resize_image
+from mdepth_fast.files import making_folder
 from mdepth_fast.geometry import scale_intrinsics
 
 __all__ = ["Prepared", "prepare_frames", "read_video", "split_blocks"]
@@ -96,17 +95,8 @@ def prepare_frames(
     K = read_intrinsics(intrinsics) if intrinsics is not None else None
     if output.exists():
         raise FileExistsError(f"{output}: exists already; expected a folder to be made")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        prepared = _write(
-            source, temporary, output, width, every, keep_static, val_share, quality, track, K, focal, fov
-        )
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return prepared
+    with making_folder(output) as folder:
+        return _write(source, folder, output, width, every, keep_static, val_share, quality, track, K, focal, fov)
 
 
 def _write(
