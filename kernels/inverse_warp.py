@@ -126,7 +126,7 @@ def scatter(plane, grad, u, v, width, seen):
 
 @triton.jit
 def store_taps(index, weight, here, image, u, v, source_height, source_width, seen, inside):
-    """The four taps of pixels `here` for `scatter_in_order`: where they are in the batch of sources, and their weights."""
+    """The four taps of pixels `here` for `scatter_in_order`: places in the batch of sources, and weights."""
     for tap in tl.static_range(4):
         row, column = v[tap // 2], u[tap % 2]
         value = tl.where(seen, v[2 + tap // 2] * u[2 + tap % 2], 0.0)
