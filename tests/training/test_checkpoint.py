@@ -150,8 +150,14 @@ def test_a_resumed_run_says_its_settings_and_clears_what_a_kill_has_left(tmp_pat
     root = write_frames(tmp_path / "frames")
     result = train(settings(root, tmp_path / "runs", optimizer__lr=0.05))
     assert result is not None
-    left = result.folder / ".last.0123.ckpt"
-    left.write_bytes(b"half")
-    train(settings(root, tmp_path / "runs", optimizer__lr=0.02), resume=str(result.folder))
-    assert not left.exists()
-    assert yaml.safe_load((result.folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.02
+
+    def resume(**changes: Any) -> float:
+        left = result.folder / ".last.0123.ckpt"
+        left.write_bytes(b"half")
+        train(settings(root, tmp_path / "runs", **changes), resume=str(result.folder))
+        assert not left.exists()
+        rate: float = yaml.safe_load((result.folder / "config.yaml").read_text())["optimizer"]["lr"]
+        return rate
+
+    assert resume(optimizer__lr=0.02) == 0.05, "no step was left to train at that rate"
+    assert resume(optimizer__lr=0.02, stages={"coarse": 12}) == 0.02
