@@ -259,7 +259,7 @@ def _check_monitor(config: Config, system: type[System[Any]]) -> str | None:
 
 
 class _WriteConfig(Callback):
-    """Writes the configuration once training begins: a run that cannot be resumed, or has nothing left to train, keeps its own."""
+    """Writes the configuration once training begins: a run that cannot be resumed, or is at its end, keeps its own."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
