@@ -146,25 +146,26 @@ class DORN(DepthModel):
     `predict` resizes an image to the window, or (`sliding`) to its height, and averages the labels of windows that
     overlap before it turns them into metres. TypeError or ValueError for images of another type or shape.
 
-    layers           50 or 101
-    window           (height, width) of the network input, both 8 n + 1
-    sliding          `predict` keeps the width of images: windows half a window apart, the last flush with the border
-    K, alpha, beta   number of bins, first and last threshold in metres
-    xi               shift of the thresholds, see `sid_thresholds`
-    spacing          "sid" or "ud"
-    thresholds       replaces K, alpha, beta, xi and spacing: increasing numbers in metres
-    rates            dilations of the 3x3 branches of ASPP
-    pool             kernel and stride of the pooling before the fully connected layer
-    decode           "midpoint": the centre of bin l, l the number of thresholds passed (the paper). "released": the
-                     threshold l - 1, which suits the released weights, whose labels count from 1
-    freeze_norm      batch norms keep their statistics and weights, also in `train()`, as published
-    freeze_stem      the stem and the first stage are not trained, as published. Without pretrained weights, set both
-                     to False
-    fc_lr            learning-rate multiplier of the fully connected layer, see `parameter_groups`
-    encoder_weights  path of the ImageNet state dict of the MIT scene-parsing project (resnet101-imagenet.pth)
-    encoder_pixels   what these weights were trained on: "rgb", normalised as torchvision does (the file since August
-                     2019), or "bgr255", minus the mean (the earlier file)
-    width            channels of the stem; 64 as published, fewer for a small network
+    Args:
+        layers: 50 or 101
+        window: (height, width) of the network input, both 8 n + 1
+        sliding: `predict` keeps the width of images: windows half a window apart, the last flush with the border
+        K, alpha, beta: number of bins, first and last threshold in metres
+        xi: shift of the thresholds, see `sid_thresholds`
+        spacing: "sid" or "ud"
+        thresholds: replaces K, alpha, beta, xi and spacing: increasing numbers in metres
+        rates: dilations of the 3x3 branches of ASPP
+        pool: kernel and stride of the pooling before the fully connected layer
+        decode: "midpoint": the centre of bin l, l the number of thresholds passed (the paper). "released": the
+            threshold l - 1, which suits the released weights, whose labels count from 1
+        freeze_norm: batch norms keep their statistics and weights, also in `train()`, as published
+        freeze_stem: the stem and the first stage are not trained, as published. Without pretrained weights, set both to
+            False
+        fc_lr: learning-rate multiplier of the fully connected layer, see `parameter_groups`
+        encoder_weights: path of the ImageNet state dict of the MIT scene-parsing project (resnet101-imagenet.pth)
+        encoder_pixels: what these weights were trained on: "rgb", normalised as torchvision does (the file since August
+            2019), or "bgr255", minus the mean (the earlier file)
+        width: channels of the stem; 64 as published, fewer for a small network
     """
 
     published_options: ClassVar[Mapping[str, Any]] = {"decode": "released"}

@@ -33,12 +33,13 @@ __all__ = ["DPT", "DPTGeometry"]
 class DPTGeometry:
     """The sizes of a DPT.
 
-    dim, depth, heads    of the transformer
-    taps                 blocks, counted from 0, after which tokens are read: four, or two behind a trunk
-    widths               channels of the maps at strides 4, 8, 16 and 32 that the tokens (and the trunk) are turned into
-    features             channels of the decoder
-    trunk, trunk_width   None, or the depths of the stages of a ResNetV2 in place of the patch embedding, and its width;
-                         its first two stages are the maps at strides 4 and 8
+    Args:
+        dim, depth, heads: of the transformer
+        taps: blocks, counted from 0, after which tokens are read: four, or two behind a trunk
+        widths: channels of the maps at strides 4, 8, 16 and 32 that the tokens (and the trunk) are turned into
+        features: channels of the decoder
+        trunk, trunk_width: None, or the depths of the stages of a ResNetV2 in place of the patch embedding, and its
+            width; its first two stages are the maps at strides 4 and 8
     """
 
     dim: int
@@ -207,16 +208,17 @@ class DPT(DepthModel):
     to a scale and a shift per image, not negative, larger is closer; or, with `scale` and `shift`, depth in metres,
     1 / max(scale * inverse depth + shift, 1e-8). TypeError or ValueError for images of another type or shape.
 
-    geometry         "large", "base", "hybrid" or the sizes of another DPT
-    scale, shift     constants that make the output metric: 6.016e-5 and 0.00579 in the published network for KITTI,
-                     3.05e-4 and 0.1378 in the one for NYU, both hybrid; none are published for large and base
-    target_size      (H, W) that `predict` approaches: it scales both sides by one factor, the one that changes the
-                     image less, then rounds each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216
-                     (of images cropped to that size), NYU 480x640
-    input_size       (H, W) to which `predict` resizes instead of following this rule
-    encoder_weights  path of an ImageNet ViT's state dict under timm's names, None: random initialisation
-    layer_norm_eps   1e-6 in the published networks, 1e-12 in transformers' configuration of them
-    weight_eps       eps of the hybrid's weight standardisation, (w - mean) / (std + eps)
+    Args:
+        geometry: "large", "base", "hybrid" or the sizes of another DPT
+        scale, shift: constants that make the output metric: 6.016e-5 and 0.00579 in the published network for KITTI,
+            3.05e-4 and 0.1378 in the one for NYU, both hybrid; none are published for large and base
+        target_size: (H, W) that `predict` approaches: it scales both sides by one factor, the one that changes the
+            image less, then rounds each side to the nearest multiple of 32. Published: 384x384, KITTI 352x1216 (of
+            images cropped to that size), NYU 480x640
+        input_size: (H, W) to which `predict` resizes instead of following this rule
+        encoder_weights: path of an ImageNet ViT's state dict under timm's names, None: random initialisation
+        layer_norm_eps: 1e-6 in the published networks, 1e-12 in transformers' configuration of them
+        weight_eps: eps of the hybrid's weight standardisation, (w - mean) / (std + eps)
 
     `pretrained.model.norm` and `scratch.refinenet4.resConfUnit1` are in the published files, but nothing reads them.
     They get no gradient, and distributed training must know this (find_unused_parameters).

@@ -99,15 +99,15 @@ class Eigen2014(DepthModel):
     of one pixel, row 4i + 5 and column 4j + 5 of the fine stack's input, see `ground_truth`; `infer` puts the depth
     back in its place. TypeError or ValueError for images of another type or shape.
 
-    input_size      (H, W), multiples of 4, at least 64; it fixes the size of the full layers
-    fine_rows       rows at the bottom of the image that the fine stack sees and the output covers; None: all
-    stage           "coarse": `forward` runs and trains the coarse stack alone. "fine": it runs both stacks and trains
-                    the fine one; the coarse one is frozen, in eval mode, and gets no gradient. May be changed at any
-                    time; `parameter_groups` follows the stage, and only its parameters require gradients.
-    hidden          width of the first full layer
-    log_depth_mean,
-    log_depth_std   statistics of the data, NYU's by default. The last layers of both stacks predict log depth divided
-                    by the standard deviation, and their biases start at the mean.
+    Args:
+        input_size: (H, W), multiples of 4, at least 64; it fixes the size of the full layers
+        fine_rows: rows at the bottom of the image that the fine stack sees and the output covers; None: all
+        stage: "coarse": `forward` runs and trains the coarse stack alone. "fine": it runs both stacks and trains the
+            fine one; the coarse one is frozen, in eval mode, and gets no gradient. May be changed at any time;
+            `parameter_groups` follows the stage, and only its parameters require gradients.
+        hidden: width of the first full layer
+        log_depth_mean, log_depth_std: statistics of the data, NYU's by default. The last layers of both stacks predict
+            log depth divided by the standard deviation, and their biases start at the mean.
 
     Initialisation is as published, except for the coarse convolutions: the paper takes them from its own ImageNet
     classifier, here they start from He's distribution (arXiv 1502.01852).

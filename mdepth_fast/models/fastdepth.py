@@ -113,18 +113,19 @@ class FastDepth(DepthModel):
     bilinearly; the published evaluation took the nearest pixel and, for NYU, the central 228 x 304 of the half-size
     frame. The graph has no control flow, for `torch.fx`. TypeError or ValueError for images of another type or shape.
 
-    decoder           kind of a stage, where K is 3, 5, 7 or 9:
-                      "nnconvKdw", depthwise K x K and pointwise convolution, then nearest x2;
-                      "blconvKdw", the same with bilinear x2;
-                      "deconvKdw", depthwise K x K transposed and pointwise convolution;
-                      "shuffleKdw", pixel shuffle, then both convolutions (no channel numbers, no skips);
-                      each of these without "dw", one dense K x K convolution in place of both;
-                      "upconv", zeros between the pixels, then a dense 5x5; "upproj", FCRN's projection in its place
-    skip              how outputs of units 5, 3 and 1 join after stages 2, 3 and 4: "add", "concat", "none"
-    encoder_channels  outputs of the encoder's 14 units
-    decoder_channels  outputs of the decoder's 5 stages
-    unit, input_size  see `DepthModel`
-    encoder_weights   path of the state dict of a MobileNet (ImageNet), None: random initialisation
+    Args:
+        decoder: kind of a stage, where K is 3, 5, 7 or 9:
+            "nnconvKdw", depthwise K x K and pointwise convolution, then nearest x2;
+            "blconvKdw", the same with bilinear x2;
+            "deconvKdw", depthwise K x K transposed and pointwise convolution;
+            "shuffleKdw", pixel shuffle, then both convolutions (no channel numbers, no skips); each of these without
+            "dw", one dense K x K convolution in place of both;
+            "upconv", zeros between the pixels, then a dense 5x5; "upproj", FCRN's projection in its place
+        skip: how outputs of units 5, 3 and 1 join after stages 2, 3 and 4: "add", "concat", "none"
+        encoder_channels: outputs of the encoder's 14 units
+        decoder_channels: outputs of the decoder's 5 stages
+        unit, input_size: see `DepthModel`
+        encoder_weights: path of the state dict of a MobileNet (ImageNet), None: random initialisation
     """
 
     def __init__(

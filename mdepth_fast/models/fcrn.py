@@ -50,9 +50,10 @@ def _up_convolution(x: Tensor, weight: Tensor, bias: Tensor, released_padding: b
 class UpConvolution(nn.Module):
     """Un-pooling x2 and a 5x5 convolution as in the fast form of FCRN: (B, C, h, w) to (B, O, 2h, 2w).
 
-    weight   (C, O, 5, 5), kernel of the transposed convolution: tap [4 - i, 4 - j] multiplies what tap [i, j] of the
-             5x5 convolution does
-    bias     (O, 2, 2), for even and odd rows and columns
+    Args:
+        weight: (C, O, 5, 5), kernel of the transposed convolution: tap [4 - i, 4 - j] multiplies what tap [i, j] of the
+            5x5 convolution does
+        bias: (O, 2, 2), for even and odd rows and columns
 
     By default the four convolutions are padded at the bottom and the right, and all is equal to un-pooling (the value
     at the top left of its 2x2) and a 5x5 convolution. In the released network they are padded at the top and the left,
@@ -131,20 +132,21 @@ class FCRN(DepthModel):
     (228, 304). The network sees colours times 255, without mean subtraction, as released. TypeError or ValueError for
     images of another type or shape.
 
-    upsampling        "upproj": up-projection, the published one; "upconv": one 5x5 up-convolution per level;
-                      "deconv": a transposed convolution of kernel 2 and stride 2; each with batch norm and ReLU
-    layers            18, 34 or 50 of the encoder
-    released_padding  False: the fast up-convolutions equal un-pooling and a 5x5 convolution, as in the paper. True: as
-                      in the released network, which its weights need. Weights remember which kind they were made with,
-                      and `load_checkpoint` raises ValueError for the other.
-    dropout           rate for the features before the last convolution, in training. The release has the layer but not
-                      its rate; 0.5 is the default of MatConvNet, in which it was trained
-    bn_momentum       of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
-    input_size        (H, W) to which `predict` resizes
-    encoder_weights   path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation. Its
-                      normalisation of colours is folded into conv1, which is exact but for the zero padding at the
-                      border. Its 3x3 convolutions of stride 2 see here what the 1x1 before them has left, neighbours
-                      twice as far apart as those that they were trained on: a start, not a trained encoder.
+    Args:
+        upsampling: "upproj": up-projection, the published one; "upconv": one 5x5 up-convolution per level; "deconv": a
+            transposed convolution of kernel 2 and stride 2; each with batch norm and ReLU
+        layers: 18, 34 or 50 of the encoder
+        released_padding: False: the fast up-convolutions equal un-pooling and a 5x5 convolution, as in the paper. True:
+            as in the released network, which its weights need. Weights remember which kind they were made with, and
+            `load_checkpoint` raises ValueError for the other.
+        dropout: rate for the features before the last convolution, in training. The release has the layer but not its
+            rate; 0.5 is the default of MatConvNet, in which it was trained
+        bn_momentum: of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
+        input_size: (H, W) to which `predict` resizes
+        encoder_weights: path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation.
+            Its normalisation of colours is folded into conv1, which is exact but for the zero padding at the border.
+            Its 3x3 convolutions of stride 2 see here what the 1x1 before them has left, neighbours twice as far apart
+            as those that they were trained on: a start, not a trained encoder.
 
     All layers after the encoder start as `UpConvolution` does.
     """

@@ -120,13 +120,14 @@ class Monodepth(DepthModel):
     one factor, as 1 / (disparity + offset). Disparities at the image's left border, which the right camera does not
     see, are better with `flip=True`, the paper's post-processing.
 
-    max_disparity   largest disparity, as a share of the image's width
-    maps            2: disparities of both images; 1: of the left image only (Garg et al., arXiv 1603.04992)
-    base            channels of the first convolution; the others are multiples of it
-    focal           focal length over the image's width, or None
-    baseline        distance of the cameras that the network was trained with, in metres, or None
-    offset          cx of the right camera minus cx of the left one over the image's width
-    input_size      (H, W) to which `predict` resizes; None: the multiple of `multiple` nearest to the image
+    Args:
+        max_disparity: largest disparity, as a share of the image's width
+        maps: 2: disparities of both images; 1: of the left image only (Garg et al., arXiv 1603.04992)
+        base: channels of the first convolution; the others are multiples of it
+        focal: focal length over the image's width, or None
+        baseline: distance of the cameras that the network was trained with, in metres, or None
+        offset: cx of the right camera minus cx of the left one over the image's width
+        input_size: (H, W) to which `predict` resizes; None: the multiple of `multiple` nearest to the image
     """
 
     takes_views = True

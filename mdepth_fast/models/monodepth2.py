@@ -112,12 +112,12 @@ class Monodepth2(DisparityModel):
     disparity maps (B, 1, H / 2^s, W / 2^s), one per s of `scales`, in that order; depth = `ops.disparity_to_depth(map,
     size, min_depth=, max_depth=)`. TypeError or ValueError for images of another type or shape.
 
-    layers           18, 34, 50, 101 or 152
-    min_depth,
-    max_depth        depth where the sigmoid is 1 and 0
-    unit             "m" if the network is trained for metric depth, None if its scale is arbitrary
-    input_size       (H, W) to which `predict` resizes; None: the multiple of 32 nearest to the image
-    encoder_weights  path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation
+    Args:
+        layers: 18, 34, 50, 101 or 152
+        min_depth, max_depth: depth where the sigmoid is 1 and 0
+        unit: "m" if the network is trained for metric depth, None if its scale is arbitrary
+        input_size: (H, W) to which `predict` resizes; None: the multiple of 32 nearest to the image
+        encoder_weights: path of a ResNet state dict in torchvision's format (ImageNet), None: random initialisation
     """
 
     def __init__(
@@ -232,10 +232,11 @@ class PoseNet(_PoseNet):
     has the published 12 outputs, of which pairs use the first 6. TypeError or ValueError for images of another type or
     shape. `all_poses` takes all frames at once.
 
-    layers           18, 34, 50, 101 or 152; 18 and 50 are published
-    frames           frames that the network sees at once: 2 for pairs
-    encoder_weights  path of a ResNet state dict in torchvision's format; conv1 is repeated for every image and divided
-                     by their number
+    Args:
+        layers: 18, 34, 50, 101 or 152; 18 and 50 are published
+        frames: frames that the network sees at once: 2 for pairs
+        encoder_weights: path of a ResNet state dict in torchvision's format; conv1 is repeated for every image and
+            divided by their number
     """
 
     def __init__(

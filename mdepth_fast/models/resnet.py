@@ -81,8 +81,9 @@ class ResNetEncoder(nn.Module):
     One scalar pair normalises the image, (x - mean) / std, by default as in Monodepth2 (arXiv 1806.01260). `channels`
     are the widths of the five feature maps. ValueError for another number of `layers`.
 
-    caffe   the layout of the authors' Caffe release: a bias in conv1, a max-pool that pads only at the bottom and the
-            right, and in bottlenecks the stride on the first 1x1 convolution; with torchvision's names
+    Args:
+        caffe: the layout of the authors' Caffe release: a bias in conv1, a max-pool that pads only at the bottom and
+            the right, and in bottlenecks the stride on the first 1x1 convolution; with torchvision's names
     """
 
     def __init__(

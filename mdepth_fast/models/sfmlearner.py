@@ -102,19 +102,18 @@ class DispNet(DisparityModel):
     H / 2^s, W / 2^s), one per s of `scales`; depth = `ops.disparity_to_depth(map, min_depth=, max_depth=)`. TypeError
     or ValueError for images of another type or shape.
 
-    min_depth,
-    max_depth          depth where the sigmoid is 1 and 0; published: disparity 10 * sigmoid + 0.01, that is 1 / 10.01
-                       and 100. The decoder sees the disparity of the scale below, so weights belong to a range
-    scales, unit,
-    input_size         as in `Monodepth2`
-    padding            "same": released TensorFlow network; "symmetric": SfmLearner-Pytorch
-    batch_norm         after every convolution but the heads; the paper has it, the released network has not
-    batch_statistics   normalise by the statistics of the batch in eval mode, too: a prediction then depends on the
-                       other images of the batch
-    bn_momentum        of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
-    width_multiplier   factor on the numbers of channels, for small experiments
-    head_bias          what the heads' biases start from; below 0 the first maps are far away, and depth has more room
-                       towards the camera than the factor 2 that a sigmoid of 0.5 leaves
+    Args:
+        min_depth, max_depth: depth where the sigmoid is 1 and 0; published: disparity 10 * sigmoid + 0.01, that is 1 /
+            10.01 and 100. The decoder sees the disparity of the scale below, so weights belong to a range
+        scales, unit, input_size: as in `Monodepth2`
+        padding: "same": released TensorFlow network; "symmetric": SfmLearner-Pytorch
+        batch_norm: after every convolution but the heads; the paper has it, the released network has not
+        batch_statistics: normalise by the statistics of the batch in eval mode, too: a prediction then depends on the
+            other images of the batch
+        bn_momentum: of the running statistics; 0.001 is the decay 0.999 of the release, which a short run never fills
+        width_multiplier: factor on the numbers of channels, for small experiments
+        head_bias: what the heads' biases start from; below 0 the first maps are far away, and depth has more room
+            towards the camera than the factor 2 that a sigmoid of 0.5 leaves
     """
 
     centred: ClassVar[bool] = True  # the network sees colours in [-1, 1]
@@ -195,9 +194,10 @@ class PoseExpNet(PoseModel):
     (B, n, H / 2^s, W / 2^s), s = 0 to 3, empty without that branch. TypeError or ValueError for frames of another type,
     number or shape.
 
-    sources            n, the number of source frames
-    explainability     build the branch of the masks, which needs H and W that are multiples of 32
-    padding, batch_norm, batch_statistics, bn_momentum, width_multiplier: as in `DispNet`
+    Args:
+        sources: n, the number of source frames
+        explainability: build the branch of the masks, which needs H and W that are multiples of 32
+        padding, batch_norm, batch_statistics, bn_momentum, width_multiplier: as in `DispNet`
     """
 
     centred: ClassVar[bool] = True

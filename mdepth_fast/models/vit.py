@@ -79,9 +79,10 @@ class _Block(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT without its classifier.
 
-    patch_embed  images (B, 3, H, W) to a map (B, dim, H/16, W/16) and a list of further maps
-    grid         tokens a side of the square for which positions are learned (24: images of 384 x 384)
-    eps          of the layer norms
+    Args:
+        patch_embed: images (B, 3, H, W) to a map (B, dim, H/16, W/16) and a list of further maps
+        grid: tokens a side of the square for which positions are learned (24: images of 384 x 384)
+        eps: of the layer norms
 
     `norm`, which follows the last block, is there because published files hold it; only the tokens before it are read.
     """

@@ -19,14 +19,15 @@ class ConvBlock(NamedTuple):
     """`clamp(conv(x, weight) + bias, 0, cap)`. A depthwise convolution, clamped the same way, may come first.
     Afterwards the block may double every pixel in both directions, then add the result of another block.
 
-    weight     (O, C, k, k), dense, k odd, zero padding k // 2; (O, C, 1, 1) after a depthwise convolution
-    bias       (O,)
-    dw_weight  (C, 1, k, k), depthwise, k 3 or 5, zero padding k // 2; None: no depthwise convolution
-    dw_bias    (C,)
-    stride     1 or 2, stride of the first convolution
-    cap        None: no upper bound; 6 is ReLU6
-    doubled    nearest x2
-    skip       index of an earlier block whose result, of the same shape, is added; None: none
+    Args:
+        weight: (O, C, k, k), dense, k odd, zero padding k // 2; (O, C, 1, 1) after a depthwise convolution
+        bias: (O,)
+        dw_weight: (C, 1, k, k), depthwise, k 3 or 5, zero padding k // 2; None: no depthwise convolution
+        dw_bias: (C,)
+        stride: 1 or 2, stride of the first convolution
+        cap: None: no upper bound; 6 is ReLU6
+        doubled: nearest x2
+        skip: index of an earlier block whose result, of the same shape, is added; None: none
     """
 
     weight: Tensor
