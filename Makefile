@@ -1,4 +1,4 @@
-.PHONY: install test test-fast bench readme-picture readme-figures bench-figures parity lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast docs bench readme-picture readme-figures bench-figures parity lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -9,6 +9,10 @@ test:
 # After each change, in a minute and a half: what all ops must hold, and some of each room.
 test-fast:
 	MDEPTH_REQUIRE_BACKENDS=cpu pytest -n 2 -q -m fast
+
+# The documentation as a site, in site/; a dead link or a page outside the navigation is an error.
+docs:
+	mkdocs build
 
 bench:
 	pytest benches

@@ -50,7 +50,7 @@ def _up_convolution(x: Tensor, weight: Tensor, bias: Tensor, released_padding: b
 class UpConvolution(nn.Module):
     """Un-pooling x2 and a 5x5 convolution as in the fast form of FCRN: (B, C, h, w) to (B, O, 2h, 2w).
 
-    Args:
+    Attributes:
         weight: (C, O, 5, 5), kernel of the transposed convolution: tap [4 - i, 4 - j] multiplies what tap [i, j] of the
             5x5 convolution does
         bias: (O, 2, 2), for even and odd rows and columns

@@ -123,7 +123,6 @@ class Monodepth(DepthModel):
     Args:
         max_disparity: largest disparity, as a share of the image's width
         maps: 2: disparities of both images; 1: of the left image only (Garg et al., arXiv 1603.04992)
-        base: channels of the first convolution; the others are multiples of it
         focal: focal length over the image's width, or None
         baseline: distance of the cameras that the network was trained with, in metres, or None
         offset: cx of the right camera minus cx of the left one over the image's width
@@ -216,6 +215,9 @@ class MonodepthVGG(Monodepth):
 
     `load_checkpoint` also takes an `.npz` of the published variables under their TensorFlow names
     (`model/encoder/Conv/weights`, ...).
+
+    Args:
+        base: channels of the first convolution; the others are multiples of it
     """
 
     multiple: ClassVar[int] = 128
@@ -260,6 +262,9 @@ class MonodepthResNet50(Monodepth):
     """Monodepth with its ResNet-50 encoder. See `Monodepth`.
 
     The order of the published variables within a block is not documented, so their files are not read.
+
+    Args:
+        base: channels of the first convolution; the others are multiples of it
     """
 
     multiple: ClassVar[int] = 64

@@ -49,7 +49,7 @@ def silog_loss(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; or, on the CPU without
-        `valid`, a depth or prediction is 0 or below.
+            `valid`, a depth or prediction is 0 or below.
     """
     shape = _checks.depth_map(prediction, "prediction")
     _checks.tensor(depth, "depth", shape, "(B, 1, H, W)")

@@ -32,7 +32,7 @@ def test_results_md_shows_the_result_files():
     assert (ROOT / "benches" / "RESULTS.md").read_text() == report.results_markdown(report.read_records(RESULTS))
 
 
-@pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name)
 def test_no_figure_is_written_by_hand(path):
     text = re.sub(f"{report.BEGIN}.*{report.END}", "", path.read_text(), flags=re.DOTALL)
     assert not [match[0] for match in FIGURE.finditer(text)]
