@@ -95,7 +95,8 @@ def test_docstrings_name_arguments_that_there_are():
                 for section in function.docstring.parse("google", warnings=False):
                     if section.kind is griffe.DocstringSectionKind.parameters:
                         described = {one for entry in section.value for one in re.split(r", *", entry.name)}
-                        arguments = {parameter.name.lstrip("*") for parameter in function.parameters}
+                        fields = function.members if function.is_class and not list(function.parameters) else ()
+                        arguments = {*(parameter.name.lstrip("*") for parameter in function.parameters), *fields}
                         assert described <= arguments, f"{function.path}: {described - arguments}"
                         checked += 1
     assert checked > 50
@@ -257,7 +258,12 @@ def names():
     """What a reader of the README has: images, a network, its optimiser and a loader."""
     network = TinyDepth()
     optimiser = torch.optim.Adam(network.parameters())
-    return {"images": torch.rand(2, 3, 70, 90), "network": network, "optimiser": optimiser, "loader": frames_of_a_loader()}
+    return {
+        "images": torch.rand(2, 3, 70, 90),
+        "network": network,
+        "optimiser": optimiser,
+        "loader": frames_of_a_loader(),
+    }
 
 
 def run_python(path, names):
