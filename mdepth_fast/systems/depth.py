@@ -1,22 +1,18 @@
 """Shared parts of the systems whose network predicts depth: evaluation, and the picture of a sample."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast.data import collate_depth
-from mdepth_fast.data.samples import read_depth, read_image
 from mdepth_fast.evaluation import METRICS, Evaluator
 from mdepth_fast.models import DepthModel, DepthPrediction
 from mdepth_fast.systems.config import Config
-from mdepth_fast.systems.system import PredictOptions, System
-from mdepth_fast.visualize import Cell, color_range, colorize, write_depth_png, write_npy, write_png
+from mdepth_fast.systems.system import System
+from mdepth_fast.visualize import Cell
 
 __all__ = ["DepthSystem", "Preview", "evaluate_sample", "predict_sample"]
 
@@ -96,7 +92,6 @@ class DepthSystem(System[C]):
     collate = staticmethod(collate_depth)
     evaluate_sample = staticmethod(evaluate_sample)
     net_type = DepthModel
-    formats = ("png", "npy")
     prefix: ClassVar[str] = "depth_net."
 
     depth_net: Any
@@ -126,50 +121,6 @@ class DepthSystem(System[C]):
         own = {key.removeprefix(cls.prefix): weights[key] for key in weights if key.startswith(cls.prefix)}
         net.load_state_dict(own)
         return net
-
-    @classmethod
-    def write_predictions(cls, net: Any, paths: Sequence[Path], options: PredictOptions) -> list[str]:
-        """The depth of each image, as a depth map and a colour image."""
-        output, kind = options.output, cls.chosen_format(options)
-
-        def depth_path(path: Path) -> Path:
-            return output / f"{path.stem}_depth.{kind}"
-
-        def write_color(path: Path, depth: Any, bounds: tuple[float, float] | None) -> None:
-            write_png(output / f"{path.stem}_color.png", colorize(depth, bounds))
-
-        device = next(net.parameters()).device
-        clamped, ranges = 0, []
-        with options.progress("predicting") as track:
-            for path in track(paths):
-                image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
-                prediction = net.predict(image, size=options.size)
-                depth = prediction.depth[0, 0].cpu().numpy()
-                if kind == "png":
-                    clamped += write_depth_png(depth_path(path), depth, options.scale)
-                else:
-                    write_npy(depth_path(path), depth)
-                if options.one_range:
-                    ranges.append(color_range(depth))
-                else:
-                    write_color(path, depth, None)
-        if options.one_range:
-            # Depth comes back from the disk: a long video does not fit into memory.
-            bounds = min(low for low, _ in ranges), max(high for _, high in ranges)
-            with options.progress("colouring") as track:
-                for path in track(paths):
-                    stored = depth_path(path)
-                    depth = read_depth(stored, options.scale) if kind == "png" else np.load(stored)
-                    write_color(path, depth, bounds)
-
-        unit = f"in {prediction.unit}" if prediction.unit else "without unit, its scale is unknown"
-        what = f"= value / {options.scale:g}, 16-bit PNG, 0 = none" if kind == "png" else "as float32 npy"
-        lines = [f"{len(paths)} depth maps in {output}: {prediction.kind} depth {what}, {unit}"]
-        if clamped:
-            lines.append(
-                f"{clamped} pixels were clamped to {1 / options.scale:g} .. {65535 / options.scale:g}: 16 bits"
-            )
-        return lines
 
     def preview(self, sample: Any) -> Preview:
         """A prediction for one sample, on the CPU in eval mode."""
