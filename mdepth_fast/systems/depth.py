@@ -1,5 +1,6 @@
 """Shared parts of the systems whose network predicts depth: evaluation, and the picture of a sample."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from mdepth_fast.data import collate_depth
 from mdepth_fast.data.samples import read_depth, read_image
 from mdepth_fast.evaluation import METRICS, Evaluator
+from mdepth_fast.kinds import Kind, describe, is_inverse
 from mdepth_fast.models import DepthModel, DepthPrediction
 from mdepth_fast.systems.config import Config
 from mdepth_fast.systems.system import PredictOptions, System
@@ -29,9 +31,9 @@ class Preview(NamedTuple):
     image: Tensor
     """uint8 (3,h,w)"""
     depth: Tensor
-    """(h,w), predicted"""
+    """(h,w), predicted; what it holds says `kind` of the network"""
     truth: Tensor | None
-    """(1,h',w'), metres, 0 = none; None where there is no ground truth"""
+    """(1,h',w'), metres, 0 = none; None where there is no ground truth, or none to compare inverse depth with"""
     masks: dict[str, Tensor] = {}  # noqa: RUF012  (never written to)
     """title to bool (h,w): the pixels that the objective keeps"""
 
@@ -40,7 +42,8 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
     """Gives an evaluator the depth that `net` predicts for a batch of one evaluation sample.
 
     The evaluator's protocol decides how the prediction is resized and whether flip post-processing is used. Raises
-    ValueError for inverse depth that the protocol does not align.
+    ValueError for inverse depth that the protocol does not align; a warning for depth of unknown scale, or disparity,
+    that it takes for metres.
     """
     protocol = evaluator.protocol
     if protocol.size and batch["target"].shape[-2:] != protocol.size:
@@ -49,13 +52,18 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
         batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
         batch.pop("image", None)
     prediction = predict_sample(net, batch, flip=protocol.flip)
-    inverse = prediction.kind == "affine_inverse"
-    if inverse and protocol.alignment != "lsq_disparity":
+    if prediction.kind == "affine_inverse" and protocol.alignment != "lsq_disparity":
         raise ValueError(
             "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
             f"kitti_affine or nyu_affine; got {protocol.name}"
         )
-    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=inverse)
+    if prediction.kind != "metric" and protocol.alignment == "none" and protocol.scale == 1:
+        warnings.warn(
+            f"protocol {protocol.name} compares {describe(prediction.kind)} with metres as it is: its figures mean "
+            "something only if the network's unit happens to be the metre. Take a protocol that aligns, or a scale",
+            stacklevel=2,
+        )
+    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=is_inverse(prediction.kind))
 
 
 def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
@@ -130,13 +138,14 @@ class DepthSystem(System[C]):
     @classmethod
     def write_predictions(cls, net: Any, paths: Sequence[Path], options: PredictOptions) -> list[str]:
         """The depth of each image, as a depth map and a colour image."""
-        output, kind = options.output, cls.chosen_format(options)
+        output, suffix = options.output, cls.chosen_format(options)
+        kind: Kind = net.kind
 
         def depth_path(path: Path) -> Path:
-            return output / f"{path.stem}_depth.{kind}"
+            return output / f"{path.stem}_depth.{suffix}"
 
         def write_color(path: Path, depth: Any, bounds: tuple[float, float] | None) -> None:
-            write_png(output / f"{path.stem}_color.png", colorize(depth, bounds))
+            write_png(output / f"{path.stem}_color.png", colorize(depth, bounds, kind=kind))
 
         device = next(net.parameters()).device
         clamped, ranges = 0, []
@@ -145,12 +154,12 @@ class DepthSystem(System[C]):
                 image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
                 prediction = net.predict(image, size=options.size)
                 depth = prediction.depth[0, 0].cpu().numpy()
-                if kind == "png":
-                    clamped += write_depth_png(depth_path(path), depth, options.scale)
+                if suffix == "png":
+                    clamped += write_depth_png(depth_path(path), depth, options.scale, kind=kind)
                 else:
                     write_npy(depth_path(path), depth)
                 if options.one_range:
-                    ranges.append(color_range(depth))
+                    ranges.append(color_range(depth, kind=kind))
                 else:
                     write_color(path, depth, None)
         if options.one_range:
@@ -159,12 +168,16 @@ class DepthSystem(System[C]):
             with options.progress("colouring") as track:
                 for path in track(paths):
                     stored = depth_path(path)
-                    depth = read_depth(stored, options.scale) if kind == "png" else np.load(stored)
-                    write_color(path, depth, bounds)
+                    depth = read_depth(stored, options.scale) if suffix == "png" else np.load(stored)
+                    write_color(path, np.where(depth == 0, np.nan, depth) if suffix == "png" else depth, bounds)
 
-        unit = f"in {prediction.unit}" if prediction.unit else "without unit, its scale is unknown"
-        what = f"= value / {options.scale:g}, 16-bit PNG, 0 = none" if kind == "png" else "as float32 npy"
-        lines = [f"{len(paths)} depth maps in {output}: {prediction.kind} depth {what}, {unit}"]
+        what = f"= value / {options.scale:g}, 16-bit PNG, 0 = none" if suffix == "png" else "as float32 npy"
+        if is_inverse(kind):
+            lines = [f"{len(paths)} maps in {output}: {describe(kind)} {what}"]
+        else:
+            # A network learns the focal length along with the sizes of things.
+            unit = "in m for cameras like that of its training" if kind == "metric" else "its scale is unknown"
+            lines = [f"{len(paths)} depth maps in {output}: {kind} depth {what}, {unit}"]
         if clamped:
             lines.append(
                 f"{clamped} pixels were clamped to {1 / options.scale:g} .. {65535 / options.scale:g}: 16 bits"
@@ -181,7 +194,7 @@ class DepthSystem(System[C]):
         If the protocol scales predictions by the median, so does the panel.
         """
         image, depth, measured, masks = self.preview(sample)
-        prediction = depth.numpy()
+        prediction, kind = depth.numpy(), self.depth_net.kind
         unit = self.depth_net.unit or "relative"
         cells = [Cell("image", image.permute(1, 2, 0).numpy())]
         if measured is not None and (measured > 0).any():
@@ -205,7 +218,9 @@ class DepthSystem(System[C]):
                 ),
             ]
         else:
-            cells.append(Cell("prediction", prediction, "magma_r", None, f"depth ({unit})"))
+            # Near is bright: the colours of depth run backwards, those of inverse depth do not.
+            label = describe(kind) if is_inverse(kind) else f"depth ({unit})"
+            cells.append(Cell("prediction", prediction, "magma" if is_inverse(kind) else "magma_r", None, label))
         for title, kept in masks.items():
             share = 1 - kept.double().mean().item()
             cells.append(Cell(f"{title}: {share:.1%} dark", kept.double().numpy(), "gray", (0.0, 1.0), "kept"))
