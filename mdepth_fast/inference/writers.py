@@ -185,11 +185,10 @@ def _write_npy(path: Path, map: DepthMap) -> None:
 def _write_tiff(path: Path, map: DepthMap) -> None:
     from PIL import Image
 
-    # Into memory first: Pillow's TIFF encoder takes a full disk for success.
-    content = io.BytesIO()
-    text = json.dumps(_metadata(map))
-    Image.fromarray(map.values).save(content, format="TIFF", tiffinfo={TIFF_DESCRIPTION: text})
+    content, text = io.BytesIO(), json.dumps(_metadata(map))
     with replacing(path) as temporary:
+        # Into memory first: Pillow's TIFF encoder takes a full disk for success.
+        Image.fromarray(map.values).save(content, format="TIFF", tiffinfo={TIFF_DESCRIPTION: text})
         temporary.write_bytes(content.getbuffer())
 
 
