@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -238,9 +239,8 @@ def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
 
 def _at_edges(depth: NDArray[np.float32], valid: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     """Where the valid depths of the 3x3 neighbours differ by more than a share of the depth."""
-    low, high = (np.pad(np.where(valid, depth, fill), 1, constant_values=fill) for fill in (np.inf, -np.inf))
-    windows = [np.lib.stride_tricks.sliding_window_view(values, (3, 3)) for values in (low, high)]
-    with np.errstate(invalid="ignore"):  # inf - inf, where no neighbour is valid
-        spread = windows[1].max((-1, -2)) - windows[0].min((-1, -2))
-        found: NDArray[np.bool_] = valid & (spread > share * depth)
+    high, low = (torch.from_numpy(np.where(valid, side, -np.inf))[None] for side in (depth, -depth))
+    # Padding counts for nothing: it is -inf. Where no neighbour is valid, the spread is too.
+    spread = F.max_pool2d(high, 3, 1, 1) + F.max_pool2d(low, 3, 1, 1)
+    found: NDArray[np.bool_] = valid & (spread[0].numpy() > share * depth)
     return found

@@ -67,7 +67,8 @@ class DepthPrediction:
             reference: depth in metres (B, 1, H, W) at some points, 0 or NaN elsewhere. Relative depth is scaled by the
                 median ratio; to inverse depth, scale and shift are fitted by least squares. Each image has its own.
             baseline: distance in metres between the cameras of the pair that disparity belongs to; needs `K`.
-                z = fx baseline / disparity, for cameras with one principal point.
+                z = fx baseline / disparity, for cameras with one principal point. Networks trained on pairs that
+                predict relative depth take their baseline when they are created, or its effect as `scale`.
             camera_height: height in metres of the camera above the ground, whose plane is sought in the lower middle
                 of each image, see `alignment.scale_from_ground`; needs `K`.
             K: camera matrix (3, 3) or (B, 3, 3), in pixels of `depth`.
