@@ -24,9 +24,9 @@ class Brightness(DepthModel):
     multiple = 1
 
     def __init__(self, kind: Kind = "metric") -> None:
-        super().__init__(unit="m" if kind == "metric" else None, input_size=None)
+        super().__init__(unit=UNITS[kind], input_size=None)
         self.factor = torch.nn.Parameter(torch.tensor(10.0))
-        self._kind, self.unit = kind, UNITS[kind]
+        self._kind = kind
         self.seen: list[tuple[int, ...]] = []
 
     @property
