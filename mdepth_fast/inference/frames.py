@@ -353,8 +353,8 @@ class Camera(Source):
 def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Source]:
     """The sources that the inputs of a command name: all image files as one, all shards as one, each video and camera.
 
-    An input is an image, a folder of images, a video, a shard (.tar, .tar.gz), the number of a camera, or a pattern such as
-    `"clips/*.mp4"` for files of these kinds. limit: only the first so many frames of each source.
+    An input is an image, a folder of images, a video, a shard (.tar, .tar.gz), the number of a camera, or a pattern
+    such as `"clips/*.mp4"` for files of these kinds. limit: only the first so many frames of each source.
 
     Raises:
         FileNotFoundError: there is no such input, or no image in the folder.

@@ -239,7 +239,7 @@ class TestImages:
         other.mkdir()
         (other / "2.png").write_bytes((images / "1.png").read_bytes())
         predict(images, tmp_path / "out")
-        with pytest.raises(ValueError, match="2_color.png: exists already, from another input"):
+        with pytest.raises(ValueError, match=r"2_color.png: exists already, from another input"):
             predict(other, tmp_path / "out")
 
     def test_shards(self, images: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ class TestImages:
             "cannot be read on as a tar fil",
         ]
         assert np.allclose(np.load(out / "a-0" / "x" / "k2_depth.npy"), 1 + 2000 / 255)
-        with pytest.raises(ValueError, match="exists already, of .*a-1.tar before it was changed"):
+        with pytest.raises(ValueError, match=r"exists already, of .*a-1.tar before it was changed"):
             (tmp_path / "a-1.tar").write_bytes(whole)
             predict(tmp_path / "a-*.tar", out, "npy")
         assert predict(first, tmp_path / "in", "npy", limit=1).frames == 1
