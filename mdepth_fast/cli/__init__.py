@@ -28,7 +28,8 @@ _EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand and returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+    """Runs a subcommand and returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C, or 3 for work
+    that is done but for a part of the input that could not be read.
 
     An error is one line on stderr; `--debug`, before or after the subcommand, shows the traceback instead.
     """
@@ -48,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not overrides:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parsed.overrides = rest
-        command.run(parsed)
+        code: int | None = command.run(parsed)
         sys.stdout.flush()
-        return 0
+        return code or 0
     except KeyboardInterrupt:
         if debug:
             raise

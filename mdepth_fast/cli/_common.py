@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["pick_device", "progress"]
+__all__ = ["counter", "pick_device", "progress"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,3 +32,21 @@ def progress(title: str) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
 
     with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         yield lambda items: bar.track(items, description=title)
+
+
+@contextmanager
+def counter(title: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], Any]]:
+    """A function that moves a bar of `total` frames on, with frames per second; no bar without a terminal."""
+    if quiet or not sys.stdout.isatty():
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f} frames/s", style="progress.data.speed")
+
+    with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)

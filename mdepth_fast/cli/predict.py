@@ -1,7 +1,10 @@
 """`mdepth-fast predict`."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -11,82 +14,224 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Write predicted depth for images, or for every image in a folder, as a depth map and a colour image. A "
-        "network of optical flow writes the flow from each image to the next."
+        "Write predicted depth for images, videos, WebDataset shards or a camera: depth maps and a colour image for "
+        "each image, a coloured video for each video. A network of optical flow writes the flow from each image to the "
+        "next."
+    )
+    parser.epilog = (
+        "A command that was interrupted or killed goes on when it is given again, and repeats nothing. Under torchrun "
+        "the processes share the frames. Exit code 3: done, but some frames could not be read and were left out."
     )
     parser.add_argument(
         "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+    )
+    parser.add_argument(
+        "input",
+        nargs="+",
+        help="images, a folder of images, videos, shards (.tar), the number of a camera, or quoted patterns such as "
+        '"clips/*.mp4"; for flow at least two images, or a folder of images',
     )
     parser.add_argument(
         "--checkpoint",
         choices=("last", "best"),
         help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
     )
-    parser.add_argument(
-        "input", type=Path, nargs="+", help="images, at least two for flow, or a folder of images or video frames"
-    )
-    parser.add_argument(
+    files = parser.add_argument_group("files")
+    files.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"
     )
-    parser.add_argument(
+    files.add_argument(
         "--format",
-        choices=("png", "npy", "flo"),
-        help="depth: png (16 bits, default) or npy (float32); flow: flo (Middlebury, default) or png (KITTI)",
+        action="append",
+        metavar="FORMAT[,...]",
+        help="depth: one or several of png (16 bits), npy, tiff (both float32), ply (point cloud, needs --K), and "
+        "color; the default is png for images and color for videos. flow: flo (Middlebury, default) or png (KITTI)",
     )
-    parser.add_argument(
+    files.add_argument("--no-color", action="store_true", help="depth: no colour images beside the maps, no video")
+    files.add_argument(
         "--scale",
         type=float,
         default=256.0,
         help="PNG value for a depth of 1; the default is KITTI's (default: %(default)g)",
     )
-    parser.add_argument(
+    files.add_argument(
         "--range",
         choices=("frame", "clip"),
-        default="frame",
-        help="scale the colours to each frame, or to all frames so that they do not flicker (default: %(default)s)",
+        help="scale the colours to each frame, or to a sample of all frames so that they do not flicker (default: "
+        "frame for images, clip for videos; a camera's range follows its frames slowly)",
     )
-    parser.add_argument(
+    files.add_argument("--side-by-side", action="store_true", help="show the image beside its colours")
+    files.add_argument(
+        "--overwrite", action="store_true", help="replace what another run, or a finished one, has written there"
+    )
+    network = parser.add_argument_group("prediction")
+    network.add_argument(
         "--size",
         type=_size,
         metavar="HxW",
         help="size of the network input, multiples of 32, for flow of 64 (default: as trained)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    network.add_argument(
+        "--K",
+        metavar="FX,FY,CX,CY|FILE",
+        help="camera in pixels of the input, or file of its 3x3 matrix; stored with the maps, and used by networks "
+        "that take it",
+    )
+    network.add_argument(
+        "--temporal",
+        action="store_true",
+        help="align the scale of each frame (and the shift of inverse depth) to the frames before it",
+    )
+    network.add_argument("--frames", type=_count, metavar="N", help="stop after the first N frames of each input")
+    network.add_argument(
+        "--batch-size", type=_count, metavar="N", help="frames at a time (default: 8 on a GPU, 1 on the CPU)"
+    )
+    network.add_argument(
+        "--optimize", action="store_true", help="fold batch norms into convolutions: faster, equal up to rounding"
+    )
+    network.add_argument("--half", action="store_true", help="half precision: faster on a GPU, good to 2 or 3 digits")
+    network.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.cli._common import pick_device, progress
-    from mdepth_fast.data.samples import list_images
+def run(arguments: argparse.Namespace) -> int:
+    from mdepth_fast.cli._common import counter, pick_device
     from mdepth_fast.inference import load_trained
+    from mdepth_fast.inference.frames import ImageFiles, open_sources
+    from mdepth_fast.inference.stream import Ranks, StreamOptions, predict_source
+    from mdepth_fast.models import DepthModel
+
+    output = arguments.output
+    if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in arguments.input):
+        raise ValueError(f"--output: expected another folder than the input, got {output}")
+    sources = open_sources(arguments.input, limit=arguments.frames)
+    formats = [name.strip() for text in arguments.format or () for name in text.split(",")]
+    device = arguments.device
+    if device == "auto" and "LOCAL_RANK" in os.environ and _gpus():
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % _gpus()}"
+    device = pick_device(device)
+    trained = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint)
+    if not isinstance(trained.net, DepthModel):
+        return _run_pairs(trained, sources, formats, arguments)
+
+    net = trained.net
+    if arguments.optimize:
+        net = net.optimize_for_inference()
+    ranks, K = Ranks(), _camera(arguments.K)
+    code = 0
+    for source in sources:
+        chosen = formats or ([] if source.clip else ["png"])
+        options = StreamOptions(
+            output,
+            tuple(dict.fromkeys(chosen + ["color"] * (not arguments.no_color))),
+            scale=arguments.scale,
+            one_range=None if arguments.range is None else arguments.range == "clip",
+            side_by_side=arguments.side_by_side,
+            size=arguments.size,
+            K=K,
+            temporal=arguments.temporal,
+            batch_size=arguments.batch_size or (8 if device.type == "cuda" and not source.live else 1),
+            autocast=arguments.half,
+            overwrite=arguments.overwrite,
+        )
+        if source.live and source.length is None:
+            print(f"{source.title}: until Ctrl-C, into {output}")
+        title = "predicting" if isinstance(source, ImageFiles) else source.title
+        total = None if source.length is None else -(-source.length // ranks.world)
+        with counter(title, total, quiet=ranks.rank > 0) as advance:
+            done = predict_source(net, source, options, ranks=ranks, advance=advance)
+        if done.skipped:
+            code = 3
+        if ranks.rank == 0:
+            _report(done, options)
+    return code
+
+
+def _run_pairs(trained: Any, sources: list[Any], formats: list[str], arguments: argparse.Namespace) -> int:
+    """A system that reads images by the pair and writes its own files."""
+    from mdepth_fast.cli._common import progress
+    from mdepth_fast.inference.frames import ImageFiles
     from mdepth_fast.systems import PredictOptions
 
-    sources, output = arguments.input, arguments.output
-    for source in sources:
-        if not source.is_file() and not (source.is_dir() and len(sources) == 1):
-            raise FileNotFoundError(
-                f"{source}: no such image or folder" if len(sources) == 1 else f"{source}: no such image"
-            )
-    paths = sources
-    if sources[0].is_dir():
-        (source,) = sources
-        if output.resolve() == source.resolve():
-            raise ValueError(f"--output: expected another folder than the input, got {output}")
-        paths = list_images(source)
-        if not paths:
-            raise FileNotFoundError(f"{source}: no images in this folder")
-    if len({path.stem for path in paths}) < len(paths):
-        raise ValueError(f"{sources[0]}: expected images of different names, some differ in their suffix only")
-
-    trained = load_trained(arguments.weights, pick_device(arguments.device), checkpoint=arguments.checkpoint)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("torchrun: expected one process for a network of this kind, got several")
+    if len(sources) > 1 or not isinstance(sources[0], ImageFiles):
+        raise ValueError(
+            "input: expected images for a network of this kind, whose frames `mdepth-fast data prepare` takes out of a "
+            f"video; got {sources[-1].title}"
+        )
+    if len(formats) > 1:
+        raise ValueError(f"--format: expected one for a network of this kind, got {', '.join(formats)}")
+    for name, value in (
+        ("--no-color", arguments.no_color),
+        ("--side-by-side", arguments.side_by_side),
+        ("--temporal", arguments.temporal),
+        ("--K", arguments.K),
+    ):
+        if value:
+            raise ValueError(f"{name}: expected a network of depth, got {type(trained.net).__name__}")
     options = PredictOptions(
-        output,
-        progress,
-        format=arguments.format,
-        size=arguments.size,
-        scale=arguments.scale,
-        one_range=arguments.range == "clip",
+        arguments.output, progress, format=formats[0] if formats else None, size=arguments.size, scale=arguments.scale
     )
-    for line in trained.system.write_predictions(trained.net, paths, options):
+    for line in trained.system.write_predictions(trained.net, sources[0].paths, options):
         print(line)
+    return 0
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _camera(text: str | None) -> Any:
+    """The camera matrix (3, 3) of `--K`."""
+    from mdepth_fast.data.frames import read_intrinsics
+
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        return read_intrinsics(Path(text))
+    if len(numbers) != 4:
+        raise ValueError(f"--K: expected fx,fy,cx,cy or a file of a 3x3 matrix, got {text!r}")
+    return read_intrinsics(numbers)
+
+
+def _report(done: Any, options: Any) -> None:
+    """Says what is in which files, and on stderr what is missing."""
+    from mdepth_fast.kinds import describe
+
+    total, scale = done.frames + done.there, options.scale
+    before = f" ({done.there} from an earlier run)" if done.there and done.frames else ""
+    what = describe(done.kind) if done.kind == "disparity" else f"{done.kind.replace('_', ' ')} depth"
+    unit = f"in {done.unit}" if done.unit else "without unit, its scale is unknown"
+    forms = {
+        "png": f"= value / {scale:g}, 16-bit PNG, 0 = none",
+        "npy": "as float32 npy",
+        "tiff": "as float32 TIFF",
+        "ply": "as point clouds, PLY",
+    }
+    for name, form in forms.items():
+        if name in options.formats:
+            print(f"{total} depth maps in {options.output}{before}: {what} {form}, {unit}")
+    if done.video:
+        print(f"{done.video}: {total} frames{before}, {what} {unit}")
+    elif options.formats == ("color",):
+        print(f"{total} colour images in {options.output}{before}: {what} {unit}")
+    if done.clamped:
+        print(f"{done.clamped} pixels were clamped to {1 / scale:g} .. {65535 / scale:g}: 16 bits")
+    for note in done.notes:
+        print(f"mdepth-fast: warning: {note}", file=sys.stderr)
+    if done.skipped:
+        reasons = "; ".join(item.reason for item in done.skipped[:5])
+        more = f"; and {len(done.skipped) - 5} more" if len(done.skipped) > 5 else ""
+        print(f"mdepth-fast: warning: {len(done.skipped)} left out: {reasons}{more}", file=sys.stderr)

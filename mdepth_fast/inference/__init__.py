@@ -1,7 +1,10 @@
 """Trained networks: reading them back, measuring them, predicting with them."""
 
+from mdepth_fast.inference.frames import open_sources
 from mdepth_fast.inference.odometry import predict_trajectory
 from mdepth_fast.inference.publish import publish
+from mdepth_fast.inference.stream import Predicted, StreamOptions, predict_source
+from mdepth_fast.inference.temporal import TemporalAlignment, flicker
 from mdepth_fast.inference.trained import (
     Trained,
     evaluate,
@@ -15,12 +18,18 @@ from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, read_map, write
 __all__ = [
     "MAP_FORMATS",
     "DepthMap",
+    "Predicted",
+    "StreamOptions",
+    "TemporalAlignment",
     "Trained",
     "evaluate",
     "evaluate_sample",
+    "flicker",
     "load_system",
     "load_trained",
+    "open_sources",
     "predict_sample",
+    "predict_source",
     "predict_trajectory",
     "publish",
     "read_map",

@@ -163,8 +163,8 @@ class DepthModel(Model):
     """A network that maps images (B, 3, H, W) in [0, 1] to depth; it normalises the images itself.
 
     `forward` returns the input of the loss in its paper (a list of maps, logits, ...), `infer` and `to_depth` convert
-    it to depth, and `predict` is the same for all networks. `kind`, which follows from `unit` unless a network overrides
-    it, says what `predict` gives.
+    it to depth, and `predict` is the same for all networks. `kind`, which follows from `unit` unless a network
+    overrides it, says what `predict` gives.
     """
 
     checkpoint_prefix = "depth_net."

@@ -1,24 +1,20 @@
 """Shared parts of the systems whose network predicts depth: evaluation, and the picture of a sample."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mdepth_fast.data import collate_depth
-from mdepth_fast.data.samples import read_depth, read_image
 from mdepth_fast.evaluation import METRICS, Evaluator
-from mdepth_fast.kinds import Kind, describe, is_inverse
+from mdepth_fast.kinds import describe, is_inverse
 from mdepth_fast.models import DepthModel, DepthPrediction
 from mdepth_fast.systems.config import Config
-from mdepth_fast.systems.system import PredictOptions, System
-from mdepth_fast.visualize import Cell, color_range, colorize, write_depth_png, write_npy, write_png
+from mdepth_fast.systems.system import System
+from mdepth_fast.visualize import Cell
 
 __all__ = ["DepthSystem", "Preview", "evaluate_sample", "predict_sample"]
 
@@ -104,7 +100,6 @@ class DepthSystem(System[C]):
     collate = staticmethod(collate_depth)
     evaluate_sample = staticmethod(evaluate_sample)
     net_type = DepthModel
-    formats = ("png", "npy")
     prefix: ClassVar[str] = "depth_net."
 
     depth_net: Any
@@ -134,55 +129,6 @@ class DepthSystem(System[C]):
         own = {key.removeprefix(cls.prefix): weights[key] for key in weights if key.startswith(cls.prefix)}
         net.load_state_dict(own)
         return net
-
-    @classmethod
-    def write_predictions(cls, net: Any, paths: Sequence[Path], options: PredictOptions) -> list[str]:
-        """The depth of each image, as a depth map and a colour image."""
-        output, suffix = options.output, cls.chosen_format(options)
-        kind: Kind = net.kind
-
-        def depth_path(path: Path) -> Path:
-            return output / f"{path.stem}_depth.{suffix}"
-
-        def write_color(path: Path, depth: Any, bounds: tuple[float, float] | None) -> None:
-            write_png(output / f"{path.stem}_color.png", colorize(depth, bounds, kind=kind))
-
-        device = next(net.parameters()).device
-        clamped, ranges = 0, []
-        with options.progress("predicting") as track:
-            for path in track(paths):
-                image = torch.from_numpy(read_image(path)).to(device).permute(2, 0, 1)[None].float() / 255
-                prediction = net.predict(image, size=options.size)
-                depth = prediction.depth[0, 0].cpu().numpy()
-                if suffix == "png":
-                    clamped += write_depth_png(depth_path(path), depth, options.scale, kind=kind)
-                else:
-                    write_npy(depth_path(path), depth)
-                if options.one_range:
-                    ranges.append(color_range(depth, kind=kind))
-                else:
-                    write_color(path, depth, None)
-        if options.one_range:
-            # Depth comes back from the disk: a long video does not fit into memory.
-            bounds = min(low for low, _ in ranges), max(high for _, high in ranges)
-            with options.progress("colouring") as track:
-                for path in track(paths):
-                    stored = depth_path(path)
-                    depth = read_depth(stored, options.scale) if suffix == "png" else np.load(stored)
-                    write_color(path, np.where(depth == 0, np.nan, depth) if suffix == "png" else depth, bounds)
-
-        what = f"= value / {options.scale:g}, 16-bit PNG, 0 = none" if suffix == "png" else "as float32 npy"
-        if is_inverse(kind):
-            lines = [f"{len(paths)} maps in {output}: {describe(kind)} {what}"]
-        else:
-            # A network learns the focal length along with the sizes of things.
-            unit = "in m for cameras like that of its training" if kind == "metric" else "its scale is unknown"
-            lines = [f"{len(paths)} depth maps in {output}: {kind} depth {what}, {unit}"]
-        if clamped:
-            lines.append(
-                f"{clamped} pixels were clamped to {1 / options.scale:g} .. {65535 / options.scale:g}: 16 bits"
-            )
-        return lines
 
     def preview(self, sample: Any) -> Preview:
         """A prediction for one sample, on the CPU in eval mode."""

@@ -35,8 +35,7 @@ class PredictOptions:
 
     output: the folder. format: suffix of the files, None for the system's own choice. size: (H, W) of the network
     input, None for that of training or of the images. progress: a context manager that takes a title and gives a
-    function that passes on the items of an iterable. scale and one_range are for depth: the value of a depth of 1 in a
-    16-bit PNG, and whether all colour images share one range.
+    function that passes on the items of an iterable. scale: the value for 1 in a 16-bit PNG.
     """
 
     output: Path
@@ -44,7 +43,6 @@ class PredictOptions:
     format: str | None = None
     size: tuple[int, int] | None = None
     scale: float = 256.0
-    one_range: bool = False
 
 
 class System(nn.Module, Generic[C]):
@@ -154,7 +152,10 @@ class System(nn.Module, Generic[C]):
 
     @classmethod
     def write_predictions(cls, net: Any, paths: Sequence[Path], options: PredictOptions) -> list[str]:
-        """Predicts for the image files `paths`, writes the results to files, and says in lines what they are."""
+        """Predicts for the image files `paths`, writes the results to files, and says in lines what they are.
+
+        A system whose `net` is a `DepthModel` needs none: `mdepth_fast.inference.predict_source` is for them all.
+        """
         raise ValueError(f"the system {cls.name} does not write its predictions to files")
 
     @classmethod
