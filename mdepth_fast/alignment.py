@@ -53,7 +53,7 @@ def affine_from_reference(inverse: Tensor, reference: Tensor) -> tuple[Tensor, T
         if len(values) < 3 or np.ptp(values) <= 1e-6 * np.abs(values).max():
             raise ValueError(
                 f"reference: expected at least 3 points of different depth in image {index}, which scale and shift "
-                f"need, got {len(values)}"
+                f"need, got {len(values)} points and {len(np.unique(values))} predicted value"
             )
         scale, shift = fit_line(values, 1 / truth)
         if not scale > 0:
@@ -130,7 +130,7 @@ def scale_from_ground(depth: Tensor, K: Tensor, camera_height: float) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _ground(rays: Array, inverse: Array) -> Array | None:
+def _ground(rays: Array, inverse: Array) -> NDArray[Any] | None:
     """The plane n, (3,), with n . ray = 1 / z for most points: its unit normal over the height of the camera above."""
     numbers = np.random.default_rng(0)  # the same prediction gives the same scale
     chosen = numbers.permutation(len(rays))[:_SAMPLED]
@@ -143,7 +143,7 @@ def _ground(rays: Array, inverse: Array) -> Array | None:
     if not len(planes):
         return None
     near = np.abs(planes @ sample.T - values) < _TOLERANCE * values
-    plane: Array = planes[near.sum(1).argmax()]
+    plane: NDArray[Any] = planes[near.sum(1).argmax()]
     for _ in range(5):
         near = np.abs(rays @ plane - inverse) < _TOLERANCE * inverse
         if near.sum() < 3:

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-__all__ = ["KINDS", "UNITS", "Kind", "check_kind", "describe", "is_inverse"]
+__all__ = ["KINDS", "METADATA", "UNITS", "Kind", "check_kind", "describe", "is_inverse"]
 
 Kind = Literal["metric", "relative", "affine_inverse", "disparity"]
 """
@@ -13,6 +13,9 @@ in pixels, larger is closer.
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 UNITS: dict[Kind, str | None] = {"metric": "m", "relative": None, "affine_inverse": None, "disparity": "px"}
+
+METADATA = "mdepth_fast"
+"""Key of what a file says of its values: JSON with kind, unit, scale and K, see `inference.write_map`."""
 
 _WORDS: dict[Kind, str] = {
     "metric": "depth in m",

@@ -3,6 +3,7 @@
 import ast
 import resource
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from mdepth_fast import visualize
 from mdepth_fast.data import Trajectory
 from mdepth_fast.files import replacing
+from mdepth_fast.inference import MAP_FORMATS, DepthMap, write_map
 from mdepth_fast.netadapt import LatencyTable, Step, algorithm
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO
 from mdepth_fast.weights import write_converted
@@ -56,12 +58,14 @@ def write_iteration(path):
 
 
 DEPTH = np.random.default_rng(0).random((50, 60)) + 0.5
+MAP = DepthMap(DEPTH, "metric", "m", np.array([[50.0, 0, 29.5], [0, 50, 24.5], [0, 0, 1]]))
 TRAJECTORY = Trajectory(np.arange(50), np.tile(np.eye(4), (50, 1, 1)))
 STATE = {"weight": torch.rand(50, 60)}
 WRITERS = {
     "color.png": lambda path: visualize.write_png(path, visualize.colorize(DEPTH)),
     "depth.png": lambda path: visualize.write_depth_png(path, DEPTH),
     "depth.npy": lambda path: visualize.write_npy(path, DEPTH),
+    **{f"map.{format}": partial(write_map, map=MAP, format=format) for format in MAP_FORMATS},
     "without_suffix": lambda path: visualize.write_npy(path, DEPTH),
     "panel.png": lambda path: visualize.draw_panel(path, [visualize.Cell("depth", DEPTH)]),
     "plot.png": lambda path: visualize.draw_trajectories(path, {"prediction": DEPTH}),

@@ -231,6 +231,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     from mdepth_fast.data.samples import list_images, read_image
     from mdepth_fast.files import making_folder
     from mdepth_fast.inference import load_trained
+    from mdepth_fast.kinds import describe, is_inverse
     from mdepth_fast.models import DepthModel
     from mdepth_fast.visualize import write_depth_png
 
@@ -252,7 +253,9 @@ def _submit(arguments: argparse.Namespace) -> None:
     net = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint).net
     if not isinstance(net, DepthModel):
         raise ValueError(f"--submission: expected a network that predicts depth, got {type(net).__name__}")
-    if net.kind == "affine_inverse" or (net.unit != "m" and arguments.scale is None):
+    if is_inverse(net.kind):
+        raise ValueError(f"--submission: expected a network that predicts depth, got one of {describe(net.kind)}")
+    if net.kind != "metric" and arguments.scale is None:
         raise ValueError("--scale: expected the metres that a unit of the network's depth stands for, got none")
     with making_folder(folder) as temporary, progress("predicting") as track:
         for path in track(paths):

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import json
+    import warnings
 
     from mdepth_fast.data import Trajectory
     from mdepth_fast.evaluation.odometry import ALIGNMENTS, align, associate, evaluate_odometry
@@ -92,19 +93,25 @@ def run(arguments: argparse.Namespace) -> None:
     truth = Trajectory.read(arguments.ground_truth) if arguments.ground_truth else None
     if arguments.poses:
         prediction = Trajectory.read(arguments.poses)
-        skipped = ""
+        skipped, unit = "", "unit of the poses"
     else:
         # Timestamps on both sides say which pose belongs to which; otherwise the truth has a row for each frame.
         by_row = truth is not None and not (truth.timed and arguments.times)
-        prediction, numbers, total = _predict(arguments, len(truth) if truth is not None and by_row else None)
+        prediction, numbers, total, unit = _predict(arguments, len(truth) if truth is not None and by_row else None)
         if truth is not None and by_row:
             truth = truth[numbers]
         skipped = f" of {total} frames" if total != len(prediction) else ""
     drawn = {"prediction": prediction.from_start().positions}
-    labels = {"unit": "unit of the depth"}
+    labels = {"unit": unit}
     metrics = None
     remark = ""
     if truth is not None:
+        if arguments.weights and unit != "m" and arguments.alignment in ("origin", "se3"):
+            warnings.warn(
+                f"--alignment {arguments.alignment} keeps the scale, but the depth of this network has no unit: the "
+                "errors mean something only if it happens to be that of the true poses",
+                stacklevel=2,
+            )
         paired, truth = associate(prediction, truth)
         if len(paired) < len(prediction):
             remark = f"{len(paired)} of {len(prediction)} poses have ground truth of their time\n"
@@ -127,8 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"metrics: {record}\nplot: {plot}")
 
 
-def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any, int]:
-    """The trajectory, the numbers of its frames, and how many frames there are: as many as `rows`, unless None."""
+def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any, int, str]:
+    """The trajectory, the numbers of its frames, how many frames there are, and the unit of the translations.
+
+    There are as many frames as `rows`, unless None.
+    """
     import numpy as np
 
     from mdepth_fast.cli._common import pick_device, progress
@@ -165,4 +175,4 @@ def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any,
     numbers = found.timestamps.astype(np.int64)
     if times is not None:
         found = Trajectory(times[numbers], found.poses, timed=True)
-    return found, numbers, count
+    return found, numbers, count, system.depth_net.unit or "unit of the depth"

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.data.frames import read_intrinsics
     from mdepth_fast.data.samples import list_images, read_image
     from mdepth_fast.inference import load_trained
+    from mdepth_fast.kinds import is_inverse
     from mdepth_fast.probe import (
         Setting,
         car_from_behind,
@@ -85,12 +86,12 @@ def run(arguments: argparse.Namespace) -> None:
     net = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint).net
     if not hasattr(net, "predict") or not hasattr(net, "kind"):
         raise ValueError(f"weights: expected a network that predicts depth, got {type(net).__name__}")
-    affine = net.kind == "affine_inverse"
+    inverse = is_inverse(net.kind)
 
     def predict(frame: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(np.ascontiguousarray(frame, np.float32)).permute(2, 0, 1).to(device)
         values: np.ndarray = net.predict(image).depth[0, 0].double().cpu().numpy()
-        return values if affine else 1 / values
+        return values if inverse else 1 / values
 
     setting = Setting(
         focal=float(K[1, 1]),
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         distance=arguments.distance,
         pitch=arguments.pitch,
         roll=arguments.roll,
-        inverse="affine" if affine else "depth",
+        inverse="affine" if net.kind == "affine_inverse" else "depth",
     )
     names = arguments.experiments.split(",") if arguments.experiments else None
     with progress("probing") as track:

@@ -1,10 +1,12 @@
 """What a data set yields, how its files are read, and what happens to the files that cannot be."""
 
+import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mdepth_fast.geometry import scale_intrinsics
+from mdepth_fast.kinds import METADATA, describe, is_inverse
 
 __all__ = [
     "Crop",
@@ -87,11 +90,13 @@ def _pillow() -> Any:
     return Image
 
 
-def _read_pixels(path: Path | str, mode: str | None) -> NDArray[Any]:
+@contextmanager
+def open_image(path: Path | str) -> Iterator[Any]:
+    """A Pillow image. A missing, truncated or foreign file is a `DataError` naming it, here or inside the block."""
     image_module = _pillow()
     try:
         with image_module.open(path) as image:
-            return np.array(image if mode is None else image.convert(mode))
+            yield image
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
     # Pillow reports damage as OSError, SyntaxError (PNG chunks), ValueError or DecompressionBombError.
@@ -99,9 +104,11 @@ def _read_pixels(path: Path | str, mode: str | None) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def _read_npy(path: Path | str) -> NDArray[Any]:
+def read_npy(path: Path | str) -> NDArray[Any]:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
 
@@ -112,8 +119,9 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     A `.npy` file holds (h, w, 3), uint8 or floating point in [0, 1].
     """
     if Path(path).suffix != ".npy":
-        return _read_pixels(path, "RGB")
-    pixels = _read_npy(path)
+        with open_image(path) as image:
+            return np.array(image.convert("RGB"))
+    pixels = read_npy(path)
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         if pixels.dtype == np.uint8:
             return pixels
@@ -126,20 +134,65 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
 def read_depth(path: Path | str, units_per_metre: float = 256.0) -> NDArray[np.float32]:
     """Depth file as (h, w) float32 metres, 0 = none.
 
-    A 16-bit image holds metres * `units_per_metre` (KITTI 256, millimetres 1000); a `.npy` file holds metres,
-    floating point (h, w), where what is not finite or not positive is none.
+    A 16-bit image holds metres * `units_per_metre` (KITTI 256, millimetres 1000); a `.npy` file or a floating-point
+    TIFF holds metres (h, w), where what is not finite or not positive is none. `DataError` for a file of
+    `inference.write_map` that says it holds something else, or of another scale; a warning if it says that the depth
+    has no unit.
     """
     if Path(path).suffix == ".npy":
-        values = _read_npy(path)
+        values = read_npy(path)
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
             raise DataError(f"{path}: expected metres (h, w), floating point, got {values.dtype} of {values.shape}")
+        _check_metadata(path, metadata_beside(path), units_per_metre)
         return clean_depth(values)
-    pixels = _read_pixels(path, None)
+    with open_image(path) as image:
+        pixels, text = np.array(image), metadata_inside(image)
+    _check_metadata(path, text, units_per_metre)
+    if pixels.ndim == 2 and np.issubdtype(pixels.dtype, np.floating):
+        return clean_depth(pixels)
     if pixels.ndim != 2 or pixels.dtype == np.uint8:
         raise DataError(
             f"{path}: expected a 16-bit single-channel depth image, got {pixels.dtype} of shape {pixels.shape}"
         )
     return pixels.astype(np.float32) / np.float32(units_per_metre)
+
+
+def sidecar(path: Path | str) -> Path:
+    """The file in which `inference.write_map` says what an `.npy` holds."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.json")
+
+
+def metadata_beside(path: Path | str) -> str | None:
+    """The text in that file, None where there is none."""
+    about = sidecar(path)
+    text = about.read_text(errors="replace") if about.is_file() else ""
+    return text if METADATA in text else None
+
+
+def metadata_inside(image: Any) -> str | None:
+    """The same of an open PNG or TIFF."""
+    text = image.tag_v2.get(TIFF_DESCRIPTION) if image.format == "TIFF" else image.info.get(METADATA)
+    return text if isinstance(text, str) and METADATA in text else None
+
+
+TIFF_DESCRIPTION = 270  # the tag ImageDescription
+
+
+def _check_metadata(path: Path | str, text: str | None, units_per_metre: float) -> None:
+    try:
+        about = json.loads(text or "{}")
+        kind: Any = about.get("kind", "metric")
+        scale = about.get("scale")
+        words, inverse = describe(kind), is_inverse(kind)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: its metadata cannot be read ({error})") from error
+    if inverse:
+        raise DataError(f"{path}: expected depth in metres, got {words}")
+    if scale not in (None, units_per_metre):
+        raise DataError(f"{path}: expected value = metres * {units_per_metre:g}, got value = depth * {scale:g}")
+    if kind == "relative":
+        warnings.warn(f"a file of depth is read as metres, but holds {words}", stacklevel=3)
 
 
 def clean_depth(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import glob
 import io
+import re
 import sys
 import tarfile
 from abc import ABC, abstractmethod
@@ -37,6 +38,7 @@ VIDEO_SUFFIXES = frozenset((
 
 _WORTH_SEEKING = 250  # frames: the usual distance of key frames, at most
 
+_SHARD = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _SHARD_IMAGES = {"bmp", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 
 
@@ -142,18 +144,19 @@ class Shards(Source):
 
     An image `key.jpg` (or .png, ...) of `shard.tar` is named `shard/key`; other members are passed over. A shard that
     is damaged is unreadable from there on.
+
+    names: of the shards, which are those of the folders of their outputs.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self.keys = {str(path.resolve()): _changed(path) for path in self.paths}
         self.title = str(self.paths[0])
-        if len({path.stem for path in self.paths}) < len(self.paths):
-            raise ValueError(f"{self.title}: expected shards of different names")
+        self.names = [_SHARD.sub("", path.name) for path in self.paths]
 
     def read(self, wanted: Wanted) -> Iterator[Frame | Unreadable]:
         index = 0
-        for path in self.paths:
+        for path, folder in zip(self.paths, self.names):
             found, names = 0, set[int]()
             try:
                 with tarfile.open(path, "r|*") as shard:
@@ -165,7 +168,7 @@ class Shards(Source):
                         if not member.isfile() or suffix.lower() not in _SHARD_IMAGES:
                             continue
                         found += 1
-                        name = str(PurePosixPath(path.stem, *inside.parts[:-1], key))
+                        name = str(PurePosixPath(folder, *inside.parts[:-1], key))
                         where = f"{path}: {member.name}"
                         if inside.is_absolute() or ".." in inside.parts:
                             yield Unreadable(index, where, f"{where}: expected a name inside of the shard")
@@ -175,6 +178,8 @@ class Shards(Source):
                             yield self._frame(index, name, where, shard.extractfile(member))
                         names.add(hash(name))
                         index += 1
+                if _ends_early(path):
+                    raise tarfile.ReadError("it ends without a mark of the end")
             except (tarfile.TarError, EOFError, OSError) as error:
                 yield Unreadable(index, str(path), f"{path}: cannot be read on as a tar file ({error})")
                 index += 1
@@ -348,8 +353,8 @@ class Camera(Source):
 def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Source]:
     """The sources that the inputs of a command name: all image files as one, all shards as one, each video and camera.
 
-    An input is an image, a folder of images, a video, a shard (.tar), the number of a camera, or a pattern such as
-    `"clips/*.mp4"` for files of these kinds. limit: only the first so many frames of each source.
+    An input is an image, a folder of images, a video, a shard (.tar, .tar.gz), the number of a camera, or a pattern
+    such as `"clips/*.mp4"` for files of these kinds. limit: only the first so many frames of each source.
 
     Raises:
         FileNotFoundError: there is no such input, or no image in the folder.
@@ -375,7 +380,7 @@ def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Sou
             if not paths:
                 raise FileNotFoundError(f"{text}: no such image or folder, nor a video, shard or camera")
         for found in paths:
-            if found.suffix.lower() == ".tar":
+            if _SHARD.search(found.name):
                 shards.append(found)
             elif found.suffix.lower() in VIDEO_SUFFIXES:
                 others.append(_limited(VideoFile(found), limit))
@@ -385,7 +390,8 @@ def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Sou
         raise ValueError(f"{images[0].parent}: expected images of different names, some differ in their suffix only")
     sources: list[Source] = [ImageFiles(images[:limit])] if images else []
     sources += [_limited(Shards(shards), limit)] if shards else []
-    names = [path.stem for path in shards] + [source.name for source in others]
+    names = [name for source in sources if isinstance(source, Shards) for name in source.names]
+    names += [source.name for source in others]
     if len(set(names)) < len(names):
         raise ValueError("input: expected videos and shards of different names, some differ in folder or suffix only")
     return sources + others
@@ -413,6 +419,15 @@ def _changed(path: Path) -> list[int]:
     """What differs once a file is another: size, and time of its last change."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether a tar file lacks the zeros at its end; tarfile takes it for complete. Compressed ones have checksums."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
+            return False
+        file.seek(-512, io.SEEK_END)
+        return any(file.read())
 
 
 def _opened(file: str, title: str, kind: str | None = None) -> Any:

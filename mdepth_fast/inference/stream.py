@@ -28,7 +28,7 @@ from mdepth_fast.data.intrinsics import implausible_intrinsics
 from mdepth_fast.data.samples import DataError
 from mdepth_fast.files import replacing
 from mdepth_fast.inference.clip import SEGMENT, ClipWriter
-from mdepth_fast.inference.frames import Frame, ImageFiles, Source, Unreadable
+from mdepth_fast.inference.frames import Frame, ImageFiles, Shards, Source, Unreadable
 from mdepth_fast.inference.temporal import TemporalAlignment
 from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, write_map
 from mdepth_fast.kinds import UNITS, Kind, is_inverse
@@ -393,7 +393,7 @@ class _Run:
                     if (name := f"{path.stem}_{ending}") in names:
                         yield self.options.output / name
         else:
-            stems = [self.source.name] if self.source.clip else [path.stem for path in self.source.paths]  # type: ignore[attr-defined]
+            stems = self.source.names if isinstance(self.source, Shards) else [self.source.name]
             for stem in stems:
                 found = (self.options.output / stem).rglob("*_*")
                 yield from (path for path in sorted(found) if _OUR_FILES.fullmatch(path.name))
@@ -575,7 +575,7 @@ class _Run:
     def _predict(self, images: list[Any], align: TemporalAlignment | None) -> list[NDArray[np.float32]]:
         """The maps (H, W) of images of one size, on the host."""
         began = time.monotonic()
-        batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
         options: dict[str, Any] = {} if self.intrinsics is None else {"K": self.intrinsics}
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with torch.autocast(self.device.type, half, enabled=self.options.autocast):

@@ -1,5 +1,6 @@
 """One predicted map to one file, with its kind, unit and camera in the file's metadata, and back."""
 
+import io
 import json
 import warnings
 import zlib
@@ -9,15 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mdepth_fast.data.frames import read_intrinsics
 from mdepth_fast.data.intrinsics import implausible_intrinsics
-from mdepth_fast.data.samples import DataError
+from mdepth_fast.data.samples import (
+    TIFF_DESCRIPTION,
+    DataError,
+    metadata_beside,
+    metadata_inside,
+    open_image,
+    read_npy,
+    sidecar,
+)
 from mdepth_fast.files import replacing
 from mdepth_fast.geometry import backproject
-from mdepth_fast.kinds import Kind, check_kind, describe, is_inverse
+from mdepth_fast.kinds import METADATA, Kind, check_kind, describe, is_inverse
 from mdepth_fast.models import DepthPrediction
 from mdepth_fast.visualize import valid_values, write_depth_png, write_npy
 
@@ -25,7 +35,7 @@ __all__ = ["MAP_FORMATS", "DepthMap", "read_map", "write_map"]
 
 MAP_FORMATS = ("png", "npy", "tiff", "ply")
 
-_KEY = "mdepth_fast"  # of the PNG's text chunk, and the first key of every metadata
+_VERSION = 1  # of the metadata
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class DepthMap:
     def __post_init__(self) -> None:
         check_kind(self.kind, self.unit)
         values = np.asarray(self.values)
-        if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
+        if values.ndim != 2 or not values.size or not np.issubdtype(values.dtype, np.floating):
             hint = "; a coloured picture holds no depth" if values.ndim == 3 or values.dtype == np.uint8 else ""
             raise ValueError(
                 f"values: expected one map (H, W), floating point, got {values.dtype} of shape {values.shape}{hint}"
@@ -55,9 +65,13 @@ class DepthMap:
         if self.K is not None:
             object.__setattr__(self, "K", read_intrinsics(np.asarray(self.K)))
         image = self.image
-        if image is not None and (image.dtype != np.uint8 or image.shape != (*values.shape, 3)):
+        if image is None:
+            return
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"image: expected a NumPy array, got {type(image).__name__}")
+        if image.dtype != np.uint8 or image.shape != (*values.shape, 3):
             raise ValueError(
-                f"image: expected uint8 of shape {(*values.shape, 3)}, got {image.dtype} of shape {tuple(image.shape)}"
+                f"image: expected uint8 of shape {(*values.shape, 3)}, got {image.dtype} of shape {image.shape}"
             )
 
     @classmethod
@@ -105,12 +119,12 @@ def write_map(
         raise TypeError(f"map: expected a DepthMap, got {type(map).__name__}; a coloured picture holds no depth")
     if format not in MAP_FORMATS:
         raise ValueError(f"format: expected one of {', '.join(MAP_FORMATS)}, got {format!r}")
-    if flying is not None and (format != "ply" or not flying > 0):
-        raise ValueError(f"flying: expected a positive share of the depth and format ply, got {flying} and {format}")
+    if flying is not None and not flying > 0:
+        raise ValueError(f"flying: expected a positive share of the depth, got {flying}")
     path = Path(path)
     if format == "png":
         about = json.dumps(_metadata(map, scale))
-        return write_depth_png(path, map.values, scale, kind=map.kind, text={_KEY: about})
+        return write_depth_png(path, map.values, scale, kind=map.kind, text={METADATA: about})
     if format == "npy":
         _write_npy(path, map)
     elif format == "tiff":
@@ -126,14 +140,22 @@ def read_map(path: str | Path) -> DepthMap:
     `DataError` for a missing or damaged file, one without these metadata, and an npy that its metadata do not describe.
     """
     path = Path(path)
-    values, text = _read_npy(path) if path.suffix == ".npy" else _read_image(path)
+    if path.suffix == ".npy":
+        values, text = read_npy(path), metadata_beside(path)
+    else:
+        with open_image(path) as image:
+            values, text = np.array(image), metadata_inside(image)
+    if text is None:
+        raise DataError(f"{path}: expected a map that says its kind and unit, as write_map writes it, got none")
     try:
         about = json.loads(text)
-        if about[_KEY] != _VERSION:
-            raise ValueError(f"version {about[_KEY]!r} of the metadata, expected {_VERSION}")
-        if (crc := about.get("crc32")) is not None and crc != zlib.crc32(np.ascontiguousarray(values)):
+        if about[METADATA] != _VERSION:
+            raise ValueError(f"version {about[METADATA]!r} of the metadata, expected {_VERSION}")
+        if (crc := about.get("crc32")) is not None and crc != zlib.crc32(values.tobytes()):
             raise ValueError("the array is not the one that its metadata describe")
         if (scale := about.get("scale")) is not None:
+            if not scale > 0:
+                raise ValueError(f"a scale of {scale}")
             pixels = values.astype(np.float64)
             values = np.where(pixels == 0, np.nan, pixels / scale).astype(np.float32)
         K = None if about["K"] is None else np.array(about["K"], np.float64)
@@ -142,12 +164,9 @@ def read_map(path: str | Path) -> DepthMap:
         raise DataError(f"{path}: cannot be read as a map of mdepth-fast ({error})") from error
 
 
-_VERSION = 1
-
-
 def _metadata(map: DepthMap, scale: float | None = None) -> dict[str, Any]:
     return {
-        _KEY: _VERSION,
+        METADATA: _VERSION,
         "kind": map.kind,
         "unit": map.unit,
         "holds": describe(map.kind) + ("" if scale is None else f" = value / {scale:g}, 0 = none"),
@@ -156,57 +175,22 @@ def _metadata(map: DepthMap, scale: float | None = None) -> dict[str, Any]:
     }
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
 def _write_npy(path: Path, map: DepthMap) -> None:
     # A crash between the two renames leaves new metadata beside an old array: the checksum tells.
-    about = {**_metadata(map), "crc32": zlib.crc32(np.ascontiguousarray(map.values))}
-    with replacing(path) as array, replacing(_sidecar(path)) as text:
+    about = {**_metadata(map), "crc32": zlib.crc32(map.values.tobytes())}
+    with replacing(path) as array, replacing(sidecar(path)) as text:
         write_npy(array, map.values)
         text.write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _read_npy(path: Path) -> tuple[NDArray[Any], str]:
-    try:
-        values = np.asarray(np.load(path, allow_pickle=False))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
-    try:
-        return values, _sidecar(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected its kind and unit in {_sidecar(path).name} beside it ({error})") from error
 
 
 def _write_tiff(path: Path, map: DepthMap) -> None:
     from PIL import Image
 
+    content, text = io.BytesIO(), json.dumps(_metadata(map))
     with replacing(path) as temporary:
-        Image.fromarray(map.values).save(temporary, format="TIFF", tiffinfo={_DESCRIPTION: json.dumps(_metadata(map))})
-
-
-_DESCRIPTION = 270  # TIFF's tag
-
-
-def _read_image(path: Path) -> tuple[NDArray[Any], str]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            text = image.tag_v2.get(_DESCRIPTION) if image.format == "TIFF" else image.info.get(_KEY)  # type: ignore[attr-defined]
-            values = np.array(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
-    if not isinstance(text, str) or _KEY not in text:
-        raise DataError(
-            f"{path}: expected a map with kind and unit in its metadata, as write_map writes it, found none"
-        )
-    return values, text
+        # Into memory first: Pillow's TIFF encoder takes a full disk for success.
+        Image.fromarray(map.values).save(content, format="TIFF", tiffinfo={TIFF_DESCRIPTION: text})
+        temporary.write_bytes(content.getbuffer())
 
 
 def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
@@ -242,7 +226,7 @@ def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        f"comment {_KEY} {json.dumps(_metadata(map))}",
+        f"comment {METADATA} {json.dumps(_metadata(map))}",
         f"comment x to the right, y down, z forward; {unit}",
         f"element vertex {len(vertices)}",
         *(f"property {'uchar' if kind == 'u1' else 'float'} {name}" for name, kind in fields),
@@ -255,9 +239,8 @@ def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
 
 def _at_edges(depth: NDArray[np.float32], valid: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
     """Where the valid depths of the 3x3 neighbours differ by more than a share of the depth."""
-    low, high = (np.pad(np.where(valid, depth, fill), 1, constant_values=fill) for fill in (np.inf, -np.inf))
-    windows = [np.lib.stride_tricks.sliding_window_view(values, (3, 3)) for values in (low, high)]
-    with np.errstate(invalid="ignore"):  # inf - inf, where no neighbour is valid
-        spread = windows[1].max((-1, -2)) - windows[0].min((-1, -2))
-        found: NDArray[np.bool_] = valid & (spread > share * depth)
+    high, low = (torch.from_numpy(np.where(valid, side, -np.inf))[None] for side in (depth, -depth))
+    # Padding counts for nothing: it is -inf. Where no neighbour is valid, the spread is too.
+    spread = F.max_pool2d(high, 3, 1, 1) + F.max_pool2d(low, 3, 1, 1)
+    found: NDArray[np.bool_] = valid & (spread[0].numpy() > share * depth)
     return found

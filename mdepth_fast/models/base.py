@@ -67,7 +67,8 @@ class DepthPrediction:
             reference: depth in metres (B, 1, H, W) at some points, 0 or NaN elsewhere. Relative depth is scaled by the
                 median ratio; to inverse depth, scale and shift are fitted by least squares. Each image has its own.
             baseline: distance in metres between the cameras of the pair that disparity belongs to; needs `K`.
-                z = fx baseline / disparity, for cameras with one principal point.
+                z = fx baseline / disparity, for cameras with one principal point. Networks trained on pairs that
+                predict relative depth take their baseline when they are created, or its effect as `scale`.
             camera_height: height in metres of the camera above the ground, whose plane is sought in the lower middle
                 of each image, see `alignment.scale_from_ground`; needs `K`.
             K: camera matrix (3, 3) or (B, 3, 3), in pixels of `depth`.
@@ -154,11 +155,16 @@ class Model(nn.Module):
         return content
 
 
+# Of a network that does not say more.
+_KIND_BY_UNIT: dict[str | None, Kind] = {"m": "metric", "px": "disparity", None: "relative"}
+
+
 class DepthModel(Model):
     """A network that maps images (B, 3, H, W) in [0, 1] to depth; it normalises the images itself.
 
     `forward` returns the input of the loss in its paper (a list of maps, logits, ...), `infer` and `to_depth` convert
-    it to depth, and `predict` is the same for all networks.
+    it to depth, and `predict` is the same for all networks. `kind`, which follows from `unit` unless a network
+    overrides it, says what `predict` gives.
     """
 
     checkpoint_prefix = "depth_net."
@@ -169,14 +175,14 @@ class DepthModel(Model):
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
         super().__init__()
-        if unit not in (None, "m"):
-            raise ValueError(f'unit: expected "m" or None, got {unit!r}')
+        if unit not in _KIND_BY_UNIT:
+            raise ValueError(f'unit: expected "m", "px" or None, got {unit!r}')
         self.unit = unit
         self.input_size = input_size
 
     @property
     def kind(self) -> Kind:
-        return "metric" if self.unit else "relative"
+        return _KIND_BY_UNIT[self.unit]
 
     def infer(self, images: Tensor) -> Tensor:
         """Maps images (B, 3, h, w) at the network's size to the map (B, 1, h', w') that `predict` resizes back."""

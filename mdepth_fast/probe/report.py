@@ -150,9 +150,8 @@ def draw_examples(path: str | Path, frame: Any, predict: Predict, setting: Setti
     }
     cells = []
     for title, edit in edits.items():
-        with np.errstate(divide="ignore"):
-            depth = 1 / np.asarray(predict(edit), np.float64)
-        cells += [Cell(title, (edit * 255 + 0.5).astype(np.uint8)), Cell("predicted", colorize(depth))]
+        inverse = colorize(np.asarray(predict(edit), np.float64), kind="affine_inverse")
+        cells += [Cell(title, (edit * 255 + 0.5).astype(np.uint8)), Cell("predicted", inverse)]
     draw_panel(path, cells, columns=4)
 
 

@@ -1,5 +1,6 @@
 """Shared parts of the systems whose network predicts depth: evaluation, and the picture of a sample."""
 
+import warnings
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mdepth_fast.data import collate_depth
 from mdepth_fast.evaluation import METRICS, Evaluator
+from mdepth_fast.kinds import describe, is_inverse
 from mdepth_fast.models import DepthModel, DepthPrediction
 from mdepth_fast.systems.config import Config
 from mdepth_fast.systems.system import System
@@ -25,9 +27,9 @@ class Preview(NamedTuple):
     image: Tensor
     """uint8 (3,h,w)"""
     depth: Tensor
-    """(h,w), predicted"""
+    """(h,w), predicted; what it holds says `kind` of the network"""
     truth: Tensor | None
-    """(1,h',w'), metres, 0 = none; None where there is no ground truth"""
+    """(1,h',w'), metres, 0 = none; None where there is no ground truth, or none to compare inverse depth with"""
     masks: dict[str, Tensor] = {}  # noqa: RUF012  (never written to)
     """title to bool (h,w): the pixels that the objective keeps"""
 
@@ -36,7 +38,8 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
     """Gives an evaluator the depth that `net` predicts for a batch of one evaluation sample.
 
     The evaluator's protocol decides how the prediction is resized and whether flip post-processing is used. Raises
-    ValueError for inverse depth that the protocol does not align.
+    ValueError for inverse depth that the protocol does not align; a warning for depth of unknown scale, or disparity,
+    that it takes for metres.
     """
     protocol = evaluator.protocol
     if protocol.size and batch["target"].shape[-2:] != protocol.size:
@@ -45,13 +48,18 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
         batch = {**batch, "target": net.resize(target, protocol.size), "depth": net.ground_truth(depth, protocol.size)}
         batch.pop("image", None)
     prediction = predict_sample(net, batch, flip=protocol.flip)
-    inverse = prediction.kind == "affine_inverse"
-    if inverse and protocol.alignment != "lsq_disparity":
+    if prediction.kind == "affine_inverse" and protocol.alignment != "lsq_disparity":
         raise ValueError(
             "protocol: expected one that aligns inverse depth, which is all that this network predicts, such as "
             f"kitti_affine or nyu_affine; got {protocol.name}"
         )
-    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=inverse)
+    if prediction.kind != "metric" and protocol.alignment == "none" and protocol.scale == 1:
+        warnings.warn(
+            f"protocol {protocol.name} compares {describe(prediction.kind)} with metres as it is: its figures mean "
+            "something only if the network's unit happens to be the metre. Take a protocol that aligns, or a scale",
+            stacklevel=2,
+        )
+    evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=is_inverse(prediction.kind))
 
 
 def predict_sample(net: Any, batch: dict[str, Any], *, flip: bool) -> DepthPrediction:
@@ -132,7 +140,7 @@ class DepthSystem(System[C]):
         If the protocol scales predictions by the median, so does the panel.
         """
         image, depth, measured, masks = self.preview(sample)
-        prediction = depth.numpy()
+        prediction, kind = depth.numpy(), self.depth_net.kind
         unit = self.depth_net.unit or "relative"
         cells = [Cell("image", image.permute(1, 2, 0).numpy())]
         if measured is not None and (measured > 0).any():
@@ -156,7 +164,9 @@ class DepthSystem(System[C]):
                 ),
             ]
         else:
-            cells.append(Cell("prediction", prediction, "magma_r", None, f"depth ({unit})"))
+            # Near is bright: the colours of depth run backwards, those of inverse depth do not.
+            label = describe(kind) if is_inverse(kind) else f"depth ({unit})"
+            cells.append(Cell("prediction", prediction, "magma" if is_inverse(kind) else "magma_r", None, label))
         for title, kept in masks.items():
             share = 1 - kept.double().mean().item()
             cells.append(Cell(f"{title}: {share:.1%} dark", kept.double().numpy(), "gray", (0.0, 1.0), "kept"))

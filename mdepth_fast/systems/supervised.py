@@ -21,6 +21,7 @@ from mdepth_fast.data import (
     NyuLabelled,
     RgbdFolder,
 )
+from mdepth_fast.kinds import is_inverse
 from mdepth_fast.losses import (
     BerHuLoss,
     DepthL1Loss,
@@ -387,7 +388,7 @@ class Supervised(DepthSystem[SupervisedConfig]):
         if "window" in sample:
             top, bottom, left, right = sample["window"].tolist()
             depth, truth = (values[..., top:bottom, left:right] for values in (depth, truth))
-        return Preview(image, depth[0, 0], None if prediction.kind == "affine_inverse" else truth)
+        return Preview(image, depth[0, 0], None if is_inverse(prediction.kind) else truth)
 
     @property
     def last_step(self) -> int | None:

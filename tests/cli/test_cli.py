@@ -17,6 +17,7 @@ from PIL import Image
 
 from mdepth_fast.cli import main
 from mdepth_fast.inference import load_trained
+from mdepth_fast.visualize import colorize
 
 TINY = ["--model.name=tiny_depth", "--data.height=64", "--data.width=96", "--data.repeat=2", "--trainer.max_epochs=2"]
 NUMBERS = r"(?:\s+\d+\.\d{3}){9}"
@@ -233,21 +234,17 @@ class TestPredict:
 
     def test_a_clip_has_one_range_of_colours(self, trained: Path, frames: Path, tmp_path: Path) -> None:
         """The same depth has the same colour in every frame, which a range per frame does not give."""
-
-        def agrees(mode: str) -> bool:
+        ranges = {}
+        for mode in ("clip", "frame"):
             out = tmp_path / mode
-            assert main(["predict", str(trained), str(frames), "--output", str(out), "--range", mode]) == 0
-            colors: dict[int, set[tuple[int, ...]]] = {}
+            words = ["predict", str(trained), str(frames), "--output", str(out), "--range", mode, "--format", "npy"]
+            assert main(words) == 0
+            (ranges[mode],) = (run["colors"] for run in json.loads((out / "state.json").read_text())["runs"].values())
             for index in range(3):
-                depth = np.array(Image.open(out / f"frame{index}_depth.png")).reshape(-1)
-                color = np.array(Image.open(out / f"frame{index}_color.png")).reshape(-1, 3)
-                for value, rgb in zip(depth.tolist(), color.tolist(), strict=True):
-                    colors.setdefault(value, set()).add(tuple(rgb))
-            shared = [rgbs for rgbs in colors.values() if rgbs]
-            return all(len(rgbs) == 1 for rgbs in shared)
-
-        assert agrees("clip")
-        assert not agrees("frame")
+                depth = np.load(out / f"frame{index}_depth.npy")
+                color = np.array(Image.open(out / f"frame{index}_color.png"))
+                np.testing.assert_array_equal(color, colorize(depth, ranges[mode]))
+        assert ranges["frame"] is None and ranges["clip"][0] < ranges["clip"][1]
 
     def test_bad_input_is_one_line(
         self, trained: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,36 +1,44 @@
-"""What `evaluate` hands to an evaluator."""
+"""What `evaluate` hands to an evaluator, and what panels show, by the kind of the prediction."""
 
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from torch import Tensor
 
 from mdepth_fast.evaluation import Evaluator, Protocol
 from mdepth_fast.inference import evaluate
+from mdepth_fast.kinds import KINDS, UNITS, Kind, describe, is_inverse
 from mdepth_fast.models.base import DepthModel
+from mdepth_fast.systems.depth import DepthSystem, Preview
 
 
 class Brightness(DepthModel):
-    """The mean of the colours is the depth in 10 m, or the inverse depth up to scale and shift."""
+    """The mean of the colours is the depth in 10 m; it is predicted as the kind says."""
 
     multiple = 1
 
-    def __init__(self, affine: bool = False) -> None:
-        super().__init__(unit=None if affine else "m", input_size=None)
+    def __init__(self, kind: Kind = "metric") -> None:
+        super().__init__(unit=UNITS[kind], input_size=None)
         self.factor = torch.nn.Parameter(torch.tensor(10.0))
-        self.affine = affine
+        self._kind = kind
         self.seen: list[tuple[int, ...]] = []
 
     @property
-    def kind(self) -> Any:
-        return "affine_inverse" if self.affine else "metric"
+    def kind(self) -> Kind:
+        return self._kind
 
     def infer(self, images: Tensor) -> Tensor:
         self.seen.append(tuple(images.shape[-2:]))
         grey = images.mean(1, keepdim=True)
-        return 0.2 / grey - 0.3 if self.affine else self.factor * grey
+        if is_inverse(self.kind):
+            return 0.2 / grey - (0.3 if self.kind == "affine_inverse" else 0)
+        return (3 if self.kind == "relative" else 1) * self.factor * grey
 
 
 def dataset(height: int = 24, width: int = 32) -> list[dict[str, Any]]:
@@ -55,10 +63,35 @@ def test_depth_as_the_network_gives_it() -> None:
 def test_inverse_depth_is_aligned_or_refused() -> None:
     aligned = Protocol("aligned", alignment="lsq_disparity")
     evaluator = Evaluator(aligned)
-    evaluate(Brightness(affine=True), dataset(), evaluator)
+    evaluate(Brightness("affine_inverse"), dataset(), evaluator)
     assert evaluator.compute()["abs_rel"] == pytest.approx(0, abs=1e-5)
     with pytest.raises(ValueError, match=r"protocol: expected one that aligns inverse depth.* nyu_affine; got plain"):
-        evaluate(Brightness(affine=True), dataset(), Evaluator(replace(aligned, name="plain", alignment="none")))
+        evaluate(Brightness("affine_inverse"), dataset(), Evaluator(replace(aligned, name="plain", alignment="none")))
+
+
+@pytest.mark.parametrize("kind", ["relative", "disparity"])
+def test_depth_without_a_unit_needs_an_alignment_or_a_scale(kind: Kind) -> None:
+    plain = Protocol("plain", resize="depth")
+    for protocol in (replace(plain, alignment="median"), replace(plain, scale=1 / 3 if kind == "relative" else 2.0)):
+        evaluator = Evaluator(protocol)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            evaluate(Brightness(kind), dataset(), evaluator)
+        assert evaluator.compute()["abs_rel"] == pytest.approx(0, abs=1e-5)
+    with pytest.warns(UserWarning, match=f"protocol plain compares {describe(kind)} with metres as it is"):
+        evaluate(Brightness(kind), dataset(), Evaluator(plain))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_panels_show_near_bright(kind: Kind) -> None:
+    net, image = Brightness(kind), torch.linspace(0.1, 1, 12).expand(3, 4, 12)
+    system: Any = SimpleNamespace(
+        depth_net=net, preview=lambda sample: Preview(image, net.predict(sample).depth[0, 0], None)
+    )
+    cell = DepthSystem.panel(system, image)[1]
+    assert cell.unit == {"metric": "depth (m)", "relative": "depth (relative)"}.get(kind, describe(kind))
+    brightness = colormaps[cell.colormap](Normalize()(cell.picture))[..., :3].sum(-1)
+    assert brightness[0, 0] > 2.5 and brightness[0, -1] < 0.1  # 1 m, and 10 m
 
 
 def test_a_prescribed_size_is_reached_by_the_networks_own_hooks() -> None:

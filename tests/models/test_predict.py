@@ -1,9 +1,10 @@
-"""`predict`: sizes, modes, range, flip post-processing, errors."""
+"""`predict`: sizes, modes, range, flip post-processing, errors. `to_metric`: closed forms, and what is refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mdepth_fast.kinds import KINDS, UNITS
 from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
 from mdepth_fast.ops import disparity_to_depth
 
@@ -137,3 +138,135 @@ def test_empty_batch():
 def test_bad_images(net, bad, error, message):
     with pytest.raises(error, match=message):
         net.predict(bad)
+
+
+def prediction(kind, depth=None):
+    depth = torch.rand(2, 1, 6, 8) + 0.5 if depth is None else depth
+    return DepthPrediction(depth, kind, UNITS[kind])
+
+
+def is_metric(found, depth, **tolerance):
+    assert (found.kind, found.unit) == ("metric", "m")
+    torch.testing.assert_close(found.depth, depth, **tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_one_unit(kind):
+    assert prediction(kind).unit == UNITS[kind]
+    for unit in {"m", "px", None, "mm"} - {UNITS[kind]}:
+        with pytest.raises(ValueError, match=f"unit: expected {UNITS[kind]!r} for kind {kind!r}, got {unit!r}"):
+            DepthPrediction(torch.ones(1, 1, 2, 2), kind, unit)
+    with pytest.raises(ValueError, match="kind: expected one of metric, relative, affine_inverse, disparity, got 'x'"):
+        DepthPrediction(torch.ones(1, 1, 2, 2), "x", None)
+
+
+def test_metric_by_a_constant():
+    relative = prediction("relative")
+    is_metric(relative.to_metric(scale=5.4), 5.4 * relative.depth)
+    scales = torch.tensor([2.0, 3.0])
+    is_metric(relative.to_metric(scale=scales), relative.depth * scales.view(2, 1, 1, 1))
+    half = prediction("relative", torch.full((1, 1, 2, 2), 1000.0, dtype=torch.float16))
+    is_metric(half.to_metric(scale=100.0), torch.full((1, 1, 2, 2), 1e5))  # more than float16 holds
+
+
+def test_metric_by_the_median_at_reference_points():
+    """Each image has its own scale; the outlier, the hole and what is not predicted do not count."""
+    relative = prediction("relative")
+    truth = relative.depth * torch.tensor([3.0, 7.0]).view(2, 1, 1, 1)
+    reference = torch.zeros_like(truth)
+    reference[:, :, 2, :5] = truth[:, :, 2, :5]
+    reference[:, :, 2, 0] = 900.0
+    reference[:, :, 4] = torch.nan
+    reference[:, :, 5] = 1.0
+    relative.depth[:, :, 5] = torch.nan
+    is_metric(relative.to_metric(reference=reference), truth.where(~relative.depth.isnan(), torch.nan), equal_nan=True)
+    with pytest.raises(ValueError, match="reference: expected a point where depth is predicted in image 1, got none"):
+        relative.to_metric(reference=torch.where(torch.arange(2).view(2, 1, 1, 1) == 0, reference, torch.nan))
+    disparity = prediction("disparity", 1 / relative.depth)
+    assert disparity.to_metric(reference=reference).depth[0, 0, 0, 0] == pytest.approx(truth[0, 0, 0, 0].item())
+
+
+def test_metric_by_scale_and_shift_of_inverse_depth():
+    truth = 2 + 8 * torch.rand(2, 1, 6, 8)
+    scale, shift = torch.tensor([0.02, 3.0]).view(2, 1, 1, 1), torch.tensor([-0.3, 0.05]).view(2, 1, 1, 1)
+    inverse = prediction("affine_inverse", (1 / truth - shift) / scale)
+    reference = torch.where(torch.rand(truth.shape) < 0.3, truth, 0.0)
+    is_metric(inverse.to_metric(reference=reference), truth, rtol=1e-3, atol=0)
+    inverse.depth[0, 0, 0, 0] = -100.0  # behind what is infinitely far
+    reference[0, 0, 0, 0] = 0
+    assert inverse.to_metric(reference=reference).depth[0, 0, 0, 0] == torch.inf
+    with pytest.raises(ValueError, match=r"reference: expected depth that falls where .* image 0 rises"):
+        prediction("affine_inverse", truth).to_metric(reference=truth)
+    two = torch.zeros_like(truth)
+    two[:, :, 0, :2] = 1.0
+    for few in (two, torch.zeros_like(truth)):
+        with pytest.raises(ValueError, match=r"reference: expected at least 3 points of different depth in image 0"):
+            inverse.to_metric(reference=few)
+    with pytest.raises(ValueError, match=r"at least 3 points .* got 48 points and 1 predicted value"):
+        prediction("affine_inverse", torch.ones_like(truth)).to_metric(reference=truth)
+
+
+def test_metric_by_the_baseline():
+    disparity = prediction("disparity", torch.tensor([[50.0, 25.0], [0.0, -1.0]]).expand(2, 1, 2, 2))
+    K = torch.tensor([[100.0, 0, 1], [0, 90, 1], [0, 0, 1]])
+    found = disparity.to_metric(baseline=0.5, K=torch.stack([K, K * torch.tensor([[2.0], [1], [1]])]))
+    expected = torch.tensor([[1.0, 2.0], [torch.inf, torch.inf]])
+    is_metric(found, torch.stack([expected, 2 * expected])[:, None])
+
+
+def test_metric_by_the_height_of_the_camera():
+    K = torch.tensor([[60.0, 0, 39.5], [0, 60, 19.5], [0, 0, 1]])
+    below = (torch.arange(60.0) - 19.5).clamp(min=0.1).view(1, 1, 60, 1).expand(1, 1, 60, 80)
+    truth = 60 * 1.2 / below  # a level camera 1.2 m above the ground
+    is_metric(prediction("relative", truth / 9).to_metric(camera_height=1.2, K=K), truth, rtol=1e-4, atol=0)
+    is_metric(prediction("disparity", 3 * below).to_metric(camera_height=1.2, K=K), truth, rtol=1e-4, atol=0)
+
+
+HOW = {
+    "scale": {"scale": 2.0},
+    "reference": {"reference": torch.rand(2, 1, 6, 8) + 1},
+    "baseline": {"baseline": 0.1, "K": torch.eye(3)},
+    "camera_height": {"camera_height": 1.5, "K": torch.eye(3)},
+}
+POSSIBLE = {
+    "metric": set(),
+    "relative": {"scale", "reference", "camera_height"},
+    "affine_inverse": {"reference"},
+    "disparity": {"baseline", "reference", "camera_height"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_make_a_kind_metric_is_refused(kind):
+    """And so are none, two, and a way without the camera matrix that it needs."""
+    found = prediction(kind)
+    for way, arguments in HOW.items():
+        if way not in POSSIBLE[kind]:
+            with pytest.raises(ValueError, match=f"{way}: cannot make kind '{kind}'|got depth that is metric already"):
+                found.to_metric(**arguments)
+    if kind != "metric":
+        with pytest.raises(ValueError, match=r"expected exactly one of .* got none"):
+            found.to_metric(K=torch.eye(3))
+        with pytest.raises(ValueError, match=r"expected exactly one of .* got scale and reference"):
+            found.to_metric(**HOW["scale"], **HOW["reference"])
+    for way in POSSIBLE[kind] & {"baseline", "camera_height"}:
+        with pytest.raises(ValueError, match=f"K: expected the camera matrix, which {way} needs, got none"):
+            found.to_metric(**{way: 1.0})
+        with pytest.raises(ValueError, match=f"{way}: expected a positive number of metres, got -1"):
+            found.to_metric(**{way: -1.0}, K=torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scale": 0.0}, ValueError, "scale: expected positive numbers of metres, got 0.0"),
+        ({"scale": torch.ones(3)}, ValueError, r"scale: expected a number or shape \(2,\), got \(3,\)"),
+        ({"reference": 3.0}, TypeError, "reference: expected a torch.Tensor, got float"),
+        ({"reference": torch.ones(6, 8)}, ValueError, r"expected the shape of the prediction, \(2, 1, 6, 8\), got \(6"),
+        ({"camera_height": 1.0, "K": torch.eye(4)}, ValueError, r"K: expected shape \(3, 3\) or \(2, 3, 3\), got \(4"),
+        ({"camera_height": 1.0, "K": -torch.eye(3)}, ValueError, r"K: expected \[\[fx, s, cx\]"),
+    ],
+)
+def test_bad_arguments_of_to_metric(arguments, error, message):
+    with pytest.raises(error, match=message):
+        prediction("relative").to_metric(**arguments)
