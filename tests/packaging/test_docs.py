@@ -27,6 +27,7 @@ import mdepth_fast
 from mdepth_fast import losses
 from mdepth_fast.cli import _COMMANDS, main
 from mdepth_fast.cli.data import _VERBS
+from mdepth_fast.evaluation import FLOW_PROTOCOLS, PROTOCOLS
 from mdepth_fast.models import create_model, list_models
 from mdepth_fast.systems import list_presets, load_config
 
@@ -186,6 +187,8 @@ def fault_of_words(words):
         return f"unrecognized arguments: {settings}"
     if words[0] == "netadapt" and preset is None:
         preset = next(name for name, network in systems_of_presets().items() if network == parsed.model)
+    if words[0] == "eval" and preset is None and (run := re.match(r"runs/(\w+)/", parsed.weights)):
+        preset = run[1]
     if preset == "mine.yaml":  # of the page on the command line; another test reads its content
         preset = "kitti_mono"
     if preset in (None, "PRESET"):
@@ -320,7 +323,19 @@ def test_the_loss_in_a_monodepth2_script():
     torch.testing.assert_close(sum(got[f"loss/{s}"] for s in range(4)) / 4, want)
 
 
-# Models and presets
+# Models, presets and protocols
+
+
+def test_every_protocol_is_described():
+    rows = table(DOCS / "evaluation.md", "your network", "data", "protocol", "alignment")
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
+    own = {"motorcycle", "synthetic", "synthetic_median"}  # of the data that come with the package
+    assert named == {*PROTOCOLS, *FLOW_PROTOCOLS} - own
+    for _, _, protocols, alignment in rows:
+        found = [PROTOCOLS[name].alignment for name in re.findall(r"`(\w+)`", protocols) if name in PROTOCOLS]
+        words = {"none": "none", "median": "median", "lsq_disparity": "scale and shift"}
+        stated = alignment.split(", ") if ", " in alignment else [alignment] * len(found)
+        assert all(text.startswith(words[kind]) for kind, text in zip(found, stated)), protocols
 
 
 def table(path, *head):
