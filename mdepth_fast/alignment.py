@@ -44,7 +44,7 @@ def scale_from_reference(depth: Tensor, reference: Tensor) -> Tensor:
 def affine_from_reference(inverse: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 (B,) each, with 1 / reference ~ scale * inverse + shift, by least squares.
 
-    Source: MiDaS, arXiv 1907.01341, eq. 4, which aligns in inverse depth. ValueError for an image with fewer than three
+    Source: MiDaS, arXiv 1907.01341, which aligns in inverse depth. ValueError for an image with fewer than three
     reference points or without two different values at them, and where the fitted scale is not positive: then the
     reference says that larger is farther.
     """
@@ -105,8 +105,8 @@ def scale_from_ground(depth: Tensor, K: Tensor, camera_height: float) -> Tensor:
 
     The plane is fitted to the lower middle of each image. A plane is linear in inverse depth, 1 / z = n . ray / height,
     so RANSAC draws three points a time, keeps the plane with the most points on it, and least squares refines it on
-    these. Source: the region and the plane of Song and Chandraker, CVPR 2014; RANSAC as Zhou, Dai, Li,
-    arXiv 1903.00912; scaling of learned depth as DNet, arXiv 2004.05560.
+    these. Sources: scale from the camera's height over the road, Song and Chandraker, CVPR 2014, and Zhou, Dai, Li,
+    arXiv 1903.00912; by RANSAC, arXiv 2101.05995; of learned depth, DNet, arXiv 2004.05560.
 
     ValueError for an image in which no plane below the camera, tilted by less than 37 degrees, holds half of the
     points: a wall, a crowd, a camera on its side.

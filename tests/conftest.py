@@ -45,6 +45,8 @@ FAST = (
     "test_architecture.py",
     "test_files.py",
     "test_geometry.py",
+    "test_alignment.py",
+    "inference/test_writers.py",
     "training/test_module.py",
     "weights/test_numpy_pickle.py",
 )

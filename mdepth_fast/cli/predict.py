@@ -213,7 +213,9 @@ def _report(done: Any, options: Any) -> None:
     total, scale = done.frames + done.there, options.scale
     before = f" ({done.there} from an earlier run)" if done.there and done.frames else ""
     what = describe(done.kind) if done.kind == "disparity" else f"{done.kind.replace('_', ' ')} depth"
-    unit = f"in {done.unit}" if done.unit else "without unit, its scale is unknown"
+    # A network learns the focal length along with the sizes of things.
+    camera = " for cameras like that of its training" if done.kind == "metric" else ""
+    unit = f"in {done.unit}{camera}" if done.unit else "without unit, its scale is unknown"
     forms = {
         "png": f"= value / {scale:g}, 16-bit PNG, 0 = none",
         "npy": "as float32 npy",

@@ -207,7 +207,8 @@ class TestPredict:
         out = tmp_path / "out"
         assert main(["predict", str(trained), str(frames), "--output", str(out)]) == 0
         said = capsys.readouterr().out
-        assert said == f"3 depth maps in {out}: metric depth = value / 256, 16-bit PNG, 0 = none, in m\n"
+        what = "metric depth = value / 256, 16-bit PNG, 0 = none, in m for cameras like that of its training"
+        assert said == f"3 depth maps in {out}: {what}\n"
         assert sorted(path.name for path in out.glob("*.png")) == sorted(
             f"frame{index}_{kind}.png" for index in range(3) for kind in ("depth", "color")
         )
