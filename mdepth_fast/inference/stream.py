@@ -32,7 +32,7 @@ from mdepth_fast.inference.frames import Frame, ImageFiles, Shards, Source, Unre
 from mdepth_fast.inference.temporal import TemporalAlignment
 from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, write_map
 from mdepth_fast.kinds import UNITS, Kind, is_inverse
-from mdepth_fast.visualize import color_range, colorize, valid_values, write_png
+from mdepth_fast.visualize import color_pixels, color_range, colorize, valid_values, write_png
 
 __all__ = ["FORMATS", "Predicted", "Ranks", "StreamOptions", "predict_source"]
 
@@ -319,8 +319,8 @@ class _Run:
         self.files = _Files(self.folder, formats, self.options, bounds) if formats else None
         self.clip = None
         if self.final and not finished:
-            threads = 1 if self.device.type == "cpu" else 0
-            self.clip = ClipWriter(self.source, self.parts, self._picture(bounds), threads=threads)
+            frugal = self.device.type == "cpu"
+            self.clip = ClipWriter(self.source, self.parts, self._picture(bounds), frugal=frugal)
         error: BaseException | None = None
         try:
             self._pump()
@@ -415,7 +415,7 @@ class _Run:
         return color_range(found[None] if found.size else np.full((1, 1), np.nan), kind=self.net.kind)
 
     def _picture(self, bounds: Bounds | None) -> Callable[[Frame, DepthMap], NDArray[np.uint8]]:
-        """The coloured picture of a clip's frame. Without bounds its range is an exponential mean of the frames'."""
+        """Makes the coloured picture (H, W, 4) of a clip's frame. Without bounds the range is a mean over time."""
         running = bounds
 
         def picture(frame: Frame, map: DepthMap) -> NDArray[np.uint8]:
@@ -425,8 +425,11 @@ class _Run:
                 if self._one_range and running is not None:
                     own = (0.95 * running[0] + 0.05 * own[0], 0.95 * running[1] + 0.05 * own[1])
                 running = own
-            colors = colorize(map.values, running, kind=map.kind)
-            return np.hstack([frame.image, colors]) if self.options.side_by_side else colors
+            colors = color_pixels(map.values, running, kind=map.kind)
+            if self.options.side_by_side:
+                image = np.pad(frame.image, ((0, 0), (0, 0), (0, 1)))
+                colors = np.hstack([image, colors])
+            return colors
 
         return picture
 

@@ -276,9 +276,9 @@ class TestImages:
 
 
 class TestBadInput:
-    def fails(self, path: Path, match: str) -> None:
+    def fails(self, path: Path | str, match: str) -> None:
         with pytest.raises((DataError, FileNotFoundError), match=match) as caught:
-            predict(path, path.parent / "out")
+            open_sources([str(path)])
         assert "\n" not in str(caught.value)
 
     def test_what_is_no_video(self, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ class TestBadInput:
             container.mux(audio.encode(None))
         self.fails(tmp_path / "tone.m4a", "tone.m4a: expected a video, got a file without pictures")
         self.fails(tmp_path / "*.mov", "no such image or folder")
-        self.fails(Path("99"), r"camera 99 \(/dev/video99\): cannot be opened")
+        self.fails("99", r"camera 99 \(/dev/video99\): cannot be opened")
 
     def test_a_truncated_video_gives_what_is_there(self, clip: Path, tmp_path: Path) -> None:
         whole = tmp_path / "whole.mp4"  # with its index in front, as for the web
