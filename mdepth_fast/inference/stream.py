@@ -59,7 +59,7 @@ class StreamOptions:
         K: camera matrix (3, 3) in pixels of the frames, or None.
         temporal: align each frame to the frames before it, see `TemporalAlignment`.
         batch_size: frames of one size at a time.
-        autocast: half precision, float16 on a GPU, bfloat16 on a CPU.
+        half: half precision, float16 on a GPU, bfloat16 on a CPU.
         writers: threads that write files.
         overwrite: replace what another run, or a finished one, has written.
     """
@@ -73,7 +73,7 @@ class StreamOptions:
     K: NDArray[np.float64] | None = None
     temporal: bool = False
     batch_size: int = 1
-    autocast: bool = False
+    half: bool = False
     writers: int = 2
     overwrite: bool = False
 
@@ -143,6 +143,10 @@ class Ranks:
         values: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def close(self) -> None:
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
 
 
 def predict_source(
@@ -347,7 +351,7 @@ class _Run:
             "size": options.size and list(options.size),
             "K": None if options.K is None else options.K.tolist(),
             "temporal": options.temporal,
-            "autocast": options.autocast,
+            "half": options.half,
         }
         old = {key: state.runs.get(key) for key in keys}
         same = all(run and run["settings"] == settings and run["file"] == keys[key] for key, run in old.items())
@@ -365,14 +369,24 @@ class _Run:
                 if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - 60:
                     path.unlink()
         runs = [run for run in old.values() if run]
-        finished = len(runs) == len(old) and all(run["finished"] for run in runs)
+        if any(run["frames"] != self.source.length for run in runs):
+            shutil.rmtree(self.parts, ignore_errors=True)  # the last segment may be too short
+            finished = False
+        else:
+            finished = len(runs) == len(old) and all(run["finished"] for run in runs)
         finished = bool(finished and self.final and self.final.exists())
         bounds: Bounds | None = next((tuple(run["colors"]) for run in runs if run["colors"]), None)
         if bounds is None and self._one_range and "color" in options.formats and not self.source.live:
             bounds = self._sampled_range()
         skipped = [item for run in runs for item in run["skipped"]] if finished else []
         self.result.skipped += [Unreadable(*item) for item in skipped]
-        run = {"settings": settings, "colors": bounds, "finished": finished, "skipped": skipped}
+        run = {
+            "settings": settings,
+            "frames": self.source.length,
+            "colors": bounds,
+            "finished": finished,
+            "skipped": skipped,
+        }
         state.runs |= {key: {**run, "file": changed} for key, changed in keys.items()}
         state.write()
         if finished:
@@ -407,10 +421,11 @@ class _Run:
         count = _SAMPLE if length is None else min(_SAMPLE, max(8, length // 16))
         align = TemporalAlignment(self.net.kind) if self.align else None
         pooled: list[NDArray[np.float32]] = []
-        for frame in self.source.sample(count):
-            values = self._predict([frame.image], align)[0]
-            values = values[:: max(values.shape[0] // 120, 1), :: max(values.shape[1] // 160, 1)]
-            pooled.append(values[valid_values(values, self.net.kind)])
+        with suppress(DataError):  # which comes again, after the frames before it
+            for frame in self.source.sample(count):
+                values = self._predict([frame.image], align)[0]
+                values = values[:: max(values.shape[0] // 120, 1), :: max(values.shape[1] // 160, 1)]
+                pooled.append(values[valid_values(values, self.net.kind)])
         found = np.concatenate(pooled) if pooled else np.empty(0, np.float32)
         return color_range(found[None] if found.size else np.full((1, 1), np.nan), kind=self.net.kind)
 
@@ -581,7 +596,7 @@ class _Run:
         batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
         options: dict[str, Any] = {} if self.intrinsics is None else {"K": self.intrinsics}
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(self.device.type, half, enabled=self.options.autocast):
+        with torch.autocast(self.device.type, half, enabled=self.options.half):
             maps = self.net.predict(batch, size=self.options.size, **options).depth.float()
         if align:
             maps = torch.stack([align(values) for values in maps])

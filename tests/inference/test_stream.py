@@ -134,6 +134,9 @@ class TestClip:
         assert times == read_video(clip)[1][:66] and len(set(np.diff(times))) == 2
         assert frames[0].shape == (64, 192, 3)
         assert np.abs(frames[65][:, :90].astype(int) - read_video(clip)[0][65][:, :90]).mean() < 3
+        # Without the limit there are more of them.
+        assert predict(clip, tmp_path / "out", side_by_side=True).frames == 70
+        assert len(read_video(done.video)[0]) == 70
 
     def test_processes_share_the_segments(self, clip: Path, tmp_path: Path) -> None:
         shares = in_ranks(2, lambda ranks: predict(clip, tmp_path, "npy", "color", ranks=ranks))
