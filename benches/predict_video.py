@@ -95,7 +95,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.rounds:
-            longer = repeated(arguments.clip, 8, Path(folder) / "longer.mp4")
+            longer = repeated(arguments.clip, 4, Path(folder) / "longer.mp4")
             rates(create_model(arguments.model).eval(), longer, arguments.rounds)
         for times in (1, arguments.repeats)[: 1 + (arguments.repeats > 0)]:
             clip = repeated(arguments.clip, times, Path(folder) / f"{times}.mp4")

@@ -167,8 +167,7 @@ def _join(parts: list[Path], source: Source, path: Path) -> None:
             f"{sizes[other][1]} from frame {int(parts[other].name.partition('@')[0]) * SEGMENT} on; without --format "
             "color each frame is a file of its own"
         )
-    with ExitStack() as stack:
-        temporary = stack.enter_context(replacing(path))
+    with replacing(path) as temporary, ExitStack() as stack:
         output = stack.enter_context(av.open(str(temporary), "w", format="mp4"))
         with av.open(str(parts[0])) as first:
             stream = _like(output, first.streams.video[0])

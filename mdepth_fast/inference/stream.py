@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -261,12 +261,20 @@ class _Files:
 
     def write(self, frame: Frame, map: DepthMap) -> None:
         for kind, path in self.paths(frame.name).items():
-            if kind == "color":
-                colors = colorize(map.values, self.bounds, kind=map.kind)
-                write_png(path, np.hstack([frame.image, colors]) if self.options.side_by_side else colors)
-            elif clamped := write_map(path, map, format=kind, scale=self.options.scale):
+            try:
+                clamped = self._write(kind, path, frame, map)
+            except OSError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from error
+            if clamped:
                 with self._lock:
                     self.clamped += clamped
+
+    def _write(self, kind: str, path: Path, frame: Frame, map: DepthMap) -> int:
+        if kind != "color":
+            return write_map(path, map, format=kind, scale=self.options.scale)
+        colors = colorize(map.values, self.bounds, kind=map.kind)
+        write_png(path, np.hstack([frame.image, colors]) if self.options.side_by_side else colors)
+        return 0
 
 
 class _State:
@@ -354,8 +362,9 @@ class _Run:
             "half": options.half,
         }
         old = {key: state.runs.get(key) for key in keys}
+        runs = [run for run in old.values() if run]
         same = all(run and run["settings"] == settings and run["file"] == keys[key] for key, run in old.items())
-        if self.source.live or not same or (options.overwrite and all(run["finished"] for run in old.values())):
+        if self.source.live or not same or (options.overwrite and all(run["finished"] for run in runs)):
             for path in self._existing():
                 if not options.overwrite:
                     raise ValueError(
@@ -640,11 +649,12 @@ class _Run:
         """Joins what the processes have done; raises what ended the source too early."""
         result = self.result
         result.clamped = self.files.clamped if self.files else 0
-        own = (result.frames, result.there, result.clamped, result.skipped, error)
-        shares = self.ranks.gather(own)
-        result.frames, result.there, result.clamped = (sum(share[place] for share in shares) for place in range(3))
-        result.skipped = [item for share in shares for item in share[3]]
-        error = next((share[4] for share in shares if share[4] is not None), None)
+        shares = self.ranks.gather((replace(result), error))
+        result.frames = sum(share.frames for share, _ in shares)
+        result.there = sum(share.there for share, _ in shares)
+        result.clamped = sum(share.clamped for share, _ in shares)
+        result.skipped = [item for share, _ in shares for item in share.skipped]
+        error = next((error for _, error in shares if error is not None), None)
         if not result.frames and not result.there and result.skipped and error is None:
             error = DataError(result.skipped[0].reason)
         self.ranks.first(lambda: self._complete(error))
@@ -676,7 +686,7 @@ def _fingerprint(net: Any) -> str:
     for name, value in net.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

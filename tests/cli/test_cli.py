@@ -279,14 +279,14 @@ class TestPredict:
         (frames / "frame1.png").write_bytes(b"")
         out, clip = tmp_path / "out", real_data / "video" / "test_video.mp4"
         words = ["predict", str(trained), str(frames / "*.png"), str(clip), f"--output={out}", "--frames=3"]
-        words += ["--format=npy", "--format=ply,tiff", "--K=60,60,35,25", "--side-by-side", "--batch-size=2"]
+        words += ["--format=npy", "--format=ply,tiff", "--K=900,900,640,360", "--side-by-side", "--batch-size=2"]
         assert main(words) == 3
         captured = capsys.readouterr()
         assert f"{out / 'test_video_depth.mp4'}: 3 frames, metric depth in m" in captured.out
-        assert f"2 depth maps in {out}: metric depth as point clouds, PLY, in m" in captured.out
+        assert f"2 depth maps in {out}: metric depth as point clouds, PLY, in m " in captured.out
         warnings = captured.err.splitlines()
         assert any("1 left out:" in line and "frame1.png: cannot be read as an image" in line for line in warnings)
-        assert any("--K: intrinsics fx 60" in line and "1280x720" in line for line in warnings)
+        assert any("--K: intrinsics fx 900" in line and "70x50" in line for line in warnings)
         names = {f"frame{n}_{kind}" for n in (0, 2) for kind in ("color.png", "depth.npy", "depth.ply", "depth.tiff")}
         assert names <= {path.name for path in out.iterdir()}
         assert len(list((out / "test_video").glob("*.ply"))) == 3
