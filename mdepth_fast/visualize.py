@@ -2,6 +2,7 @@
 all."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from mdepth_fast.kinds import Kind, is_inverse
 
 __all__ = [
     "Cell",
+    "color_pixels",
     "color_range",
     "colorize",
     "colorize_flow",
@@ -74,14 +76,37 @@ def colorize(
     to all the frames of a video, or its colours flicker. `kind`: what `depth` holds. Inverse depth and disparity are
     coloured as they are.
     """
-    from matplotlib import colormaps
+    pixels = color_pixels(depth, bounds, kind=kind, colormap=colormap)
+    return np.ascontiguousarray(pixels[..., :3])
 
+
+def color_pixels(
+    depth: Tensor | Array,
+    bounds: tuple[float, float] | None = None,
+    *,
+    kind: Kind = "relative",
+    colormap: str = "magma",
+) -> NDArray[np.uint8]:
+    """The colours of `colorize` with a fourth byte of 0, (H,W,4): faster, and a format that video encoders take."""
     low, high = color_range(depth, kind=kind) if bounds is None else bounds
     inverse, valid = _inverse(_plane("depth", depth), kind)
-    scaled = np.clip((inverse - low) / max(high - low, 1e-12), 0.0, 1.0)
-    rgb = (colormaps[colormap](scaled)[..., :3] * 255 + 0.5).astype(np.uint8)
-    rgb[~valid] = 0
-    return rgb
+    scaled = (inverse - low) / max(high - low, 1e-12)
+    # matplotlib's own rule for its 256 colours, each looked up as one number.
+    indices = np.clip(scaled * 256, 0, 255).astype(np.uint8)
+    pixels = _color_table(colormap).take(indices)
+    if not valid.all():
+        pixels[~valid] = 0
+    return pixels.view(np.uint8).reshape(*indices.shape, 4)
+
+
+@lru_cache
+def _color_table(colormap: str) -> NDArray[np.uint32]:
+    """The 256 colours of a map, R G B 0 in the order of bytes."""
+    from matplotlib import colormaps
+
+    table = np.zeros((256, 4), np.uint8)
+    table[:, :3] = colormaps[colormap](np.arange(256) / 255)[:, :3] * 255 + 0.5
+    return table.view(np.uint32).reshape(256)
 
 
 # Middlebury's circle of hues: the colour at each corner, and how many steps lead to the next.

@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             K=K,
             temporal=arguments.temporal,
             batch_size=arguments.batch_size or (8 if device.type == "cuda" and not source.live else 1),
-            autocast=arguments.half,
+            half=arguments.half,
             overwrite=arguments.overwrite,
         )
         if source.live and source.length is None:
@@ -151,6 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             code = 3
         if ranks.rank == 0:
             _report(done, options)
+    ranks.close()
     return code
 
 

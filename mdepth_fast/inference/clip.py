@@ -30,8 +30,8 @@ class ClipWriter:
     Args:
         source: gives times and sound.
         folder: of the segments.
-        picture: the coloured image (H, W, 3), uint8, of a frame and its map.
-        threads: of the encoder; 0 for as many as it likes.
+        picture: the coloured image of a frame and its map, uint8 (H, W, 4) as `visualize.color_pixels` makes it.
+        frugal: the encoder shares the processor with the network: one thread, and larger files for less work.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class ClipWriter:
         folder: Path,
         picture: Callable[[Frame, DepthMap], NDArray[np.uint8]],
         *,
-        threads: int = 0,
+        frugal: bool = False,
     ) -> None:
-        self.source, self.folder, self.picture, self.threads = source, folder, picture, threads
+        self.source, self.folder, self.picture, self.frugal = source, folder, picture, frugal
         folder.mkdir(parents=True, exist_ok=True)
         self._done = self._segments()
         self._frame_size: tuple[int, int] | None = None
@@ -65,7 +65,7 @@ class ClipWriter:
         if number != self._number or self._open is None:
             self.close()
             self._begin(number, frame.pts, image.shape[0], image.shape[1])
-        picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+        picture = av.VideoFrame.from_ndarray(image, format="rgba")
         time = frame.pts - self._start
         if self._source_base != self._base:
             time = round(time * self._source_base / self._base)
@@ -129,11 +129,11 @@ class ClipWriter:
         self._base = base if codec != "mpeg4" or base.denominator < 65536 else Fraction(1, 60000)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._base
-        stream.codec_context.thread_count = self.threads
+        stream.codec_context.thread_count = 1 if self.frugal else 0
         # No frame refers to a later one, so decoding and showing have one order and segments can be joined.
         stream.codec_context.max_b_frames = 0
         if codec == "libx264":
-            stream.options = {"preset": "veryfast", "crf": "18", "bf": "0"}
+            stream.options = {"preset": "ultrafast" if self.frugal else "veryfast", "crf": "18", "bf": "0"}
         else:
             stream.codec_context.bit_rate = 4 * width * height
 
@@ -167,8 +167,7 @@ def _join(parts: list[Path], source: Source, path: Path) -> None:
             f"{sizes[other][1]} from frame {int(parts[other].name.partition('@')[0]) * SEGMENT} on; without --format "
             "color each frame is a file of its own"
         )
-    with ExitStack() as stack:
-        temporary = stack.enter_context(replacing(path))
+    with replacing(path) as temporary, ExitStack() as stack:
         output = stack.enter_context(av.open(str(temporary), "w", format="mp4"))
         with av.open(str(parts[0])) as first:
             stream = _like(output, first.streams.video[0])

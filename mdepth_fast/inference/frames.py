@@ -327,12 +327,12 @@ class Camera(Source):
             self._device = (str(number), "avfoundation")
         else:
             raise ValueError(f"{self.title}: cameras are read on Linux and macOS, not on {sys.platform}")
+        self._open().close()  # an error comes before anything else is done
 
     def read(self, wanted: Wanted) -> Iterator[Frame | Unreadable]:
         import av
 
-        file, kind = self._device
-        with _opened(file, f"{self.title} ({file})", kind) as container:
+        with self._open() as container:
             stream = _pictures(container, self.title)
             start: int | None = None
             try:
@@ -348,6 +348,10 @@ class Camera(Source):
 
     def sample(self, count: int) -> Iterator[Frame]:
         return iter(())
+
+    def _open(self) -> Any:
+        file, kind = self._device
+        return _opened(file, f"{self.title} ({file})", kind)
 
 
 def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Source]:

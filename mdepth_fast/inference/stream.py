@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from mdepth_fast.inference.frames import Frame, ImageFiles, Shards, Source, Unre
 from mdepth_fast.inference.temporal import TemporalAlignment
 from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, write_map
 from mdepth_fast.kinds import UNITS, Kind, is_inverse
-from mdepth_fast.visualize import color_range, colorize, valid_values, write_png
+from mdepth_fast.visualize import color_pixels, color_range, colorize, valid_values, write_png
 
 __all__ = ["FORMATS", "Predicted", "Ranks", "StreamOptions", "predict_source"]
 
@@ -59,7 +59,7 @@ class StreamOptions:
         K: camera matrix (3, 3) in pixels of the frames, or None.
         temporal: align each frame to the frames before it, see `TemporalAlignment`.
         batch_size: frames of one size at a time.
-        autocast: half precision, float16 on a GPU, bfloat16 on a CPU.
+        half: half precision, float16 on a GPU, bfloat16 on a CPU.
         writers: threads that write files.
         overwrite: replace what another run, or a finished one, has written.
     """
@@ -73,7 +73,7 @@ class StreamOptions:
     K: NDArray[np.float64] | None = None
     temporal: bool = False
     batch_size: int = 1
-    autocast: bool = False
+    half: bool = False
     writers: int = 2
     overwrite: bool = False
 
@@ -143,6 +143,10 @@ class Ranks:
         values: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def close(self) -> None:
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
 
 
 def predict_source(
@@ -257,12 +261,20 @@ class _Files:
 
     def write(self, frame: Frame, map: DepthMap) -> None:
         for kind, path in self.paths(frame.name).items():
-            if kind == "color":
-                colors = colorize(map.values, self.bounds, kind=map.kind)
-                write_png(path, np.hstack([frame.image, colors]) if self.options.side_by_side else colors)
-            elif clamped := write_map(path, map, format=kind, scale=self.options.scale):
+            try:
+                clamped = self._write(kind, path, frame, map)
+            except OSError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from error
+            if clamped:
                 with self._lock:
                     self.clamped += clamped
+
+    def _write(self, kind: str, path: Path, frame: Frame, map: DepthMap) -> int:
+        if kind != "color":
+            return write_map(path, map, format=kind, scale=self.options.scale)
+        colors = colorize(map.values, self.bounds, kind=map.kind)
+        write_png(path, np.hstack([frame.image, colors]) if self.options.side_by_side else colors)
+        return 0
 
 
 class _State:
@@ -319,8 +331,8 @@ class _Run:
         self.files = _Files(self.folder, formats, self.options, bounds) if formats else None
         self.clip = None
         if self.final and not finished:
-            threads = 1 if self.device.type == "cpu" else 0
-            self.clip = ClipWriter(self.source, self.parts, self._picture(bounds), threads=threads)
+            frugal = self.device.type == "cpu"
+            self.clip = ClipWriter(self.source, self.parts, self._picture(bounds), frugal=frugal)
         error: BaseException | None = None
         try:
             self._pump()
@@ -347,11 +359,12 @@ class _Run:
             "size": options.size and list(options.size),
             "K": None if options.K is None else options.K.tolist(),
             "temporal": options.temporal,
-            "autocast": options.autocast,
+            "half": options.half,
         }
         old = {key: state.runs.get(key) for key in keys}
+        runs = [run for run in old.values() if run]
         same = all(run and run["settings"] == settings and run["file"] == keys[key] for key, run in old.items())
-        if self.source.live or not same or (options.overwrite and all(run["finished"] for run in old.values())):
+        if self.source.live or not same or (options.overwrite and all(run["finished"] for run in runs)):
             for path in self._existing():
                 if not options.overwrite:
                     raise ValueError(
@@ -365,14 +378,24 @@ class _Run:
                 if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - 60:
                     path.unlink()
         runs = [run for run in old.values() if run]
-        finished = len(runs) == len(old) and all(run["finished"] for run in runs)
+        if any(run["frames"] != self.source.length for run in runs):
+            shutil.rmtree(self.parts, ignore_errors=True)  # the last segment may be too short
+            finished = False
+        else:
+            finished = len(runs) == len(old) and all(run["finished"] for run in runs)
         finished = bool(finished and self.final and self.final.exists())
         bounds: Bounds | None = next((tuple(run["colors"]) for run in runs if run["colors"]), None)
         if bounds is None and self._one_range and "color" in options.formats and not self.source.live:
             bounds = self._sampled_range()
         skipped = [item for run in runs for item in run["skipped"]] if finished else []
         self.result.skipped += [Unreadable(*item) for item in skipped]
-        run = {"settings": settings, "colors": bounds, "finished": finished, "skipped": skipped}
+        run = {
+            "settings": settings,
+            "frames": self.source.length,
+            "colors": bounds,
+            "finished": finished,
+            "skipped": skipped,
+        }
         state.runs |= {key: {**run, "file": changed} for key, changed in keys.items()}
         state.write()
         if finished:
@@ -407,15 +430,16 @@ class _Run:
         count = _SAMPLE if length is None else min(_SAMPLE, max(8, length // 16))
         align = TemporalAlignment(self.net.kind) if self.align else None
         pooled: list[NDArray[np.float32]] = []
-        for frame in self.source.sample(count):
-            values = self._predict([frame.image], align)[0]
-            values = values[:: max(values.shape[0] // 120, 1), :: max(values.shape[1] // 160, 1)]
-            pooled.append(values[valid_values(values, self.net.kind)])
+        with suppress(DataError):  # which comes again, after the frames before it
+            for frame in self.source.sample(count):
+                values = self._predict([frame.image], align)[0]
+                values = values[:: max(values.shape[0] // 120, 1), :: max(values.shape[1] // 160, 1)]
+                pooled.append(values[valid_values(values, self.net.kind)])
         found = np.concatenate(pooled) if pooled else np.empty(0, np.float32)
         return color_range(found[None] if found.size else np.full((1, 1), np.nan), kind=self.net.kind)
 
     def _picture(self, bounds: Bounds | None) -> Callable[[Frame, DepthMap], NDArray[np.uint8]]:
-        """The coloured picture of a clip's frame. Without bounds its range is an exponential mean of the frames'."""
+        """Makes the coloured picture (H, W, 4) of a clip's frame. Without bounds the range is a mean over time."""
         running = bounds
 
         def picture(frame: Frame, map: DepthMap) -> NDArray[np.uint8]:
@@ -425,8 +449,11 @@ class _Run:
                 if self._one_range and running is not None:
                     own = (0.95 * running[0] + 0.05 * own[0], 0.95 * running[1] + 0.05 * own[1])
                 running = own
-            colors = colorize(map.values, running, kind=map.kind)
-            return np.hstack([frame.image, colors]) if self.options.side_by_side else colors
+            colors = color_pixels(map.values, running, kind=map.kind)
+            if self.options.side_by_side:
+                image = np.pad(frame.image, ((0, 0), (0, 0), (0, 1)))
+                colors = np.hstack([image, colors])
+            return colors
 
         return picture
 
@@ -578,7 +605,7 @@ class _Run:
         batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
         options: dict[str, Any] = {} if self.intrinsics is None else {"K": self.intrinsics}
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        with torch.autocast(self.device.type, half, enabled=self.options.autocast):
+        with torch.autocast(self.device.type, half, enabled=self.options.half):
             maps = self.net.predict(batch, size=self.options.size, **options).depth.float()
         if align:
             maps = torch.stack([align(values) for values in maps])
@@ -622,11 +649,12 @@ class _Run:
         """Joins what the processes have done; raises what ended the source too early."""
         result = self.result
         result.clamped = self.files.clamped if self.files else 0
-        own = (result.frames, result.there, result.clamped, result.skipped, error)
-        shares = self.ranks.gather(own)
-        result.frames, result.there, result.clamped = (sum(share[place] for share in shares) for place in range(3))
-        result.skipped = [item for share in shares for item in share[3]]
-        error = next((share[4] for share in shares if share[4] is not None), None)
+        shares = self.ranks.gather((replace(result), error))
+        result.frames = sum(share.frames for share, _ in shares)
+        result.there = sum(share.there for share, _ in shares)
+        result.clamped = sum(share.clamped for share, _ in shares)
+        result.skipped = [item for share, _ in shares for item in share.skipped]
+        error = next((error for _, error in shares if error is not None), None)
         if not result.frames and not result.there and result.skipped and error is None:
             error = DataError(result.skipped[0].reason)
         self.ranks.first(lambda: self._complete(error))
@@ -658,7 +686,7 @@ def _fingerprint(net: Any) -> str:
     for name, value in net.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

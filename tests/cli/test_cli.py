@@ -258,6 +258,40 @@ class TestPredict:
         broken = tmp_path / "broken.png"
         broken.write_bytes((frames / "frame0.png").read_bytes()[:100])
         assert "broken.png" in fails(capsys, "predict", str(trained), str(broken), "--output", str(tmp_path / "out"))
+        (frames / "frame1.jpg").unlink()
+        words = ["predict", str(trained), str(frames), "--output", str(tmp_path / "out")]
+        for options, message in (
+            (["--format=png,exr"], "--format: expected some of png, npy, tiff, ply, color, got exr"),
+            (
+                ["--format=ply"],
+                "--K: expected the camera matrix, which the point clouds of --format ply need, got none",
+            ),
+            (["--K=1,2,3"], "--K: expected fx,fy,cx,cy or a file of a 3x3 matrix, got '1,2,3'"),
+            (["--K=none.txt"], "none.txt: cannot be read"),
+            (["--temporal"], "--temporal: expected a network of depth up to scale, got one of kind metric"),
+        ):
+            assert message in fails(capsys, *words, *options)
+
+    def test_a_video_and_a_broken_image(
+        self, trained: Path, frames: Path, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Several inputs and formats; what cannot be read is named, and the exit code says so."""
+        (frames / "frame1.png").write_bytes(b"")
+        out, clip = tmp_path / "out", real_data / "video" / "test_video.mp4"
+        words = ["predict", str(trained), str(frames / "*.png"), str(clip), f"--output={out}", "--frames=3"]
+        words += ["--format=npy", "--format=ply,tiff", "--K=900,900,640,360", "--side-by-side", "--batch-size=2"]
+        assert main(words) == 3
+        captured = capsys.readouterr()
+        assert f"{out / 'test_video_depth.mp4'}: 3 frames, metric depth in m" in captured.out
+        assert f"2 depth maps in {out}: metric depth as point clouds, PLY, in m " in captured.out
+        warnings = captured.err.splitlines()
+        assert any("1 left out:" in line and "frame1.png: cannot be read as an image" in line for line in warnings)
+        assert any("--K: intrinsics fx 900" in line and "70x50" in line for line in warnings)
+        names = {f"frame{n}_{kind}" for n in (0, 2) for kind in ("color.png", "depth.npy", "depth.ply", "depth.tiff")}
+        assert names <= {path.name for path in out.iterdir()}
+        assert len(list((out / "test_video").glob("*.ply"))) == 3
+        assert main([*words, "--scale=1000"]) == 1
+        assert "predicted with --scale 256.0, not 1000.0; give another --output" in capsys.readouterr().err
 
 
 SUPERVISED = [

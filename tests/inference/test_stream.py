@@ -134,6 +134,9 @@ class TestClip:
         assert times == read_video(clip)[1][:66] and len(set(np.diff(times))) == 2
         assert frames[0].shape == (64, 192, 3)
         assert np.abs(frames[65][:, :90].astype(int) - read_video(clip)[0][65][:, :90]).mean() < 3
+        # Without the limit there are more of them.
+        assert predict(clip, tmp_path / "out", side_by_side=True).frames == 70
+        assert len(read_video(done.video)[0]) == 70
 
     def test_processes_share_the_segments(self, clip: Path, tmp_path: Path) -> None:
         shares = in_ranks(2, lambda ranks: predict(clip, tmp_path, "npy", "color", ranks=ranks))
@@ -276,9 +279,9 @@ class TestImages:
 
 
 class TestBadInput:
-    def fails(self, path: Path, match: str) -> None:
+    def fails(self, path: Path | str, match: str) -> None:
         with pytest.raises((DataError, FileNotFoundError), match=match) as caught:
-            predict(path, path.parent / "out")
+            open_sources([str(path)])
         assert "\n" not in str(caught.value)
 
     def test_what_is_no_video(self, tmp_path: Path) -> None:
@@ -294,7 +297,7 @@ class TestBadInput:
             container.mux(audio.encode(None))
         self.fails(tmp_path / "tone.m4a", "tone.m4a: expected a video, got a file without pictures")
         self.fails(tmp_path / "*.mov", "no such image or folder")
-        self.fails(Path("99"), r"camera 99 \(/dev/video99\): cannot be opened")
+        self.fails("99", r"camera 99 \(/dev/video99\): cannot be opened")
 
     def test_a_truncated_video_gives_what_is_there(self, clip: Path, tmp_path: Path) -> None:
         whole = tmp_path / "whole.mp4"  # with its index in front, as for the web
