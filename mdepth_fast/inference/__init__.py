@@ -1,7 +1,7 @@
 """Trained networks: reading them back, measuring them, predicting with them."""
 
 from mdepth_fast.inference.odometry import predict_trajectory
-from mdepth_fast.inference.publish import publish
+from mdepth_fast.inference.publish import publish, run_history, write_hub_folder
 from mdepth_fast.inference.trained import (
     Trained,
     evaluate,
@@ -20,4 +20,6 @@ __all__ = [
     "predict_sample",
     "predict_trajectory",
     "publish",
+    "run_history",
+    "write_hub_folder",
 ]
