@@ -36,8 +36,8 @@ class Trained:
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Trained:
     """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, a folder
-    of `save_pretrained`, a repository `hub:user/repo` of the Hugging Face Hub, or a folder with Monodepth2's encoder.pth
-    and depth.pth.
+    of `save_pretrained`, a repository `hub:user/repo` of the Hugging Face Hub, or a folder with Monodepth2's
+    encoder.pth and depth.pth.
 
     checkpoint: of a run folder, "last" (the default) or "best": see `trainer.monitor`. ValueError where `path` is no
     run folder and has no such choice.
@@ -65,9 +65,7 @@ def load_system(path: str | Path, device: str | torch.device = "cpu", *, checkpo
     depth.pth, pose_encoder.pth and pose.pth. checkpoint: see `load_trained`. ValueError for anything else.
     """
     if _is_pretrained(path):
-        raise ValueError(
-            f"{path}: expected a run or a checkpoint, got a folder of save_pretrained, which is one network"
-        )
+        raise ValueError(f"{path}: expected a run or a checkpoint, got one network, of save_pretrained")
     path, published = _find(path, checkpoint)
     if published:
         return _published_system(path).to(device).eval()

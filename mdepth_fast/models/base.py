@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops.disparity_to_depth import disparity_to_depth
 from .pretrained import Pretrained

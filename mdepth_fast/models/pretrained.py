@@ -91,7 +91,7 @@ class Pretrained(nn.Module):
         revision: str | None = None,
         **options: Any,
     ) -> P:
-        """The network of a folder that `save_pretrained` wrote, or of a repository `user/repo` of the Hub, in eval mode.
+        """The network of a folder that `save_pretrained` wrote or of the Hub's repository `user/repo`, in eval mode.
 
         A folder on this machine needs no network and no huggingface_hub. A repository is downloaded once; later, or
         with HF_HUB_OFFLINE=1, it comes from the cache. `options` are those of huggingface_hub's download: cache_dir,

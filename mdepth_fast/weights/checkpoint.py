@@ -24,12 +24,12 @@ __all__ = ["convert_content", "create_converted", "fitting_models", "load_checkp
 def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     """Fill `model` from `path`, all of it or, on an error, nothing.
 
-    A folder is a run, of which last.ckpt is read, one of `save_pretrained`, or a published one: encoder.pth and depth.pth for a depth net,
-    pose_encoder.pth and pose.pth for a pose net; the training size that encoder.pth holds becomes `model.input_size`. A
-    file is what is published of the system (see `translate` of the model), a state dict of the model, bare or under
-    "model" or "state_dict" and with or without the prefix of data-parallel training, a Lightning checkpoint of this
-    package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the Hugging Face Hub, see
-    `weights.hub`.
+    A folder is a run, of which last.ckpt is read, one of `save_pretrained`, or a published one: encoder.pth and
+    depth.pth for a depth net, pose_encoder.pth and pose.pth for a pose net; the training size that encoder.pth holds
+    becomes `model.input_size`. A file is what is published of the system (see `translate` of the model), a state dict
+    of the model, bare or under "model" or "state_dict" and with or without the prefix of data-parallel training, a
+    Lightning checkpoint of this package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the
+    Hugging Face Hub, see `weights.hub`.
 
     FileNotFoundError names a missing file; ValueError names the file that cannot be read, or whose keys or shapes do
     not fit, the first of these, and the model that they would fit. Warns where the constructor was told otherwise than
