@@ -82,8 +82,8 @@ def run_history(path: str | Path, checkpoint: str | None = None) -> tuple[list[s
     if step := record.get("checkpoints", {}).get(file.stem, {}).get("step"):
         facts["optimiser steps"] = step
     lines = [f"- {key}: {value}" for key, value in facts.items() if value is not None]
-    for key, value in {"weights": model.weights, "ImageNet weights": model.encoder_weights}.items():
-        if value:
+    for key, setting in {"weights": "weights", "ImageNet weights": "encoder_weights"}.items():
+        if value := getattr(model, setting, None):
             lines.append(f"- began with {key} of `{value if value.startswith('hub:') else Path(value).name}`")
     protocol = system_of(config).evaluator(config.protocol).protocol
     values = record.get("after") if file.stem == "last" else None
