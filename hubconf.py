@@ -3,7 +3,7 @@
     net = torch.hub.load("path/to/mdepth_fast", "fastdepth", source="local")
     net = torch.hub.load("path/to/mdepth_fast", "load", "runs/fastdepth_nyu/001", source="local")
 
-From a plain checkout, without the compiled kernels of an installation, the ops run in plain PyTorch.
+A checkout without the compiled kernels (`pip install .`) needs MDEPTH_BACKEND=reference, which is plain PyTorch.
 """
 
 from typing import Any as _Any

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "network of optical flow writes the flow from each image to the next."
     )
     parser.add_argument(
-        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+        "weights",
+        help="checkpoint, run folder, converted .safetensors, folder of save_pretrained, hub:user/repo, or folder of "
+        "Monodepth2's files",
     )
     parser.add_argument(
         "--checkpoint",

@@ -73,10 +73,7 @@ class Pretrained(nn.Module):
         name, options, resized = self.recipe()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"save_directory: expected a folder, got the file {folder}")
-        from mdepth_fast import __version__
-
         config = {"library_name": _LIBRARY, "model": name, "options": options, "resized": resized}
-        config["version"] = __version__
         write_converted(folder / WEIGHTS, name, options, self.state_dict(), source=_LIBRARY, resized=resized)
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         if card is not None or not (folder / "README.md").exists():
