@@ -52,7 +52,7 @@ def model_card(
         lines += ["", _OUTPUT[model.kind].format(unit=model.unit)]
     size = getattr(model, "input_size", None)
     lines += [f"Its input is {size[0]}x{size[1]} (height x width)." if size else "It takes any size of input."]
-    lines += ["", *_USAGE]
+    lines += ["", *(line for line in _USAGE if predicts_depth or ".predict(" not in line)]
     lines += ["", "## Training", "", *(training or ("Nothing is recorded.",))]
     lines += ["", "## Evaluation", ""]
     if results:
