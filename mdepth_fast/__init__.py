@@ -55,8 +55,9 @@ _HOMES = {
 def load(path: "str | _Path", device: "str | torch.device" = "cpu") -> "DepthModel":
     """A trained depth network on `device`, ready to predict: `mdepth_fast.load("runs/kitti_mono/001").predict(images)`.
 
-    `path` is a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, or a
-    folder with Monodepth2's encoder.pth and depth.pth. Raises FileNotFoundError or ValueError for anything else.
+    `path` is a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, a folder
+    of `save_pretrained`, `hub:user/repo` on the Hugging Face Hub, or a folder with Monodepth2's encoder.pth and
+    depth.pth. Raises FileNotFoundError or ValueError for anything else.
     """
     from mdepth_fast.inference import load_trained
 

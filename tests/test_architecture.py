@@ -23,7 +23,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "losses", "data", "evaluation", "weights", "netadapt"),
     # These know no model, so that models can fill their encoders.
     tuple(
-        f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle")
+        f"weights.{name}"
+        for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle", "hub", "card")
     ),
     ("ops", "geometry", "alignment"),
     ("_op",),

@@ -604,19 +604,24 @@ _add(_network_case("fastdepth", macs=0.7367e9, parameters=3_933_088))
 _add(_network_case("fastdepth_pruned", macs=0.3664e9, parameters=1_343_664))
 
 
+def as_if_trained(model: nn.Module) -> None:
+    """Gives the batch norms of a network without gradients random statistics, as training would leave some."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+            nn.init.normal_(layer.running_mean, 0.0, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, 0.1, 0.1)
+        if isinstance(layer, nn.Conv2d) and layer.out_channels == 1:
+            layer.weight.abs_()  # or the ReLU behind it may leave nothing
+
+
 def network(name: str, fast: bool, like: Tensor) -> nn.Module:
     """A network in eval mode, its batch norms with statistics as after training, or its copy for inference; seeded."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(name).eval().requires_grad_(False)
         assert isinstance(model, DepthModel)
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                assert layer.running_mean is not None and layer.running_var is not None
-                nn.init.normal_(layer.running_mean, 0.0, 0.1)
-                nn.init.uniform_(layer.running_var, 0.5, 2.0)
-                nn.init.normal_(layer.bias, 0.1, 0.1)
-            if isinstance(layer, nn.Conv2d) and layer.out_channels == 1:
-                layer.weight.abs_()  # or the ReLU behind it may leave nothing
+        as_if_trained(model)
     model = model.to(dtype=like.dtype, device=like.device)
     return model.optimize_for_inference() if fast else model

@@ -31,6 +31,7 @@ from mdepth_fast.bench.measure import VARIANTS, Measurement
 from mdepth_fast.files import replacing
 
 __all__ = [
+    "as_record",
     "chart",
     "device_facts",
     "device_text",
@@ -80,12 +81,12 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def write_record(results: Path, case: str, size: str, device: dict[str, Any], **content: Any) -> Path:
-    """Writes one result file under `results`; `rows` of `content` may be `Measurement`s."""
+def as_record(case: str, size: str, device: dict[str, Any], **content: Any) -> Record:
+    """What a result file holds; `rows` of `content` may be `Measurement`s or other dataclasses."""
     if "rows" in content:
-        rows = [dataclasses.asdict(row) if isinstance(row, Measurement) else row for row in content["rows"]]
+        rows = [row if isinstance(row, dict) else dataclasses.asdict(row) for row in content["rows"]]
         content["rows"] = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-    record = {
+    return {
         "case": case,
         "size": size,
         "device": device,
@@ -93,6 +94,11 @@ def write_record(results: Path, case: str, size: str, device: dict[str, Any], **
         "versions": {"mdepth_fast": mdepth_fast.__version__, "torch": torch.__version__},
         **content,
     }
+
+
+def write_record(results: Path, case: str, size: str, device: dict[str, Any], **content: Any) -> Path:
+    """Writes one result file under `results`, see `as_record`."""
+    record = as_record(case, size, device, **content)
     folder = device["name"] + (f", {device['threads']} threads" if device["kind"] == "cpu" else "")
     path = results / re.sub(r"[^\w.-]+", "_", folder) / f"{case}.json"
     _write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -7,19 +7,37 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Time forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend."
+        "Time forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend. "
+        "Or time the inference of networks: latency of one image, and throughput in the best batch, as they are, under "
+        "torch.compile, and optimised for inference; with the figures of papers, where there are any."
     )
-    parser.add_argument("cases", nargs="*", help="what to time (default: everything)")
     parser.add_argument(
-        "--size", default="", help="batch x height x width, such as 4x192x640 (default: each case's own)"
+        "cases",
+        nargs="*",
+        metavar="NAME",
+        help="ops and losses, or networks: a registered name, or what `mdepth-fast predict` takes as weights (default: "
+        "all ops and losses). fastdepth and fastdepth_pruned are networks, and with --variants or a --size of three "
+        "numbers cases of the kernels",
+    )
+    parser.add_argument(
+        "--size",
+        default="",
+        help="batch x height x width, such as 4x192x640 (default: each case's own); of a network height x width "
+        "(default: that of its training or its paper)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each case after one warm-up (default: 5)")
-    parser.add_argument("--variants", default="", help="comma-separated (default: eager, compile and every backend)")
+    parser.add_argument(
+        "--variants", default="", help="of ops and losses, comma-separated (default: eager, compile and every backend)"
+    )
     parser.add_argument("--device", default="auto", help='"cpu", "cuda", ... (default: the GPU if there is one)')
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--chart", type=Path, default=Path("bench.png"), help="file for the bar chart (default: bench.png)"
+        "--chart",
+        type=Path,
+        default=Path("bench.png"),
+        help="file for the bar chart of ops and losses (default: bench.png)",
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
     parser.add_argument(
         "--loader",
         nargs=argparse.REMAINDER,
@@ -32,17 +50,48 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.loader is not None:
         _run_loader(arguments.loader)
         return
+    import json
+
     import torch
 
     from mdepth_fast.bench.cases import CASES
-    from mdepth_fast.bench.measure import VARIANTS, measure
-    from mdepth_fast.bench.report import chart, device_facts, device_text, table
-    from mdepth_fast.cli._common import pick_device, progress
+    from mdepth_fast.bench.report import device_facts
+    from mdepth_fast.cli._common import pick_device
+    from mdepth_fast.files import replacing
+    from mdepth_fast.models import list_models
 
-    names = arguments.cases or list(CASES)
-    for name in names:
-        if name not in CASES:
-            raise ValueError(f"cases: expected some of {', '.join(CASES)}, got {name!r}")
+    names, models = arguments.cases or list(CASES), list_models()
+    kernels = bool(arguments.variants) or arguments.size.count("x") > 1
+    networks = [name for name in arguments.cases if name not in CASES or (name in models and not kernels)]
+    names = [name for name in names if name not in networks]
+    for name in networks:
+        if name not in models and not name.startswith("hub:") and not Path(name).exists():
+            raise ValueError(
+                f"cases: expected some of {', '.join(CASES)}, or networks: {', '.join(models)}, or files, got {name!r}"
+            )
+    if arguments.rounds < 1:
+        raise ValueError(f"--rounds: expected at least 1, got {arguments.rounds}")
+    if arguments.threads < 0:
+        raise ValueError(f"--threads: expected at least 1, got {arguments.threads}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    facts = device_facts(device)
+    records = _run_cases(arguments, names, device, facts) if names else []
+    if networks:
+        records += _run_networks(arguments, networks, device, facts)
+    if arguments.json:
+        with replacing(arguments.json) as temporary:
+            temporary.write_text(json.dumps(records, indent=1, allow_nan=False) + "\n")
+        print(f"results: {arguments.json}")
+
+
+def _run_cases(arguments: argparse.Namespace, names: list[str], device: Any, facts: dict[str, Any]) -> list[Any]:
+    from mdepth_fast.bench.cases import CASES
+    from mdepth_fast.bench.measure import VARIANTS, measure
+    from mdepth_fast.bench.report import as_record, chart, device_text, table
+    from mdepth_fast.cli._common import progress
+
     variants = arguments.variants.split(",") if arguments.variants else list(VARIANTS)
     for variant in variants:
         if variant not in VARIANTS:
@@ -50,14 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
     size = arguments.size.split("x") if arguments.size else ()
     if size and (len(size) != 3 or not all(number.isdigit() and int(number) > 0 for number in size)):
         raise ValueError(f"--size: expected batch x height x width like 4x192x640, got {arguments.size!r}")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: expected at least 1, got {arguments.rounds}")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = pick_device(arguments.device)
-    where = device_text(device_facts(device))
+    where = device_text(facts)
 
-    results = {}
+    results, records = {}, []
     for name in names:
         batch, height, width = map(int, size) if size else CASES[name].size
         with progress(name) as track:
@@ -71,10 +115,50 @@ def run(arguments: argparse.Namespace) -> None:
                 rounds=arguments.rounds,
                 track=track,
             )
+        records.append(as_record(name, f"{batch}x{height}x{width}", facts, rows=results[name]))
         print(table(CASES[name], f"{batch}x{height}x{width} on {where}", results[name]), end="\n\n", flush=True)
     if "eager" in variants:
         chart(results, arguments.chart, where)
         print(f"chart: {arguments.chart}")
+    return records
+
+
+def _run_networks(arguments: argparse.Namespace, names: list[str], device: Any, facts: dict[str, Any]) -> list[Any]:
+    from dataclasses import asdict
+
+    from mdepth_fast.bench.cases import as_if_trained
+    from mdepth_fast.bench.network import default_size, measure_network, network_table
+    from mdepth_fast.bench.published import PUBLISHED
+    from mdepth_fast.bench.report import as_record, device_text
+    from mdepth_fast.cli._common import progress
+    from mdepth_fast.models import create_model, list_models
+
+    if arguments.variants:
+        raise ValueError(f"--variants: expected ops and losses alone with it, got the network {names[0]!r}")
+    sides = arguments.size.split("x") if arguments.size else ()
+    if sides and (len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides)):
+        raise ValueError(f"--size: expected height x width like 192x640 for a network, got {arguments.size!r}")
+    records = []
+    for name in names:
+        if name in list_models():
+            net = create_model(name).requires_grad_(False)
+            as_if_trained(net)
+        else:
+            from mdepth_fast.inference import load_trained
+
+            net = load_trained(name).net
+        model = net.created_as[0] if net.created_as else type(net).__name__
+        published = PUBLISHED.get(model, ())
+        height, width = map(int, sides) if sides else default_size(net, published[0].size if published else None)
+        parameters = sum(value.numel() for value in net.parameters())
+        with progress(name) as track:
+            rows = measure_network(net, (height, width), device=device, rounds=arguments.rounds, track=track)
+        size = f"{height}x{width}"
+        title = f"{name}  {size}, float32, {parameters / 1e6:.4g} M parameters, on {device_text(facts)}"
+        print(network_table(title, rows, published), end="\n\n", flush=True)
+        papers = [asdict(one) for one in published]
+        records.append(as_record(model, size, facts, parameters=parameters, rows=rows, published=papers))
+    return records
 
 
 def _run_loader(words: list[str]) -> None:

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "weights",
-        help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files; or a .npy file (N,h,w) "
-        "of disparities, the inverse of depth, in the order of the ground truth",
+        help="checkpoint, run folder, converted .safetensors, hub:user/repo, or folder of Monodepth2's files; or a "
+        ".npy file (N,h,w) of disparities, the inverse of depth, in the order of the ground truth",
     )
     parser.add_argument(
         "--checkpoint",

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the processes share the frames. Exit code 3: done, but some frames could not be read and were left out."
     )
     parser.add_argument(
-        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+        "weights",
+        help="checkpoint, run folder, converted .safetensors, folder of save_pretrained, hub:user/repo, or folder of "
+        "Monodepth2's files",
     )
     parser.add_argument(
         "input",

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prediction follows. Writes report.json, report.png and the edited frames of the first one."
     )
     parser.add_argument(
-        "weights", help="checkpoint, run folder, converted .safetensors, or folder of Monodepth2's files"
+        "weights", help="checkpoint, run folder, converted .safetensors, hub:user/repo, or folder of Monodepth2's files"
     )
     parser.add_argument("input", type=Path, help="an image, or a folder of images, of a flat road ahead")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from mdepth_fast.inference.frames import open_sources
 from mdepth_fast.inference.odometry import predict_trajectory
-from mdepth_fast.inference.publish import publish
+from mdepth_fast.inference.publish import publish, run_history, write_hub_folder
 from mdepth_fast.inference.stream import Predicted, StreamOptions, predict_source
 from mdepth_fast.inference.temporal import TemporalAlignment, flicker
 from mdepth_fast.inference.trained import (
@@ -33,5 +33,7 @@ __all__ = [
     "predict_trajectory",
     "publish",
     "read_map",
+    "run_history",
+    "write_hub_folder",
     "write_map",
 ]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mdepth_fast.models import create_model, load_checkpoint
+from mdepth_fast.models import Model, create_model, load_checkpoint
 from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
 from mdepth_fast.models.resnet import VARIANTS, Bottleneck
 from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system_of
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
 from mdepth_fast.systems.saved import read_checkpoint
 from mdepth_fast.weights import create_converted
+from mdepth_fast.weights.hub import WEIGHTS, is_on_hub
 
 __all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_sample"]
 
@@ -34,20 +35,25 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Trained:
-    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, or a
-    folder with Monodepth2's encoder.pth and depth.pth.
+    """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, a folder
+    of `save_pretrained`, a repository `hub:user/repo` of the Hugging Face Hub, or a folder with Monodepth2's
+    encoder.pth and depth.pth.
 
     checkpoint: of a run folder, "last" (the default) or "best": see `trainer.monitor`. ValueError where `path` is no
     run folder and has no such choice.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     """
+    if _is_pretrained(path):
+        if checkpoint:
+            raise ValueError(f"checkpoint: expected a run folder to choose {checkpoint} from, got {path}")
+        return Trained(Model.from_pretrained(path).to(device), None)
     path, published = _find(path, checkpoint)
     if published:
         return _load_published(path, device)
     if path.suffix == ".safetensors":
         return Trained(create_converted(path).to(device).eval(), None)
-    config, saved, weights = _read_run(path)
+    config, saved, weights = read_run(path)
     net = system_of(config).restore(config, saved, weights)
     return Trained(net.to(device).eval(), config)
 
@@ -58,16 +64,22 @@ def load_system(path: str | Path, device: str | torch.device = "cpu", *, checkpo
     `path` is a checkpoint or run folder of a self-supervised system, or a folder with Monodepth2's encoder.pth,
     depth.pth, pose_encoder.pth and pose.pth. checkpoint: see `load_trained`. ValueError for anything else.
     """
+    if _is_pretrained(path):
+        raise ValueError(f"{path}: expected a run or a checkpoint, got one network, of save_pretrained")
     path, published = _find(path, checkpoint)
     if published:
         return _published_system(path).to(device).eval()
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: expected a run or a checkpoint, got a converted file, which holds one network")
-    config, saved, weights = _read_run(path)
+    config, saved, weights = read_run(path)
     system = system_of(config)
     if not issubclass(system, SelfSupervisedSystem):
         raise ValueError(f"{path}: expected a self-supervised system, got {system.name}, which predicts no poses")
     return system.restore_system(config, saved, weights).to(device).eval()
+
+
+def _is_pretrained(path: str | Path) -> bool:
+    return is_on_hub(path) or (Path(path) / WEIGHTS).is_file()
 
 
 def _find(path: str | Path, checkpoint: str | None) -> tuple[Path, bool]:
@@ -83,7 +95,15 @@ def _find(path: str | Path, checkpoint: str | None) -> tuple[Path, bool]:
     return path, published
 
 
-def _read_run(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def find_run(path: str | Path, checkpoint: str | None = None) -> Path | None:
+    """The checkpoint of `mdepth-fast train` that `path` and `checkpoint` name, None for weights of another kind."""
+    if _is_pretrained(path):
+        return None
+    path, published = _find(path, checkpoint)
+    return None if published or path.suffix == ".safetensors" else path
+
+
+def read_run(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Configuration, extra state and weights of a checkpoint."""
     values = read_checkpoint(path)
     if "mdepth_fast" not in values:

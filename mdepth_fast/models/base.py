@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..alignment import affine_from_reference, camera_matrices, scale_from_ground, scale_from_reference
 from ..geometry import depth_from_disparity
 from ..kinds import Kind, check_kind
 from ..ops.disparity_to_depth import disparity_to_depth
+from .pretrained import Pretrained
 
 __all__ = [
     "DepthModel",
@@ -123,13 +124,12 @@ def _per_image(numbers: Tensor) -> Tensor:
     return numbers.reshape(-1, 1, 1, 1)
 
 
-class Model(nn.Module):
-    """A network that `load_checkpoint` can fill."""
+class Model(Pretrained):
+    """A network that `load_checkpoint` can fill, and that `save_pretrained` and `from_pretrained` write and read."""
 
     checkpoint_prefix: ClassVar[str]  # of its keys in a Lightning checkpoint of this package
     # What the constructor must be told for weights that `translate` has translated, such as a rule of decoding.
     published_options: ClassVar[Mapping[str, Any]] = {}
-    created_as: tuple[str, dict[str, Any]] | None = None  # name and options, set by `create_model`
 
     def published_files(self) -> dict[str, dict[str, str]]:
         """For a system published as a folder: file name to {key in the file: key in `state_dict()`}."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from ..ops import ordinal_decode
+from ..ops.ordinal_decode import ordinal_decode
 from .base import DepthModel, check_images
 from .registry import register_model
 from .resnet import VARIANTS, Bottleneck, stage

@@ -13,6 +13,7 @@ from mdepth_fast.models.base import DepthModel, Model
 from mdepth_fast.models.registry import create_model
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.weights.converted import converted_model, is_resized
+from mdepth_fast.weights.hub import WEIGHTS, local_file
 from mdepth_fast.weights.identify import fitting_models, likely, skeleton
 from mdepth_fast.weights.match import CLASSIFIER, METADATA, matched, unwrapped
 from mdepth_fast.weights.read import read_content
@@ -23,19 +24,19 @@ __all__ = ["convert_content", "create_converted", "fitting_models", "load_checkp
 def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     """Fill `model` from `path`, all of it or, on an error, nothing.
 
-    A folder is a run, of which last.ckpt is read, or a published one: encoder.pth and depth.pth for a depth net,
-    pose_encoder.pth and pose.pth for a pose net; the training size that encoder.pth holds becomes `model.input_size`. A
-    file is what is published of the system (see `translate` of the model), a state dict of the model, bare or under
-    "model" or "state_dict" and with or without the prefix of data-parallel training, a Lightning checkpoint of this
-    package, or what `mdepth-fast convert` wrote.
+    A folder is a run, of which last.ckpt is read, one of `save_pretrained`, or a published one: encoder.pth and
+    depth.pth for a depth net, pose_encoder.pth and pose.pth for a pose net; the training size that encoder.pth holds
+    becomes `model.input_size`. A file is what is published of the system (see `translate` of the model), a state dict
+    of the model, bare or under "model" or "state_dict" and with or without the prefix of data-parallel training, a
+    Lightning checkpoint of this package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the
+    Hugging Face Hub, see `weights.hub`.
 
     FileNotFoundError names a missing file; ValueError names the file that cannot be read, or whose keys or shapes do
     not fit, the first of these, and the model that they would fit. Warns where the constructor was told otherwise than
     the weights need.
     """
-    path = Path(path)
-    if (path / "last.ckpt").is_file():
-        path = path / "last.ckpt"
+    path = local_file(path)
+    path = next((path / name for name in ("last.ckpt", WEIGHTS) if (path / name).is_file()), path)
     own = model.state_dict()
     state: dict[str, Tensor] = {}
     size = None

@@ -1,10 +1,10 @@
 """Encoders filled from the weights of an ImageNet classifier."""
 
 import os
-from pathlib import Path
 
 from torch import Tensor, nn
 
+from mdepth_fast.weights.hub import local_file
 from mdepth_fast.weights.match import CLASSIFIER, matched, unwrapped
 from mdepth_fast.weights.read import read_content
 
@@ -14,11 +14,12 @@ __all__ = ["load_encoder_weights"]
 def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> None:
     """Fill an encoder from the state dict of its ImageNet classifier, the classifier's last layer `fc` left aside.
 
-    The keys of the file are those of `encoder` behind `prefix`, or what its `translate`, where it has one, makes them.
-    Where a ResNet takes n images, conv1 is repeated n times along its inputs and divided by n, so that n equal images
-    give the activations of one. Errors as in `load_checkpoint`.
+    `path` is a file, or one of the Hugging Face Hub such as `hub:timm/resnet18.tv_in1k` (see `weights.hub`). Its keys
+    are those of `encoder` behind `prefix`, or what its `translate`, where it has one, makes them. Where a ResNet takes
+    n images, conv1 is repeated n times along its inputs and divided by n, so that n equal images give the activations
+    of one. Errors as in `load_checkpoint`.
     """
-    path = Path(path)
+    path = local_file(path)
     content = {key: value for key, value in unwrapped(read_content(path), None).items() if key not in CLASSIFIER}
     content = {key.removeprefix(prefix): value for key, value in content.items()}
     if translate := getattr(encoder, "translate", None):

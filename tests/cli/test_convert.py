@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -11,15 +12,17 @@ import plain_monodepth2
 import pytest
 import tiny_run
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from released_blobs import released_blobs
 from safetensors.torch import load_file, save_file
 
 from mdepth_fast.cli import main
+from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.inference import load_system, load_trained
-from mdepth_fast.models import DORN, create_model, load_checkpoint, registry
+from mdepth_fast.models import DORN, DepthModel, PoseModel, create_model, load_checkpoint, registry
 from mdepth_fast.systems.monodepth2 import Monodepth2
-from mdepth_fast.weights import converted_model, read_pickled_module
+from mdepth_fast.weights import converted_model, read_pickled_module, write_converted
 
 # A training script of somebody else: a whole net, statistics that pruning has turned into parameters, and a result
 # that is pickled beside it.
@@ -289,3 +292,73 @@ def test_a_run_becomes_a_published_folder(capsys, checkpoint, tmp_path):
     assert again.depth_net.input_size == (96, 160), "fine-tuned at another size than the weights were trained at"
 
     assert "expected a new or empty folder" in fails(capsys, path, folder)
+
+
+METRICS = {"abs_rel": 0.125, "rmse": 4.5, "d1": float("nan")}
+
+
+def write_run(folder, metrics=METRICS):
+    """A run folder as training leaves it, on data of a private place."""
+    config = tiny_run.tiny_config(
+        data__split="/home/somebody/splits/mine.txt", model__weights="/home/somebody/start.pth", protocol="kitti_eigen"
+    )
+    net = tiny_run.TinyDepth(min_depth=0.5, max_depth=20.0)
+    state = {f"depth_net.{key}": value for key, value in net.state_dict().items()}
+    folder.mkdir()
+    for name in ("last", "best"):
+        values = {"state_dict": state, "mdepth_fast": {"config": config.to_dict(), "sources": [-1]}}
+        torch.save(values, folder / f"{name}.ckpt")
+    kept = {"last": {"step": 20}, "best": {"step": 8, "monitor": "val/abs_rel", "mode": "min", "value": 0.11}}
+    (folder / "metrics.json").write_text(json.dumps({"before": metrics, "after": metrics, "checkpoints": kept}))
+    return net
+
+
+def test_a_run_for_the_hub(tmp_path, capsys, frame):
+    net = write_run(tmp_path / "run")
+    out = converts(capsys, tmp_path / "run", tmp_path / "hub", "--to", "hub", "--license", "mit")
+    assert out == f"{tmp_path / 'hub'}: tiny_depth, config.json, model.safetensors, README.md\n"
+    assert equal(DepthModel.from_pretrained(tmp_path / "hub").state_dict(), net.state_dict())
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert card.data.license == "mit" and "Licence of these weights: mit." in card.text
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert results == {"abs_rel": 0.125, "rmse": 4.5}, "NaN is in the table, but is no value of the header"
+    assert get_protocol("kitti_eigen").describe() in card.text
+    assert "| abs_rel | rmse | d1 |" in card.text and "| 0.125 | 4.5 | nan |" in card.text
+    for line in ("data: synthetic", "split: mine.txt", "optimiser steps: 20", "began with weights of `start.pth`"):
+        assert f"\n- {line}" in card.text
+    assert "somebody" not in card.text
+    assert main(["predict", str(tmp_path / "hub"), str(frame), "--output", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+
+    converts(capsys, tmp_path / "run", tmp_path / "best", "--to=hub", "--checkpoint=best")
+    card = ModelCard.load(tmp_path / "best" / "README.md")
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {"abs_rel": 0.11}
+    assert "- optimiser steps: 8" in card.text and card.data.license == "unknown"
+
+
+def test_other_weights_for_the_hub(tmp_path, capsys):
+    state = create_model("posecnn").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    converts(capsys, tmp_path / "weights.pth", tmp_path / "file.safetensors")
+    for source, target in (("weights.pth", "a"), ("file.safetensors", "b"), ("a", "c")):
+        assert "posecnn" in converts(capsys, tmp_path / source, tmp_path / target, "--to", "hub")
+        assert equal(PoseModel.from_pretrained(tmp_path / target).state_dict(), state)
+        assert "Nothing is recorded." in (tmp_path / target / "README.md").read_text()
+    converts(capsys, tmp_path / "a", tmp_path / "again.safetensors")
+    assert converted_model(tmp_path / "again.safetensors") == ("posecnn", {})
+
+    assert "folder: expected a new or empty folder" in fails(
+        capsys, tmp_path / "weights.pth", tmp_path / "a", "--to=hub"
+    )
+    message = fails(capsys, tmp_path / "weights.pth", tmp_path / "x.safetensors", "--license=mit")
+    assert "--license: expected with --to hub" in message
+    message = fails(capsys, tmp_path / "weights.pth", tmp_path / "x.safetensors", "--checkpoint=best")
+    assert "--checkpoint: expected a run folder" in message
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_converted_file_keeps_its_options(tmp_path, capsys):
+    net = create_model("fastdepth_pruned", input_size=(96, 128))
+    write_converted(tmp_path / "a.safetensors", *net.created_as, net.state_dict(), source="test")
+    assert "input_size=(96, 128)" in converts(capsys, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert converted_model(tmp_path / "b.safetensors") == ("fastdepth_pruned", {"input_size": (96, 128)})

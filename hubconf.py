@@ -1,0 +1,33 @@
+"""Entry points for `torch.hub`: one for each registered model, and `load` for trained networks.
+
+    net = torch.hub.load("path/to/mdepth_fast", "fastdepth", source="local")
+    net = torch.hub.load("path/to/mdepth_fast", "load", "runs/fastdepth_nyu/001", source="local")
+
+A checkout without the compiled kernels (`pip install .`) needs MDEPTH_BACKEND=reference, which is plain PyTorch.
+"""
+
+from typing import Any as _Any
+
+from mdepth_fast import load  # noqa: F401  (an entry point)
+from mdepth_fast import models as _models
+
+dependencies = ["torch", "numpy"]
+
+
+def _entry(name: str) -> _Any:
+    def create(weights: str | None = None, **options: _Any) -> _models.Model:
+        model = _models.create_model(name, **options)
+        if weights is not None:
+            _models.load_checkpoint(model, weights)
+        return model.eval()
+
+    create.__name__ = name
+    create.__doc__ = (
+        f"The network {name!r} in eval mode.\n\n"
+        "weights: a file or folder that `mdepth_fast.models.load_checkpoint` reads, hub:user/repo, or None for random\n"
+        "weights. options: arguments of its constructor."
+    )
+    return create
+
+
+globals().update({_name: _entry(_name) for _name in _models.list_models()})
