@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdepth_fast.files import replacing
+from mdepth_fast.kinds import Kind, is_inverse
 
 __all__ = [
     "Cell",
@@ -18,6 +19,7 @@ __all__ = [
     "colorize_flow",
     "draw_panel",
     "draw_trajectories",
+    "valid_values",
     "write_depth_png",
     "write_npy",
     "write_png",
@@ -34,35 +36,48 @@ def _plane(name: str, values: Tensor | Array) -> Array:
     return array.reshape(array.shape[-2:])
 
 
-def _inverse(depth: Array) -> tuple[Array, Array]:
-    valid = np.isfinite(depth) & (depth > 0)
-    return np.where(valid, 1.0 / np.where(valid, depth, 1.0), 0.0), valid
+def valid_values(values: Array, kind: Kind) -> NDArray[np.bool_]:
+    """Where a map holds a value: depth that is finite and positive, inverse depth or disparity that is finite."""
+    finite = np.isfinite(values)
+    return finite if is_inverse(kind) else finite & (values > 0)
 
 
-def color_range(depth: Tensor | Array) -> tuple[float, float]:
+def _inverse(values: Array, kind: Kind) -> tuple[Array, Array]:
+    valid = valid_values(values, kind)
+    if is_inverse(kind):
+        return np.where(valid, values, 0.0), valid
+    return np.where(valid, 1.0 / np.where(valid, values, 1.0), 0.0), valid
+
+
+def color_range(depth: Tensor | Array, *, kind: Kind = "relative") -> tuple[float, float]:
     """The range of inverse depth that `colorize` spreads its colours over: minimum and 95th percentile.
 
-    `depth` (H,W), invalid where not finite or not positive; (0, 1) where nothing is valid.
+    `depth` (H,W), what it holds says `kind`, see `valid_values`; (0, 1) where nothing is valid.
     Source: the published pictures of Monodepth2, arXiv 1806.01260.
     """
-    inverse, valid = _inverse(_plane("depth", depth))
+    inverse, valid = _inverse(_plane("depth", depth), kind)
     if not valid.any():
         return 0.0, 1.0
     return float(inverse[valid].min()), float(np.percentile(inverse[valid], 95))
 
 
 def colorize(
-    depth: Tensor | Array, bounds: tuple[float, float] | None = None, *, colormap: str = "magma"
+    depth: Tensor | Array,
+    bounds: tuple[float, float] | None = None,
+    *,
+    kind: Kind = "relative",
+    colormap: str = "magma",
 ) -> NDArray[np.uint8]:
-    """Depth (H,W) to RGB uint8 (H,W,3): near is bright, invalid (not finite or not positive) is black.
+    """Depth (H,W) to RGB uint8 (H,W,3): near is bright, invalid (see `valid_values`) is black.
 
-    `bounds`: range of inverse depth, in 1 / unit of depth; `color_range(depth)` where None. Give one range to all
-    the frames of a video, or its colours flicker.
+    `bounds`: range of inverse depth, in 1 / unit of depth; `color_range(depth, kind=kind)` where None. Give one range
+    to all the frames of a video, or its colours flicker. `kind`: what `depth` holds. Inverse depth and disparity are
+    coloured as they are.
     """
     from matplotlib import colormaps
 
-    low, high = color_range(depth) if bounds is None else bounds
-    inverse, valid = _inverse(_plane("depth", depth))
+    low, high = color_range(depth, kind=kind) if bounds is None else bounds
+    inverse, valid = _inverse(_plane("depth", depth), kind)
     scaled = np.clip((inverse - low) / max(high - low, 1e-12), 0.0, 1.0)
     rgb = (colormaps[colormap](scaled)[..., :3] * 255 + 0.5).astype(np.uint8)
     rgb[~valid] = 0
@@ -143,25 +158,37 @@ def write_maps(path: str | Path, maps: Sequence[Array]) -> None:
         np.save(file, np.stack(maps).astype(np.float32, copy=False))
 
 
-def write_depth_png(path: str | Path, depth: Tensor | Array, scale: float = 256.0) -> int:
+def write_depth_png(
+    path: str | Path,
+    depth: Tensor | Array,
+    scale: float = 256.0,
+    *,
+    kind: Kind = "relative",
+    text: Mapping[str, str] | None = None,
+) -> int:
     """Writes depth (H,W) as 16-bit PNG, value = depth * scale, 0 = none (KITTI depth: metres * 256).
 
-    Depth that is not finite or not positive becomes 0. Values outside 1..65535 are clamped, never wrapped.
+    What is no value (see `valid_values`, `kind` says what `depth` holds) becomes 0. Values outside 1..65535 are
+    clamped, never wrapped. `text` goes into text chunks of these names.
 
     Returns:
-        how many pixels were clamped.
+        how many pixels were clamped. Inverse depth of 0 that becomes 1, one step of the scale, is not counted.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    if not scale > 0:
+    if not 0 < scale < np.inf:
         raise ValueError(f"scale: expected a positive number, got {scale}")
     values = _plane("depth", depth).astype(np.float64)
-    valid = np.isfinite(values) & (values > 0)
+    valid = valid_values(values, kind)
     scaled = np.rint(np.where(valid, values, 0.0) * scale)
-    clamped = valid & ((scaled < 1) | (scaled > 65535))
+    clamped = valid & ((scaled < (0 if is_inverse(kind) else 1)) | (scaled > 65535))
     pixels = np.where(valid, np.clip(scaled, 1, 65535), 0).astype(np.uint16)
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=chunks)
     return int(clamped.sum())
 
 

@@ -25,10 +25,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"weights.{name}" for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle")
     ),
-    ("ops", "geometry"),
+    ("ops", "geometry", "alignment"),
     ("_op",),
     ("kernels", "_dispatch", "_native"),
-    ("visualize", "files", "_source_tree"),
+    ("visualize", "files", "kinds", "_source_tree"),
 )
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 

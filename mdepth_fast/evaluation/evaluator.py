@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mdepth_fast import ops
+from mdepth_fast.alignment import fit_line
 from mdepth_fast.evaluation.metrics import METRICS, metrics_of
 from mdepth_fast.evaluation.protocols import Protocol, get_protocol
 
@@ -246,7 +247,7 @@ def _align(found: Comparison) -> Comparison:
             return found._replace(ratio=ratio)
         return found._replace(scale=found.scale / ratio if found.inverse else found.scale * ratio, ratio=ratio)
     # A prediction whose disparity is fitted to zero or below is as far as the protocol sees.
-    scale, shift = _fit(values, 1 / g if alignment == "lsq_disparity" else g)
+    scale, shift = fit_line(values, 1 / g if alignment == "lsq_disparity" else g)
     return found._replace(scale=found.scale * scale, shift=shift)
 
 
@@ -273,11 +274,3 @@ def _resize(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
     return F.interpolate(
         values[None, None], tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
     )[0, 0]
-
-
-def _fit(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
-    """Scale and shift of the least-squares line y = scale * x + shift; a constant x gives its mean offset."""
-    centred = x - x.mean()
-    square = float((centred**2).sum())
-    scale = float((centred * (y - y.mean())).sum()) / square if square > 0 else 1.0
-    return scale, float(y.mean() - scale * x.mean())

@@ -10,8 +10,11 @@ from mdepth_fast.inference.trained import (
     load_trained,
     predict_sample,
 )
+from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, read_map, write_map
 
 __all__ = [
+    "MAP_FORMATS",
+    "DepthMap",
     "Trained",
     "evaluate",
     "evaluate_sample",
@@ -20,4 +23,6 @@ __all__ = [
     "predict_sample",
     "predict_trajectory",
     "publish",
+    "read_map",
+    "write_map",
 ]

@@ -2,31 +2,124 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..alignment import affine_from_reference, camera_matrices, scale_from_ground, scale_from_reference
+from ..geometry import depth_from_disparity
+from ..kinds import Kind, check_kind
 from ..ops.disparity_to_depth import disparity_to_depth
 
-__all__ = ["DepthModel", "DepthPrediction", "DisparityModel", "Model", "PoseModel", "check_images", "stack_pair"]
+__all__ = [
+    "DepthModel",
+    "DepthPrediction",
+    "DisparityModel",
+    "Kind",
+    "Model",
+    "PoseModel",
+    "check_images",
+    "stack_pair",
+]
 
 
-Kind = Literal["metric", "relative", "affine_inverse"]
+# What can make each kind metric.
+_WAYS: dict[Kind, tuple[str, ...]] = {
+    "metric": (),
+    "relative": ("scale", "reference", "camera_height"),
+    "affine_inverse": ("reference",),
+    "disparity": ("baseline", "reference", "camera_height"),
+}
 
 
 @dataclass(frozen=True)
 class DepthPrediction:
-    """What a network predicts for images: `depth` (B, 1, H, W) along the optical axis, or inverse depth, see `kind`.
+    """What a network predicts for images: `depth` (B, 1, H, W), which holds what `kind` says.
 
-    kind "metric": depth in `unit`; "relative": depth up to one factor per image; "affine_inverse": inverse depth up to
-    a scale and a shift per image, larger is closer (align it before you compare it with anything).
+    kind "metric": depth along the optical axis in metres; "relative": depth up to one factor per image;
+    "affine_inverse": inverse depth up to a scale and a shift per image, larger is closer (align it before you compare
+    it with anything); "disparity": x in the left image minus x in the right one of a rectified pair, in pixels.
+    unit: "m" for metric depth, "px" for disparity, else None. ValueError for another kind, or a unit of another kind.
     """
 
     depth: Tensor
     kind: Kind
     unit: str | None
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind, self.unit)
+
+    def to_metric(
+        self,
+        *,
+        scale: float | Tensor | None = None,
+        reference: Tensor | None = None,
+        baseline: float | None = None,
+        camera_height: float | None = None,
+        K: Tensor | None = None,
+    ) -> "DepthPrediction":
+        """The same depth in metres, by exactly one of `scale`, `reference`, `baseline` and `camera_height`.
+
+        Args:
+            scale: metres per unit of relative depth: a number, or a tensor (B,).
+            reference: depth in metres (B, 1, H, W) at some points, 0 or NaN elsewhere. Relative depth is scaled by the
+                median ratio; to inverse depth, scale and shift are fitted by least squares. Each image has its own.
+            baseline: distance in metres between the cameras of the pair that disparity belongs to; needs `K`.
+                z = fx baseline / disparity, for cameras with one principal point.
+            camera_height: height in metres of the camera above the ground, whose plane is sought in the lower middle
+                of each image, see `alignment.scale_from_ground`; needs `K`.
+            K: camera matrix (3, 3) or (B, 3, 3), in pixels of `depth`.
+
+        Returns:
+            kind "metric", unit "m". Depth is infinite where inverse depth or disparity is not positive.
+
+        Raises:
+            ValueError: none or several of the ways, one that does not suit the kind (nothing suits metric depth), or
+                an image that does not determine its scale: too few reference points, no plane of the ground.
+        """
+        ways = {"scale": scale, "reference": reference, "baseline": baseline, "camera_height": camera_height}
+        given = [name for name, value in ways.items() if value is not None]
+        if self.kind == "metric":
+            raise ValueError("kind: expected depth without a scale or disparity, got depth that is metric already")
+        possible = ", ".join(_WAYS[self.kind])
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"to_metric: expected exactly one of {possible} for kind {self.kind!r}, got {got}")
+        if given[0] not in _WAYS[self.kind]:
+            raise ValueError(f"{given[0]}: cannot make kind {self.kind!r} metric, expected {possible}")
+        if K is None and (baseline is not None or camera_height is not None):
+            raise ValueError(f"K: expected the camera matrix, which {given[0]} needs, got none")
+        values = self.depth.to(torch.promote_types(self.depth.dtype, torch.float32))
+        cameras = None if K is None else camera_matrices(K, len(values)).to(values)
+
+        if baseline is not None and cameras is not None:
+            if not 0 < baseline < float("inf"):
+                raise ValueError(f"baseline: expected a positive number of metres, got {baseline}")
+            return DepthPrediction(depth_from_disparity(values, _per_image(cameras[:, 0, 0]), baseline), "metric", "m")
+        if self.kind == "affine_inverse" and reference is not None:
+            factor, shift = affine_from_reference(values, reference)
+            inverse = values * _per_image(factor.to(values)) + _per_image(shift.to(values))
+            return DepthPrediction(depth_from_disparity(inverse, 1.0, 1.0), "metric", "m")
+
+        if self.kind == "disparity":
+            values = depth_from_disparity(values, 1.0, 1.0)
+        if reference is not None:
+            factor = scale_from_reference(values, reference)
+        elif camera_height is not None and cameras is not None:
+            factor = scale_from_ground(values, cameras, camera_height)
+        else:
+            factor = torch.as_tensor(scale, dtype=torch.float64)
+            if tuple(factor.shape) not in ((), (len(values),)):
+                raise ValueError(f"scale: expected a number or shape ({len(values)},), got {tuple(factor.shape)}")
+            if not (factor.isfinite() & (factor > 0)).all():
+                raise ValueError(f"scale: expected positive numbers of metres, got {factor.tolist()}")
+        return DepthPrediction(values * _per_image(factor.to(values)), "metric", "m")
+
+
+def _per_image(numbers: Tensor) -> Tensor:
+    return numbers.reshape(-1, 1, 1, 1)
 
 
 class Model(nn.Module):

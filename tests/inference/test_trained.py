@@ -18,7 +18,7 @@ class Brightness(DepthModel):
     multiple = 1
 
     def __init__(self, affine: bool = False) -> None:
-        super().__init__(unit="m", input_size=None)
+        super().__init__(unit=None if affine else "m", input_size=None)
         self.factor = torch.nn.Parameter(torch.tensor(10.0))
         self.affine = affine
         self.seen: list[tuple[int, ...]] = []
