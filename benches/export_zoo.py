@@ -1,11 +1,10 @@
-"""Exports every network of the registry at its true size and writes results/export.json and the table of docs/export.md.
+"""Exports every network at its true size and writes results/export.json and the table of docs/export.md.
 
 python benches/export_zoo.py [--to onnx torch-export aoti] [--missing] [model ...]
 python benches/export_zoo.py --table    exports nothing: writes the table anew
 
-A model's result is written as soon as it is there; the others in the file stay. The weights are random, with the
-statistics of batch norms taken from images, so that the outputs have a structure that can be compared. The exit status
-is 1 if a network that has a form differs from PyTorch.
+A model's result is written as soon as it is there; the others in the file stay. The weights are random, with batch
+norms as `inference.export.settle` sets them. The exit status is 1 if a network that has a form differs from PyTorch.
 """
 
 import argparse
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import mdepth_fast
 from mdepth_fast.files import replacing
-from mdepth_fast.inference.export import TOLERANCE, Target, default_size, export
+from mdepth_fast.inference.export import TOLERANCE, Target, default_size, export, settle
 from mdepth_fast.models import create_model, list_models
 
 HERE = Path(__file__).parent
@@ -41,32 +39,15 @@ SIZES = {
 }
 
 
-def well_scaled(name: str, size: tuple[int, int] | None) -> nn.Module:
-    """The network with random weights whose batch norms know the statistics of its activations."""
-    torch.manual_seed(0)
-    net: Any = create_model(name)
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    if norms and size is not None and hasattr(net, "infer"):
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        net.eval()
-        for norm in norms:
-            norm.training = True
-        with torch.no_grad():
-            net.infer(torch.rand(2, 3, *size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    return net.eval()
-
-
 def measured(name: str, target: Target, folder: Path) -> dict[str, Any]:
     """What the export of a network came to: the difference, or why there is none."""
     own = next((size for prefix, size in SIZES.items() if name.startswith(prefix)), None)
-    net: Any = well_scaled(name, default_size(create_model(name)) or own)
+    torch.manual_seed(0)
+    net = create_model(name)
     size = default_size(net) or own
     path = folder / f"{name}.{'onnx' if target == 'onnx' else 'pt2'}"
     try:
+        settle(net, size)
         done = export(net, path, target, size=size)
     except ValueError as error:
         return {"reason": str(error)}

@@ -87,11 +87,14 @@ def _network(arguments: argparse.Namespace, device: Any) -> tuple[Any, str, str]
     """The network, the name of its file, and where its weights come from."""
     model = arguments.model
     if arguments.random_weights:
+        from mdepth_fast.inference.export import settle
         from mdepth_fast.models import create_model
 
         if arguments.checkpoint:
             raise ValueError("--checkpoint: expected a run folder, not --random-weights")
-        return create_model(model).to(device).eval(), model, "random"
+        net = create_model(model).to(device).eval()
+        settle(net, arguments.size)
+        return net, model, "random"
     from mdepth_fast.inference import load_trained
     from mdepth_fast.models import list_models
 
