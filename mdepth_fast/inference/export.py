@@ -8,6 +8,7 @@ is read back and run, and its outputs are compared with PyTorch's.
 import importlib.util
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +143,7 @@ def settle(net: Model, size: tuple[int, int] | None = None) -> None:
 
     Between layers whose inputs are normalised and cut by a ReLU at their mean, a difference grows with each layer
     (Yang et al., arXiv 1902.08129), to many times `TOLERANCE`. Trained networks do not have that. Here the statistics
-    are those of random images, and biases of one deviation let most values pass. size: as in `export`.
+    are those of random images, and biases of two deviations let most values pass. size: as in `export`.
     """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
     if not norms:
@@ -155,8 +156,10 @@ def settle(net: Model, size: tuple[int, int] | None = None) -> None:
     with _eval_mode(net):
         for norm in norms:
             norm.momentum, norm.training = 1.0, True
-            if norm.affine:
-                nn.init.ones_(norm.bias)
+        for module in net.modules():
+            # slim's batch norm has its bias behind it, in the block.
+            if (module in norms or getattr(module, "norm", None) in norms) and isinstance(module.bias, nn.Parameter):
+                nn.init.constant_(module.bias, 2.0)
         program(*example)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
@@ -521,26 +524,26 @@ _WRITERS: dict[str, Callable[[Any, _Program, Path, dict[str, str], int], Run]] =
 
 
 def _compare(program: _Program, run: Run, batches: Sequence[tuple[Sequence[Tensor], Bounds]]) -> tuple[float, float]:
-    """The largest relative difference over all batches, and the least spread of what was compared."""
-    differences, spreads = [], []
+    """The largest relative difference over all batches, and the spread of the output that has the least."""
+    differences: list[float] = []
+    spreads = dict.fromkeys(program.outputs, 0.0)
     for inputs, expected in batches:
         outputs = run(inputs)
         for name, value, (low, high) in zip(program.outputs, outputs, expected, strict=True):
             if value.shape != low.shape:
-                raise ValueError(
-                    f"{name}: expected {tuple(low.shape)} as PyTorch's, the file gives {tuple(value.shape)}"
-                )
+                got, want = tuple(value.shape), tuple(low.shape)
+                raise ValueError(f"{name}: expected {want} as PyTorch's, the file gives {got}; no file was written")
             value, low, high = (one.detach().cpu().double().flatten(1) for one in (value, low, high))
             if not (low.isfinite().all() and high.isfinite().all()):
-                raise ValueError(f"{name}: expected finite values from the network, some are not: nothing to compare")
-            scale = high.abs().mean(1, keepdim=True)
-            spread = (high.amax(1) - high.amin(1)) / scale[:, 0]
-            if not (spread > 0).all():
-                raise ValueError(
-                    f"{name}: the network gives one value everywhere, which any file would: nothing to compare"
-                )
+                raise ValueError(f"{name}: the network gives values that are not finite: nothing to compare")
+            scale = high.abs().mean(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            spreads[name] = max(spreads[name], ((high.amax(1) - high.amin(1)) / scale[:, 0]).amax().item())
             outside = torch.maximum(low - value, value - high).clamp(min=0)
-            # `clamp` and `maximum` keep NaN, and so does `amax`.
+            # `clamp`, `maximum` and `amax` keep NaN.
             differences.append((outside / torch.maximum(high.abs(), scale)).amax().item())
-            spreads.append(spread.amin().item())
-    return max(differences, key=lambda one: (one != one, one)), min(spreads)
+    for name, spread in spreads.items():
+        if spread == 0:
+            raise ValueError(
+                f"{name}: the network gives one value everywhere, which any file would: nothing to compare"
+            )
+    return max(differences, key=lambda one: (math.isnan(one), one)), min(spreads.values())
