@@ -1,6 +1,6 @@
 """Exports every network at its true size and writes results/export.json and the table of docs/export.md.
 
-python benches/export_zoo.py [--to onnx torch-export aoti] [--missing] [model ...]
+python benches/export_zoo.py [--to onnx|torch-export|aoti] [--missing] [model ...]
 python benches/export_zoo.py --table    exports nothing: writes the table anew
 
 A model's result is written as soon as it is there; the others in the file stay. The weights are random, with batch
@@ -74,11 +74,12 @@ def table(record: dict[str, Any]) -> str:
         f"| network | inputs | outputs | size | {' | '.join(TARGETS.values())} |",
         "|---" * (4 + len(TARGETS)) + "|",
     ]
-    for name, results in sorted(record["models"].items()):
+    for name in list_models():
+        results = record["models"].get(name, {})
         first = next((one for one in results.values() if "difference" in one), None)
         if first is None:
-            reason = next(iter(results.values()))["reason"]
-            lines.append(f"| `{name}` | no: {reason} |" + " |" * (2 + len(TARGETS)))
+            reason = next((f"no: {one['reason']}" for one in results.values()), "not measured")
+            lines.append(f"| `{name}` | {reason} |" + " |" * (2 + len(TARGETS)))
             continue
         cells = [", ".join(f"`{word}`" for word in first[key]) for key in ("inputs", "outputs")] + [first["size"]]
         for target in TARGETS:
@@ -91,7 +92,7 @@ def table(record: dict[str, Any]) -> str:
 def page(text: str, record: dict[str, Any]) -> str:
     """The page with the table of the result file."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    content = f"{BEGIN}\n{table(record)}\n\nMeasured {record['date']} with {versions}.\n{END}"
+    content = f"{BEGIN}\n{table(record)}\n\nBy {versions}, {record['date']}.\n{END}"
     return re.sub(f"{BEGIN}.*{END}", lambda match: content, text, flags=re.DOTALL)
 
 
@@ -107,7 +108,7 @@ def write(record: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*")
-    parser.add_argument("--to", nargs="+", choices=tuple(TARGETS), default=["onnx", "torch-export"])
+    parser.add_argument("--to", action="append", choices=tuple(TARGETS), help="default: onnx and torch-export")
     parser.add_argument("--missing", action="store_true", help="only what the result file lacks")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> int:
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models or list_models():
-            for target in arguments.to:
+            for target in arguments.to or ("onnx", "torch-export"):
                 if arguments.missing and target in record["models"].get(name, {}):
                     continue
                 result = measured(name, target, Path(folder))

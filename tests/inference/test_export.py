@@ -224,12 +224,11 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
 def test_the_table_shows_the_result_file_and_every_network() -> None:
     record, text = export_zoo.read(), (ROOT / "docs" / "export.md").read_text()
     assert export_zoo.page(text, record) == text, "stale: run `python benches/export_zoo.py --table`"
-    assert record["models"].keys() == set(list_models())
+    assert record["models"].keys() <= set(list_models()) and len(record["models"]) > 5
+    assert all(f"| `{name}` |" in text for name in list_models())
     for name, results in record["models"].items():
-        one = results["onnx"]
-        if "reason" in one:
-            assert name == "posenet_shared"
-        else:
-            assert all(
-                each["difference"] <= record["tolerance"] == 1e-4 and each["spread"] > 0.01 for each in results.values()
-            ), name
+        for one in results.values():
+            if "reason" in one:
+                assert name == "posenet_shared"
+            else:
+                assert one["difference"] <= record["tolerance"] == module.TOLERANCE and one["spread"] > 0.01, name
