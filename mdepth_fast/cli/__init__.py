@@ -19,6 +19,7 @@ _COMMANDS = {
     "odometry": "predict and evaluate the trajectory of the camera",
     "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
     "convert": "convert published weights of any format to safetensors",
+    "export": "write a network for ONNX Runtime, torch.export or AOTInductor, checked against PyTorch",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
     "probe": "show what a depth network sees: position, size, pitch, roll, shadows, colours",
     "bench": "time the kernels against plain PyTorch on this machine",
@@ -85,6 +86,8 @@ def _overview() -> argparse.ArgumentParser:
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "av":
         return 'av, which reads videos, is not installed: pip install "mdepth-fast[video]"'
+    if isinstance(error, ModuleNotFoundError) and error.name in ("onnx", "onnxscript", "onnxruntime"):
+        return f'{error.name} is not installed: pip install "mdepth-fast[export]"'
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
         return f'{error.name} is not installed: pip install "mdepth-fast[train]"'
     text = " ".join(str(error).split())

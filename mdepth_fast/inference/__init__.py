@@ -1,5 +1,6 @@
 """Trained networks: reading them back, measuring them, predicting with them."""
 
+from mdepth_fast.inference.export import Exported, export
 from mdepth_fast.inference.frames import open_sources
 from mdepth_fast.inference.odometry import predict_trajectory
 from mdepth_fast.inference.publish import publish, run_history, write_hub_folder
@@ -18,12 +19,14 @@ from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, read_map, write
 __all__ = [
     "MAP_FORMATS",
     "DepthMap",
+    "Exported",
     "Predicted",
     "StreamOptions",
     "TemporalAlignment",
     "Trained",
     "evaluate",
     "evaluate_sample",
+    "export",
     "flicker",
     "load_system",
     "load_trained",

@@ -252,9 +252,9 @@ class DORN(DepthModel):
         starts = [*range(0, length - width, (width - 1) // 2), length - width]
         counts = self._counts(self._logits(torch.cat([images[..., x : x + width] for x in starts])))
         if len(starts) > 1:
-            total = counts.new_zeros(len(images), 1, height, length)
+            total = counts.new_zeros(images.shape[0], 1, height, length)
             windows = counts.new_zeros(length)
-            for x, window in zip(starts, counts.chunk(len(starts))):
+            for x, window in zip(starts, counts.unflatten(0, (len(starts), images.shape[0]))):
                 total[..., x : x + width] += window
                 windows[x : x + width] += 1
             counts = total / windows

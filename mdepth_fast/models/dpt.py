@@ -84,7 +84,7 @@ class _Readout(nn.Module):
         linear: Any = self.project[0]
         own, of_class = linear.weight.t().chunk(2)
         shared = torch.addmm(linear.bias, tokens[:, 0], of_class).unsqueeze(1)
-        return gelu(torch.baddbmm(shared, tokens[:, 1:], own.expand(len(tokens), -1, -1)))
+        return gelu(torch.baddbmm(shared, tokens[:, 1:], own.expand(tokens.shape[0], -1, -1)))
 
 
 class _Reassemble(nn.Module):

@@ -206,8 +206,12 @@ class Monodepth(DepthModel):
         prediction = super().predict(images, size=size, flip=flip)
         if K is None or self.focal is None:
             return prediction
-        ratio = K[..., 0, 0].to(prediction.depth) / (self.focal * images.shape[-1])
-        return replace(prediction, depth=prediction.depth * ratio.view(-1, 1, 1, 1))
+        return replace(prediction, depth=self.at_focal_length(prediction.depth, K, images.shape[-1]))
+
+    def at_focal_length(self, depth: Tensor, K: Tensor, width: int) -> Tensor:
+        """Depth (B, 1, H, W) as of a camera with the focal length in K (3, 3) or (B, 3, 3), in pixels of `width`."""
+        assert self.focal is not None
+        return depth * (K[..., 0, 0].to(depth) / (self.focal * width)).view(-1, 1, 1, 1)
 
 
 class MonodepthVGG(Monodepth):

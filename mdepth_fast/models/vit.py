@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         Tokens are those after each block of `taps`, counted from 0, ascending; blocks after the last do not run.
         """
         patches, maps = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], 1)
         x = x + resized_positions(self.pos_embed, self.grid, patches.shape[-2:])
         tokens = []
         for n, block in enumerate(self.blocks[: taps[-1] + 1]):
