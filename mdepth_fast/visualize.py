@@ -19,6 +19,7 @@ __all__ = [
     "draw_panel",
     "draw_trajectories",
     "write_depth_png",
+    "write_maps",
     "write_npy",
     "write_png",
 ]
