@@ -23,6 +23,7 @@ __all__ = [
     "draw_trajectories",
     "valid_values",
     "write_depth_png",
+    "write_maps",
     "write_npy",
     "write_png",
 ]

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import shutil
-import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mdepth_fast.data.samples import DataError, DepthSample, check_size, resize_image
+from mdepth_fast.files import making_folder
 
 __all__ = ["Cached"]
 
@@ -99,22 +99,18 @@ class Cached(Dataset[DepthSample]):
             message = f"the cache needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
             raise OSError(errno.ENOSPC, message, str(parent))
         # The folder appears whole: of several processes that start together, one's becomes the cache of all.
-        temporary = parent / f".{self.folder.name}.{uuid.uuid4().hex}"
-        temporary.mkdir()
         try:
-            for name, dtype, shape in (
-                ("images", "uint8", (length, 3, height, width)),
-                ("depth", meta["depth_dtype"], (length, 1, height, width)),
-                ("checksums", "uint32", (length,)),
-            ):
-                np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
-            (temporary / _META).write_text(json.dumps({**meta, "size": [height, width]}, indent=2) + "\n")
-            temporary.rename(self.folder)
+            with making_folder(self.folder) as temporary:
+                for name, dtype, shape in (
+                    ("images", "uint8", (length, 3, height, width)),
+                    ("depth", meta["depth_dtype"], (length, 1, height, width)),
+                    ("checksums", "uint32", (length,)),
+                ):
+                    np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
+                (temporary / _META).write_text(json.dumps({**meta, "size": [height, width]}, indent=2) + "\n")
         except OSError:
             if not (self.folder / _META).is_file():
                 raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _common_size(self) -> tuple[int, int]:
         """That of the first sample which can be read."""

@@ -108,6 +108,8 @@ def _checked(flow: Tensor | ArrayLike, valid: Tensor | ArrayLike | None) -> tupl
     array = np.asarray(flow.detach().cpu() if isinstance(flow, Tensor) else flow, dtype=np.float64)
     if array.ndim < 3 or array.shape[-3] != 2 or any(size != 1 for size in array.shape[:-3]):
         raise ValueError(f"flow: expected (2,H,W) or (1,2,H,W), got shape {tuple(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"flow: expected at least one pixel, got shape {tuple(array.shape)}")
     array = array.reshape(array.shape[-3:]).transpose(1, 2, 0)
     known = np.isfinite(array).all(2)
     if valid is not None:
@@ -119,8 +121,13 @@ def _checked(flow: Tensor | ArrayLike, valid: Tensor | ArrayLike | None) -> tupl
 
 
 def write_flo(path: Path | str, flow: Tensor | ArrayLike, valid: Tensor | ArrayLike | None = None) -> None:
-    """Writes flow (2,H,W) in pixels as a Middlebury `.flo` file; unknown (not finite, or not `valid`) is 1e10."""
+    """Writes flow (2,H,W) in pixels as a Middlebury `.flo` file; unknown (not finite, or not `valid`) is 1e10.
+
+    ValueError for known flow of 1e9 pixels and more, which readers take for unknown.
+    """
     array, known = _checked(flow, valid)
+    if (longest := np.abs(array[known]).max(initial=0)) >= _UNKNOWN:
+        raise ValueError(f"flow: expected components below {_UNKNOWN:g} pixels, got {longest:g}")
     values = np.where(known[..., None], array, 10 * _UNKNOWN).astype("<f4")
     with replacing(path) as temporary:
         temporary.write_bytes(_MAGIC + struct.pack("<ii", values.shape[1], values.shape[0]) + values.tobytes())

@@ -142,6 +142,11 @@ class SfMLearnerLoss(nn.Module):
         _checks.floating(T, "T", "(B, S, 4, 4)")
         if source_K is not None:
             _checks.floating(source_K, "source_K", "(B, S, 3, 3)")
+        if self.explainability and not (isinstance(explainability, Tensor) or explainability):
+            raise ValueError(
+                f"explainability: expected logits of masks for the weight {self.explainability} of their "
+                "cross-entropy, got none"
+            )
         if isinstance(explainability, Tensor) or explainability:
             _checks.maps(explainability, "explainability", "(B, S, h, w)")
         if sources.dim() != 5 or sources.shape[1] < 1 or sources.shape[:1] + sources.shape[2:] != target.shape:

@@ -70,9 +70,15 @@ class Setting:
 
     def below(self, height: int) -> float:
         """Rows from the horizon down to the place of the obstacle, in a frame of `height` rows."""
-        if self.distance is not None:
-            return self.focal * self.camera_height / self.distance
-        return (height - 1 - self.row()) / 3
+        if self.distance is None:
+            return (height - 1 - self.row()) / 3
+        rows = self.focal * self.camera_height / self.distance
+        if rows < 1:
+            raise ValueError(
+                f"distance: expected less than {self.focal * self.camera_height:.4g} m, where the obstacle stands a "
+                f"pixel below the horizon, got {self.distance:g}"
+            )
+        return rows
 
 
 def probe(
@@ -283,7 +289,11 @@ class _Pitch(_Experiment):
 
     def measure(self, subject: _Subject) -> dict[str, Any]:
         height, width = subject.frame.shape[:2]
-        reach = min(subject.setting.pitch, height // 8)
+        reach = subject.setting.pitch
+        if reach > height // 4:
+            raise ValueError(
+                f"pitch: expected at most a quarter of the frame's {height} rows, {height // 4}, got {reach}"
+            )
         below, size = subject.first()
         contact, pixels = subject.stand(below, size)
         edited, box = insert(subject.frame, subject.setting.obstacle, contact, subject.column, pixels)

@@ -15,7 +15,7 @@ from host_build import build
 
 @pytest.fixture(scope="session")
 def host_library():
-    library = ctypes.CDLL(str(build("library.cpp", "-O2", "-fPIC", "-shared", "-DMDEPTH_FIBERS")))
+    library = ctypes.CDLL(str(build("library.cpp", "-O2", "-fPIC", "-shared")))
     library.kernel_name.restype = ctypes.c_char_p
     library.run_kernel.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p]
     return library

@@ -22,8 +22,8 @@ from mdepth_fast import _native
 from mdepth_fast.kernels import nvrtc
 from mdepth_fast.ops import flow_warp, inverse_warp, min_reprojection, nnconv5
 
-ASAN = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DMDEPTH_FIBERS")
-TSAN = ("-O1", "-g", "-fsanitize=thread")
+ASAN = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+TSAN = ("-O1", "-g1", "-fsanitize=thread")
 BARRIERS = 28
 
 

@@ -75,7 +75,11 @@ def test_what_does_not_fit_into_16_bits_is_clamped_and_counted(tmp_path: Path) -
     found = read_flow(tmp_path / "a.png")
     assert found.flow.tolist() == [[[32767 / 64, 0], [0, -512], [0, 0]]]
     assert found.valid.tolist() == [[True, True, False]]
+    with pytest.raises(ValueError, match=r"flow: expected components below 1e\+09 pixels, got 2e\+09"):
+        write_flo(tmp_path / "far.flo", np.full((2, 3, 4), 2e9))
     for write in (write_flo, write_flow_png):
+        with pytest.raises(ValueError, match="flow: expected at least one pixel"):
+            write(tmp_path / "empty", np.zeros((2, 0, 4)))
         with pytest.raises(ValueError, match=r"flow: expected \(2,H,W\) or \(1,2,H,W\), got shape \(3, 1, 2\)"):
             write(tmp_path / "b", np.zeros((3, 1, 2)))
         with pytest.raises(ValueError, match=r"valid: expected shape \(1, 3\) as the flow, got \(3, 1\)"):

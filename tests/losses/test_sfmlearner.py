@@ -146,8 +146,9 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         ({"T": torch.eye(4)[None]}, ValueError, r"T: expected shape \(1, 2, 4, 4\), got \(1, 4, 4\)"),
         ({"source_K": torch.eye(3)[None]}, ValueError, r"source_K: expected shape \(1, 2, 3, 3\), got \(1, 3, 3\)"),
         ({"explainability": [torch.rand(1, 1, 16, 24)]}, ValueError, "explainability: expected logits of shapes"),
+        ({"explainability": None}, ValueError, "explainability: expected logits of masks for the weight 0.2"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        SfMLearnerLoss()(**arguments(case()) | change)
+        SfMLearnerLoss(explainability=0.2)(**arguments(case()) | change)

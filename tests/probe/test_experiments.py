@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,6 +184,10 @@ def test_bad_input_is_named(tmp_path):
         probe(sees_red, [("a", road_frame())], Setting(focal=700, centre=(600, 170)))
     with pytest.raises(ValueError, match="predict: expected inverse depth"):
         probe(lambda frame: frame, [("a", road_frame())], SETTING)
+    with pytest.raises(ValueError, match="pitch: expected at most a quarter of the frame's"):
+        probe(lambda frame: frame[..., 0], [("a", road_frame())], replace(SETTING, pitch=90), ["pitch"])
+    with pytest.raises(ValueError, match="distance: expected less than 150 m, where the obstacle stands a pixel below"):
+        probe(lambda frame: frame[..., 0], [("a", road_frame())], replace(SETTING, distance=1e9), ["pitch"])
     with pytest.raises(ValueError, match="roll: expected less than 45"):
         Setting(focal=100, centre=(1, 1), roll=60)
     (tmp_path / "x.png").write_bytes(b"nothing")

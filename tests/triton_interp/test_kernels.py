@@ -40,7 +40,7 @@ def assert_equal_in_double(case, inputs):
 
 
 @per_op
-@pytest.mark.parametrize("size", [(2, 2), (3, 5), (7, 13), (31, 64), (33, 65)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", [(2, 2), (7, 13), (33, 65)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_equals_reference_in_double(case, size):
     batch = 1 if size[0] > 30 else 2
     assert_equal_in_double(case, case.inputs(batch=batch, height=size[0], width=size[1], dtype=torch.float64))
@@ -217,7 +217,7 @@ def test_empty_batch(case):
 
 
 @pytest.mark.parametrize(
-    "sizes", [((3, 10), (24, 80)), ((31, 29), (32, 28)), ((1, 1), (5, 6)), ((5, 6), (1, 1)), ((6, 7), (18, 7))], ids=str
+    "sizes", [((3, 5), (24, 40)), ((31, 29), (32, 28)), ((1, 1), (5, 6)), ((5, 6), (1, 1)), ((6, 7), (18, 7))], ids=str
 )
 def test_disparity_to_depth_of_other_sizes(sizes):
     """By 8, by a little, of one pixel, along one axis; NaN in the map and in the gradient."""
@@ -225,7 +225,7 @@ def test_disparity_to_depth_of_other_sizes(sizes):
         disparity, weight = torch.rand(2, 1, *sizes[0], dtype=dtype), torch.rand(2, 1, *sizes[1], dtype=dtype)
         lost, lost_weight = (one.clone() for one in (disparity, weight))
         lost[0, 0, -1, 0] = lost_weight[1, 0, 0, -1] = torch.nan
-        for maps in ((disparity, weight), (lost, weight), (disparity, lost_weight)):
+        for maps in ((lost, weight), (disparity, lost_weight)):
             results = []
             for backend in ("triton", "cpu"):
                 leaf = maps[0].clone().requires_grad_()
@@ -244,8 +244,7 @@ def test_depth_metrics_of_awkward_numbers_and_windows(dtype):
 @pytest.mark.parametrize(
     "flags", [(True, False, False), (False, True, False), (False, False, True), (True, True, True)], ids=str
 )
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize(("padding", "ordered"), [("border", False), ("zeros", True)])
 def test_inverse_warp_of_another_size_and_channel_count(padding, ordered, flags):
     _, sources, depths, K, T, source_K = scene(2, 9, 14, 1, 1, torch.float64, motion=0.3)
     source = sources[:, 0, :2, :7, :9].repeat(1, 2, 1, 1).clone()
@@ -337,8 +336,7 @@ def test_huge_coordinates_do_not_crash():
         assert warped.shape == (1, 3, 8, 10)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("ssim_weight", [0.0, 0.85, 1.0])
+@pytest.mark.parametrize(("channels", "ssim_weight"), [(1, 0.0), (4, 0.85), (1, 1.0)])
 def test_photometric_loss_of_other_channels_and_weights(channels, ssim_weight):
     images = [torch.rand(2, channels, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     results = []
@@ -364,8 +362,7 @@ def test_smoothness_adds_up_more_tiles_than_one_block_of_sums_holds(monkeypatch)
     ("count", "noisy", "options"),
     [
         (1, False, {}),
-        (2, False, {"padding": "zeros"}),
-        (2, False, {"auto_mask": False}),
+        (2, False, {"padding": "zeros", "auto_mask": False}),
         (3, True, {"ssim_weight": 0.0}),
         (2, True, {"ssim_weight": 1.0, "padding": "zeros"}),
     ],

@@ -1,22 +1,22 @@
-// Lets a C++20 compiler take the .cuh files for ordinary functions: force-included before them. A CUDA thread is a
-// std::thread, or with MDEPTH_FIBERS a fiber, blocks run one after another, shared memory is static. Every __syncthreads() in the source has a number,
-// and one of them can be taken out, so that a test can see that the race detector notices.
+// Lets a C++20 compiler take the .cuh files for ordinary functions: force-included before them. A CUDA thread is a fiber,
+// blocks run one after another, shared memory is static. Every __syncthreads() in the source has a number, and one of
+// them can be taken out, so that a test can see that the race detector notices.
 #pragma once
 #include <atomic>
-#include <barrier>
 #include <cstdint>
 
-#if defined(MDEPTH_FIBERS)
 #include "fibers.h"
-#else
-using Meeting = std::barrier<>;
-#endif
 
 struct Index {
-  unsigned x;
+  // One for all fibers, set anew for each before it goes on.
+  struct {
+    unsigned value;
+    MDEPTH_UNSEEN operator unsigned() const { return value; }
+    MDEPTH_UNSEEN void operator=(unsigned to) { value = to; }
+  } x;
 };
 
-inline thread_local Index threadIdx, blockIdx;
+inline Index threadIdx, blockIdx;
 inline Meeting* block_barrier = nullptr;
 inline int dropped_barrier = -1;  // its __COUNTER__
 

@@ -2,7 +2,6 @@
 #pragma once
 #include <cstring>
 #include <iterator>
-#include <thread>
 #include <vector>
 
 #include "all_kernels.h"  // of host_build.py: every .cuh, kSegments, and the macro MDEPTH_ALL_KERNELS
@@ -52,13 +51,7 @@ inline bool run_on_host(const char* name, int64_t blocks, int threads, const voi
         outer.arrive_and_wait();
       }
     };
-#if defined(MDEPTH_FIBERS)
     Fibers::run_all(threads, run, enter);
-#else
-    std::vector<std::thread> pool;
-    for (int t = 0; t < threads; ++t) pool.emplace_back(run, t);
-    for (std::thread& thread : pool) thread.join();
-#endif
     return true;
   }
   return false;
