@@ -224,7 +224,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
 def test_the_table_shows_the_result_file_and_every_network() -> None:
     record, text = export_zoo.read(), (ROOT / "docs" / "export.md").read_text()
     assert export_zoo.page(text, record) == text, "stale: run `python benches/export_zoo.py --table`"
-    assert record["models"].keys() <= set(list_models()) and len(record["models"]) > 5
+    assert record["models"].keys() <= set(list_models()) and record["models"]
     assert all(f"| `{name}` |" in text for name in list_models())
     for name, results in record["models"].items():
         for one in results.values():
