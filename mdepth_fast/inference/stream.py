@@ -427,7 +427,7 @@ class _Run:
     def _sampled_range(self) -> Bounds:
         """Minimum and 95th percentile of the inverse depth, as `color_range`, over a sample of the frames."""
         length = self.source.length
-        count = _SAMPLE if length is None else min(_SAMPLE, max(8, length // 16))
+        count = _SAMPLE if length is None else min(_SAMPLE, max(8, length // 32))
         align = TemporalAlignment(self.net.kind) if self.align else None
         pooled: list[NDArray[np.float32]] = []
         with suppress(DataError):  # which comes again, after the frames before it
