@@ -272,7 +272,7 @@ class _Program(nn.Module):
             [(1, h, w), (2, h, w)] if self.fixed else [(1, h, w), (2, 2 * h + 1, w * 3 // 2), (1, h * 2 // 3, w - 7)]
         )
         for shape in sizes:
-            yield tuple(tensor.to(device) for tensor in self.example(*(max(1, n) for n in shape), draw))  # type: ignore[arg-type]
+            yield tuple(tensor.to(device) for tensor in self.example(*(max(1, n) for n in shape), draw))  # type: ignore[arg-type,call-arg]
 
 
 class _Depth(_Program):
@@ -462,7 +462,7 @@ def _write_onnx(graph: Any, program: _Program, path: Path, metadata: dict[str, s
 
     shapes = tuple(program.shape(name) for name in program.inputs)
     with _quiet():
-        made = torch.onnx.export(
+        made: Any = torch.onnx.export(
             graph,
             dynamo=True,
             opset_version=opset,
