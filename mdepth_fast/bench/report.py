@@ -9,6 +9,8 @@ alone. The keys of a file:
         arithmetic_per_second
     or errors: {op: {scene: {variant: [error of each seed]}}} with seeds
     or seconds, metrics: of a training run
+    or training: runs on ray-cast rooms, each with preset, system, backend, seed, steps, minutes, abs_rel, constant (the
+        AbsRel of one constant depth) and curve ({step: AbsRel})
 """
 
 import dataclasses
@@ -231,6 +233,8 @@ def results_markdown(records: list[Record]) -> str:
                 lines += ["", *_error_table(record)]
             if "metrics" in record:
                 lines += ["", _run_sentence(record)]
+        if runs := [run for record in those for run in record.get("training", ())]:
+            lines += ["", *_training_table(runs)]
         versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in those})
         lines += ["", "; ".join(versions)]
     return "\n".join(lines) + "\n"
@@ -277,6 +281,20 @@ def _error_table(record: Record, whole: bool = False) -> list[str]:
             ratios = [f / e for f, e in zip(fused, eager, strict=True)]
             cells = (f"{statistics.median(each):.2g}, {max(each):.2g}" for each in (eager, fused, ratios))
             lines.append(f"| `{op}` | {', '.join(kind)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _training_table(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Runs on ray-cast rooms, with the predictor of one constant depth."""
+    lines = [
+        "AbsRel on held-out ray-cast rooms, scaled by the median, after training on video of others:",
+        "",
+        "| preset | losses | seed | steps | minutes | AbsRel | of a constant depth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        cells = (f"`{run['preset']}`", run["backend"], run["seed"], run["steps"], run["minutes"])
+        lines.append(f"| {' | '.join(map(str, cells))} | {run['abs_rel']:.3f} | {run['constant']:.3f} |")
     return lines
 
 
