@@ -104,6 +104,21 @@ def real_data():
     return root
 
 
+@pytest.fixture
+def packaged_only(monkeypatch):
+    """The networks and systems of the package, without those that other tests have registered."""
+    from mdepth_fast.models import registry as models
+    from mdepth_fast.systems import registry as systems
+
+    for module, name in ((models, "_FACTORIES"), (systems, "SYSTEMS")):
+        own = {key: made for key, made in getattr(module, name).items() if _is_packaged(made)}
+        monkeypatch.setattr(module, name, own)
+
+
+def _is_packaged(made):
+    return getattr(made, "func", made).__module__.startswith("mdepth_fast.")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     random.seed(0)

@@ -113,6 +113,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
 IN_PLACE = {
     "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
     "mdepth_fast/data/prepare.py": "in a folder that is renamed when whole",
+    "mdepth_fast/inference/export.py": "to a temporary name, renamed once the file has passed its check",
     "mdepth_fast/inference/clip.py": "a temporary file that is open from one frame to the next, renamed when whole",
     "benches/predict_video.py": "into a temporary folder",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",

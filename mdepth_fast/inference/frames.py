@@ -8,6 +8,7 @@ import tarfile
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -390,8 +391,9 @@ def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Sou
                 others.append(_limited(VideoFile(found), limit))
             else:
                 images.append(found)
-    if len({path.stem for path in images}) < len(images):
-        raise ValueError(f"{images[0].parent}: expected images of different names, some differ in their suffix only")
+    counts = Counter(path.stem for path in images)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"input: expected images of different names, got {twice[0]} twice")
     sources: list[Source] = [ImageFiles(images[:limit])] if images else []
     sources += [_limited(Shards(shards), limit)] if shards else []
     names = [name for source in sources if isinstance(source, Shards) for name in source.names]

@@ -187,8 +187,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     refused(ModuleNotFoundError, r'onnxscript is missing: pip install "mdepth-fast\[export\]"', path)
     monkeypatch.undo()
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
-    refused(ValueError, "target: aoti needs a C.. compiler, and there is none", path.with_suffix(".pt2"), "aoti")
+    with torch._inductor.config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+        refused(ValueError, "target: aoti needs a C.. compiler, and there is none", path.with_suffix(".pt2"), "aoti")
     assert {one.name for one in tmp_path.iterdir()} == {"folder.onnx", "file"}
 
 
@@ -221,6 +221,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert re.search(r"largest relative difference from PyTorch \d", shown)
 
 
+@pytest.mark.usefixtures("packaged_only")
 def test_the_table_shows_the_result_file_and_every_network() -> None:
     record, text = export_zoo.read(), (ROOT / "docs" / "export.md").read_text()
     assert export_zoo.page(text, record) == text, "stale: run `python benches/export_zoo.py --table`"

@@ -280,7 +280,10 @@ class TestCommands:
                 ["predict", str(trained), str(clip), *out],
                 r"frame11.png: expected the size of frame10.png, 30x42, got 30x43",
             ),
-            (["predict", str(trained), image, str(clip), *out], "clip: no such image"),
+            (
+                ["predict", str(trained), image, str(clip), *out],
+                "expected images of .* names, got frame8 twice",
+            ),
             (["predict", str(trained), image, image, *out], "expected images of different names"),
             (["predict", str(trained), str(clip), *out, "--size", "30x40"], "size: expected multiples of 8, got 30x40"),
             (["eval", str(trained), "--flip"], "--flip: this system has no prediction for mirrored images"),
