@@ -18,9 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import griffe
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_run import TinyDepth
 
 import mdepth_fast
@@ -36,6 +38,7 @@ DOCS = ROOT / "docs"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted(DOCS.rglob("*.md"))]
 SYSTEMS = [path for path in sorted((DOCS / "systems").glob("*.md")) if path.stem != "index"]
 API = sorted((DOCS / "api").glob("*.md"))
+LEARN = [path for path in sorted((DOCS / "learn").glob("*.md")) if path.stem != "index"]
 
 pytestmark = pytest.mark.usefixtures("packaged_only")
 by_page = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
@@ -292,6 +295,38 @@ def one_run(tmp_path_factory):
 def test_python_runs(path, names, one_run, monkeypatch):
     monkeypatch.chdir(one_run)
     run_python(path, names)
+    if path in LEARN:
+        shown = re.findall(r"^!\[[^]]*\]\(([^)]+)\)", path.read_text(), re.M)
+        assert shown
+        for name in shown:
+            check_figure(path.with_name(name), one_run / name)
+
+
+def check_figure(committed, made):
+    """The picture beside the page is what its code draws, but for the hinting of another matplotlib's text."""
+    assert made.is_file() and committed.stat().st_size < 60_000, "run `python docs/learn/run.py`"
+    pictures = [Image.open(path).convert("RGB") for path in (committed, made)]
+    assert pictures[0].size == pictures[1].size, f"{made.name}: run `python docs/learn/run.py`"
+    if not made.stem.endswith("_time"):  # that one is of the machine
+        old, new = (np.asarray(picture.reduce(4), dtype=float) for picture in pictures)
+        assert np.abs(old - new).mean() < 1, f"{made.name}: run `python docs/learn/run.py`"
+
+
+def test_a_stale_figure_is_found(tmp_path):
+    committed = DOCS / "learn" / "silog.png"
+    picture = Image.open(committed).convert("RGB")
+    picture.save(tmp_path / "silog.png")
+    check_figure(committed, tmp_path / "silog.png")
+    width, height = picture.size
+    picture.paste((255, 255, 255), (width // 2, 0, width, height // 2))
+    picture.save(tmp_path / "silog.png")
+    with pytest.raises(AssertionError, match=r"silog\.png: run"):
+        check_figure(committed, tmp_path / "silog.png")
+
+
+def test_every_figure_belongs_to_a_page():
+    shown = {name for path in LEARN for name in re.findall(r"\]\((\w+\.(?:png|jpg))\)", path.read_text())}
+    assert shown == {path.name for path in (DOCS / "learn").iterdir() if path.suffix not in (".md", ".py")}
 
 
 def test_the_run_folder_is_as_described(one_run):
