@@ -75,7 +75,8 @@ def device_text(facts: dict[str, Any]) -> str:
         return str(facts["name"])
     name = re.sub(r"\s+", " ", re.sub(r"\((R|TM|tm)\)|\bProcessor\b|\bCPU\b", "", facts["name"])).strip()
     busy = ", busy" if (facts.get("load") or 0) > 1.25 * facts["threads"] else ""
-    return f"{name}, {_SETS.get(facts['instruction_set'], facts['instruction_set'])}, {facts['threads']} threads{busy}"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    return f"{name}, {_SETS.get(facts['instruction_set'], facts['instruction_set'])}, {threads}{busy}"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from mdepth_fast.ops import _checks
 def ordinal_decode(logits: Tensor, thresholds: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Depth and label of every pixel from pairs of ordinal logits.
 
-    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond threshold t_k"; the label l is the number of
+    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond bin k", depth >= t_(k+1); the label l is the number of
     `P_k > 0.5`, and depth is the middle of bin l: `(t_l + t_{l+1}) / 2`, l at most K - 1 (Fu et al., arXiv 1806.02446,
     section 3.3; with no shift of the thresholds). A step function: no gradients.
 

@@ -13,7 +13,7 @@ def ordinal_loss(
 ) -> Tensor:
     """Mean over valid pixels of `-(sum_{k<l} log P_k + sum_{k>=l} log(1 - P_k))`.
 
-    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond threshold t_k"; l is the bin of the true depth,
+    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond bin k", depth >= t_(k+1); l is the bin of the true depth,
     `t_l <= depth < t_{l+1}`, or the first or last bin for a depth outside all of them (Fu et al., arXiv 1806.02446, eq.
     2-3).
 
