@@ -15,7 +15,7 @@ def ordinal_decode(logits: Tensor, thresholds: Tensor, *, backend: str | None = 
     section 3.3; with no shift of the thresholds). A step function: no gradients.
 
     Args:
-        logits: (B, 2K, H, W), pairs interleaved: channel 2k "not beyond t_k", channel 2k + 1 "beyond t_k".
+        logits: (B, 2K, H, W), pairs interleaved: channel 2k "not beyond bin k", channel 2k + 1 "beyond bin k".
         thresholds: (K + 1,), increasing (checked on the CPU; on a GPU it would stall the stream), in the unit of depth.
         backend: "cpu", "reference", ...; None chooses.
 

@@ -13,12 +13,12 @@ def ordinal_loss(
 ) -> Tensor:
     """Mean over valid pixels of `-(sum_{k<l} log P_k + sum_{k>=l} log(1 - P_k))`.
 
-    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond bin k", depth >= t_(k+1); l is the bin of the true depth,
+    `P_k = softmax(logits[2k], logits[2k + 1])[1]` says "beyond bin k", depth >= t_(k+1); l is the bin of the depth,
     `t_l <= depth < t_{l+1}`, or the first or last bin for a depth outside all of them (Fu et al., arXiv 1806.02446, eq.
     2-3).
 
     Args:
-        logits: (B, 2K, H, W), pairs interleaved: channel 2k "not beyond t_k", channel 2k + 1 "beyond t_k"; gets the
+        logits: (B, 2K, H, W), pairs interleaved: channel 2k "not beyond bin k", channel 2k + 1 "beyond bin k"; gets the
             gradient.
         depth: (B, 1, H, W), in the unit of the thresholds; gets no gradient.
         thresholds: (K + 1,), increasing (checked on the CPU; on a GPU it would stall the stream).
