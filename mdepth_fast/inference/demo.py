@@ -233,7 +233,7 @@ def _page(demo: Demo) -> Any:
             text = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"mdepth-fast: error: {text}", file=sys.stderr, flush=True)
             raise gr.Error(f"The prediction failed: {type(error).__name__}", print_exception=False) from None
-        cloud = gr.Model3D(None if shown.cloud is None else str(shown.cloud), visible=shown.cloud is not None)
+        cloud = None if shown.cloud is None else str(shown.cloud)
         return (shown.image, shown.colors), shown.text, cloud, [str(path) for path in shown.files]
 
     names = list(demo.nets)
@@ -258,13 +258,9 @@ def _page(demo: Demo) -> Any:
                 )
                 button = gr.Button("Predict", variant="primary", elem_id="predict")
             with gr.Column(scale=3):
-                slider = gr.ImageSlider(
-                    label="Image and depth: near is bright", interactive=False, elem_id="depth", height=420
-                )
+                slider = gr.ImageSlider(label="Image and depth: near is bright", interactive=False, elem_id="depth")
                 text = gr.Markdown(elem_id="about")
-                cloud = gr.Model3D(
-                    label="Point cloud: drag to turn", interactive=False, elem_id="cloud", height=420, visible=False
-                )
+                cloud = gr.Model3D(label="Point cloud: drag to turn", interactive=False, elem_id="cloud", height=420)
                 files = gr.Files(label="Files: 16-bit PNG, npy with its description, PLY", interactive=False)
         button.click(
             show,
