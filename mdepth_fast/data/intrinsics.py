@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["implausible_intrinsics", "intrinsics_from_view"]
+__all__ = ["ASSUMED_VIEW", "implausible_intrinsics", "intrinsics_from_view"]
+
+ASSUMED_VIEW = 60.0
+"""Degrees from the left to the right edge of an image that nobody tells anything about; phones have 55 to 75."""
 
 _FOCAL = (0.3, 5.0)  # in image widths: 118 to 11 degrees across
 _OFF_CENTRE = 0.25  # of width and height

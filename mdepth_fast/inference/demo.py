@@ -16,17 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.frames import read_intrinsics
-from mdepth_fast.data.intrinsics import implausible_intrinsics, intrinsics_from_view
+from mdepth_fast.data.intrinsics import ASSUMED_VIEW, implausible_intrinsics, intrinsics_from_view
 from mdepth_fast.data.samples import DataError, open_image
 from mdepth_fast.inference.trained import predict_image
 from mdepth_fast.inference.writers import point_cloud, write_glb, write_map
 from mdepth_fast.kinds import describe, is_inverse
 from mdepth_fast.visualize import colorize
 
-__all__ = ["ASSUMED_VIEW", "Demo", "Shown", "bind", "serve"]
-
-ASSUMED_VIEW = 60.0
-"""Degrees from the left to the right edge of an image that nobody tells anything about; phones have 55 to 75."""
+__all__ = ["Demo", "Shown", "bind", "serve"]
 
 _SCALE = 256.0  # of the PNG
 _FLYING = 0.05  # of the point cloud, see `write_map`
@@ -141,15 +138,13 @@ class Demo:
         return folder
 
     def _cloud(self, path: Path, map: Any) -> Path | None:
-        """The point cloud that the page shows: every n-th point, without the farthest, which would make it small."""
-        points, colours = point_cloud(map, flying=_FLYING)
+        """The point cloud that the page shows, without the farthest points, which would make the rest small."""
+        points, colours = point_cloud(map, flying=_FLYING, most=_POINTS)
         assert colours is not None
-        near = points[:, 2] <= np.percentile(points[:, 2], 98) if len(points) else np.empty(0, bool)
-        step = -(-int(near.sum()) // _POINTS) or 1
-        points, colours = points[near][::step], colours[near][::step]
         if not len(points):
             return None
-        write_glb(path, points - [0, 0, np.median(points[:, 2])], colours)
+        near = points[:, 2] <= np.percentile(points[:, 2], 98)
+        write_glb(path, points[near] - [0, 0, np.median(points[:, 2])], colours[near])
         return path
 
 

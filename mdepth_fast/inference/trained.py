@@ -76,7 +76,9 @@ def predict_image(
     """
     device = next(net.parameters()).device
     images = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    options = {"K": torch.from_numpy(K).float().to(device)} if K is not None and net.takes_intrinsics else {}
+    options: dict[str, Any] = (
+        {"K": torch.from_numpy(K).float().to(device)} if K is not None and net.takes_intrinsics else {}
+    )
     return DepthMap.of(net.predict(images, size=size, **options), K=K, image=image)
 
 

@@ -245,11 +245,14 @@ def _write_tiff(path: Path, map: DepthMap) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def point_cloud(map: DepthMap, *, flying: float | None = None) -> tuple[NDArray[np.float64], NDArray[np.uint8] | None]:
+def point_cloud(
+    map: DepthMap, *, flying: float | None = None, most: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.uint8] | None]:
     """The points (N, 3) of a map and their colours (N, 3), None where it has no image.
 
     x to the right, y down, z forward, in the unit of the depth; pixels without depth give no point. flying: see
-    `write_map`. ValueError for inverse depth, disparity, or a map without K.
+    `write_map`. most: of more points, so many at random, always the same ones. ValueError for inverse depth, disparity,
+    or a map without K.
     """
     if is_inverse(map.kind):
         raise ValueError(
@@ -267,6 +270,10 @@ def point_cloud(map: DepthMap, *, flying: float | None = None) -> tuple[NDArray[
     kept = valid_values(depth, map.kind)
     if flying is not None:
         kept &= ~_at_edges(depth, kept, flying)
+    if most is not None and (count := int(kept.sum())) > most:
+        # At random, for every n-th pixel in the order of rows would make stripes.
+        chosen = np.random.default_rng(0).choice(count, most, replace=False, shuffle=False)
+        kept.flat[np.delete(np.flatnonzero(kept), chosen)] = False
     points = backproject(torch.from_numpy(depth).double()[None, None], torch.from_numpy(K)[None])[0]
     return points.numpy()[:, kept].T, None if map.image is None else map.image[kept]
 
