@@ -64,7 +64,7 @@ LONGEST = (
 )
 
 # A skip is counted and printed; with any other reason it fails the session.
-KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
+KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:", "chromium:", "gradio:", "rerun:")
 
 
 class _Executed(collections.Counter):

@@ -1,5 +1,7 @@
 """A page in the browser for trying networks on one's own pictures: depth, point cloud, files."""
 
+import errno
+import logging
 import shutil
 import socket
 import sys
@@ -35,6 +37,9 @@ _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 )
+
+# Where a browser has WebGPU and no device for it, the point cloud falls back to WebGL, after errors in the console.
+_WEBGL = "<script>delete Navigator.prototype.gpu</script>"
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,6 @@ def bind(host: str, port: int) -> socket.socket:
         found.listen()
     except OSError as error:
         found.close()
-        import errno
-
         if error.errno == errno.EADDRINUSE:
             raise OSError(f"--port: {port} is in use on {host}, give another one") from error
         raise OSError(f"--host, --port: cannot listen on {host}, port {port} ({error.strerror})") from error
@@ -207,10 +210,14 @@ def serve(demo: Demo, listening: socket.socket, *, megabytes: int = 20) -> None:
         run_history=False,
         footer_links=[],
         show_error=False,
+        head=_WEBGL,
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    # Pages that are still open when it ends are cut off, which is no error.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    server.run(sockets=[listening])
 
 
 def _page(demo: Demo) -> Any:
@@ -237,7 +244,13 @@ def _page(demo: Demo) -> Any:
         gr.Markdown("## Depth from one image")
         with gr.Row():
             with gr.Column(scale=2):
-                image = gr.Image(label="Image", sources=["upload", "webcam", "clipboard"], type="filepath", height=320)
+                image = gr.Image(
+                    label="Image",
+                    sources=["upload", "webcam", "clipboard"],
+                    type="filepath",
+                    height=320,
+                    elem_id="image",
+                )
                 model = gr.Dropdown(names, value=names[0], label="Model")
                 view = gr.Number(
                     ASSUMED_VIEW,
@@ -256,7 +269,9 @@ def _page(demo: Demo) -> Any:
                 slider = gr.ImageSlider(label="Image and depth: near is bright", interactive=False, elem_id="depth")
                 text = gr.Markdown(elem_id="about")
                 cloud = gr.Model3D(label="Point cloud: drag to turn", interactive=False, elem_id="cloud", height=420)
-                files = gr.Files(label="Files: 16-bit PNG, npy with its description, PLY", interactive=False)
+                files = gr.Files(
+                    label="Files: 16-bit PNG, npy with its description, PLY", interactive=False, elem_id="files"
+                )
         button.click(
             show,
             [image, model, view, camera],
