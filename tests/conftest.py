@@ -47,6 +47,7 @@ FAST = (
     "test_geometry.py",
     "test_alignment.py",
     "inference/test_writers.py",
+    "inference/test_demo.py",
     "training/test_module.py",
     "weights/test_numpy_pickle.py",
 )
