@@ -47,6 +47,7 @@ FAST = (
     "test_geometry.py",
     "test_alignment.py",
     "inference/test_writers.py",
+    "inference/test_demo.py",
     "training/test_module.py",
     "weights/test_numpy_pickle.py",
 )
@@ -64,7 +65,7 @@ LONGEST = (
 )
 
 # A skip is counted and printed; with any other reason it fails the session.
-KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:")
+KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:", "chromium:", "gradio:", "rerun:")
 
 
 class _Executed(collections.Counter):

@@ -16,6 +16,8 @@ _COMMANDS = {
     "train": "train a preset or your own configuration",
     "eval": "evaluate a checkpoint against ground truth, under a stated protocol",
     "predict": "write depth maps, or optical flow, for images or video frames",
+    "demo": "try networks on your own pictures, on a page in the browser",
+    "view": "write images, depth, points and trajectory as a recording for the Rerun viewer",
     "odometry": "predict and evaluate the trajectory of the camera",
     "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
     "convert": "convert published weights of any format to safetensors",
@@ -88,6 +90,10 @@ def _describe(error: Exception) -> str:
         return 'av, which reads videos, is not installed: pip install "mdepth-fast[video]"'
     if isinstance(error, ModuleNotFoundError) and error.name in ("onnx", "onnxscript", "onnxruntime"):
         return f'{error.name} is not installed: pip install "mdepth-fast[export]"'
+    if isinstance(error, ModuleNotFoundError) and error.name == "gradio":
+        return 'gradio, which shows the page, is not installed: pip install "mdepth-fast[demo]"'
+    if isinstance(error, ModuleNotFoundError) and error.name == "rerun":
+        return 'rerun, which writes the recording, is not installed: pip install "mdepth-fast[view]"'
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
         return f'{error.name} is not installed: pip install "mdepth-fast[train]"'
     text = " ".join(str(error).split())

@@ -1,11 +1,15 @@
-"""Whether a camera matrix can belong to an image."""
+"""Camera matrices: one from an angle of view, and whether one can belong to an image."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["implausible_intrinsics"]
+__all__ = ["ASSUMED_VIEW", "implausible_intrinsics", "intrinsics_from_view"]
+
+ASSUMED_VIEW = 60.0
+"""Degrees from the left to the right edge of an image that nobody tells anything about; phones have 55 to 75."""
 
 _FOCAL = (0.3, 5.0)  # in image widths: 118 to 11 degrees across
 _OFF_CENTRE = 0.25  # of width and height
@@ -45,3 +49,14 @@ def implausible_intrinsics(K: NDArray[Any], height: int, width: int, *, as_taken
             f"expected {_ASPECT[0]} to {_ASPECT[1]}; is fx or fy wrong?"
         )
     return None
+
+
+def intrinsics_from_view(degrees: float, height: int, width: int) -> NDArray[np.float64]:
+    """K (3,3) of a camera that sees `degrees` from the left to the right edge of an image of that size in pixels.
+
+    Its pixels are square and its axis goes through the middle. ValueError outside 1 .. 170 degrees.
+    """
+    if not 1 <= degrees <= 170:
+        raise ValueError(f"angle of view: expected 1 to 170 degrees, got {degrees:g}")
+    focal = width / 2 / math.tan(math.radians(degrees) / 2)
+    return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])

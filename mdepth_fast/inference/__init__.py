@@ -12,9 +12,10 @@ from mdepth_fast.inference.trained import (
     evaluate_sample,
     load_system,
     load_trained,
+    predict_image,
     predict_sample,
 )
-from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, read_map, write_map
+from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, point_cloud, read_map, write_glb, write_map
 
 __all__ = [
     "MAP_FORMATS",
@@ -31,12 +32,15 @@ __all__ = [
     "load_system",
     "load_trained",
     "open_sources",
+    "point_cloud",
+    "predict_image",
     "predict_sample",
     "predict_source",
     "predict_trajectory",
     "publish",
     "read_map",
     "run_history",
+    "write_glb",
     "write_hub_folder",
     "write_map",
 ]

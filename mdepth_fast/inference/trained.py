@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from mdepth_fast.models import Model, create_model, load_checkpoint
+from mdepth_fast.inference.writers import DepthMap
+from mdepth_fast.models import DepthModel, Model, create_model, load_checkpoint
 from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
 from mdepth_fast.models.resnet import VARIANTS, Bottleneck
 from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system_of
@@ -18,7 +21,7 @@ from mdepth_fast.systems.saved import read_checkpoint
 from mdepth_fast.weights import create_converted
 from mdepth_fast.weights.hub import WEIGHTS, is_on_hub
 
-__all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_sample"]
+__all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_image", "predict_sample"]
 
 
 @dataclass
@@ -56,6 +59,27 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkp
     config, saved, weights = read_run(path)
     net = system_of(config).restore(config, saved, weights)
     return Trained(net.to(device).eval(), config)
+
+
+@torch.inference_mode()
+def predict_image(
+    net: DepthModel,
+    image: NDArray[np.uint8],
+    *,
+    K: NDArray[np.float64] | None = None,
+    size: tuple[int, int] | None = None,
+) -> DepthMap:
+    """The map of one image, RGB uint8 (H, W, 3), which it keeps.
+
+    K: camera matrix (3, 3) in pixels of the image, which a network that takes it is given. size: see
+    `DepthModel.predict`.
+    """
+    device = next(net.parameters()).device
+    images = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+    options: dict[str, Any] = (
+        {"K": torch.from_numpy(K).float().to(device)} if K is not None and net.takes_intrinsics else {}
+    )
+    return DepthMap.of(net.predict(images, size=size, **options), K=K, image=image)
 
 
 def load_system(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Any:

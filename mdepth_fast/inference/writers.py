@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from mdepth_fast.kinds import METADATA, Kind, check_kind, describe, is_inverse
 from mdepth_fast.models import DepthPrediction
 from mdepth_fast.visualize import valid_values, write_depth_png, write_npy
 
-__all__ = ["MAP_FORMATS", "DepthMap", "read_map", "write_map"]
+__all__ = ["MAP_FORMATS", "DepthMap", "point_cloud", "read_map", "write_glb", "write_map"]
 
 MAP_FORMATS = ("png", "npy", "tiff", "ply")
 
@@ -164,6 +165,57 @@ def read_map(path: str | Path) -> DepthMap:
         raise DataError(f"{path}: cannot be read as a map of mdepth-fast ({error})") from error
 
 
+def write_glb(path: str | Path, points: NDArray[np.float64], colours: NDArray[np.uint8]) -> None:
+    """Writes a point cloud, as `point_cloud` gives it, in the format that web pages show: glTF 2.0, binary.
+
+    The axes are glTF's: x to the right, y up, z backward. ValueError for no points, which the format cannot hold.
+    """
+    if not len(points):
+        raise ValueError("points: expected at least one, got none")
+    positions = (points * [1, -1, -1]).astype("<f4")
+    # Colours are linear light there, with opacity: 16 bits hold the dark ones of a photograph, too.
+    light = np.full((len(points), 4), 65535, "<u2")
+    light[:, :3] = np.rint(65535 * (colours / 255.0) ** 2.2)
+    content = positions.tobytes() + light.tobytes()
+    about = {
+        "asset": {"version": "2.0", "generator": "mdepth_fast"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "mode": 0, "material": 0}]}],
+        "materials": [{"extensions": {"KHR_materials_unlit": {}}}],
+        "extensionsUsed": ["KHR_materials_unlit"],
+        "accessors": [
+            {
+                "bufferView": 0,
+                "componentType": 5126,  # float
+                "count": len(points),
+                "type": "VEC3",
+                "min": positions.min(0).tolist(),
+                "max": positions.max(0).tolist(),
+            },
+            {
+                "bufferView": 1,
+                "componentType": 5123,  # unsigned short
+                "normalized": True,
+                "count": len(points),
+                "type": "VEC4",
+            },
+        ],
+        "bufferViews": [
+            {"buffer": 0, "byteOffset": 0, "byteLength": positions.nbytes, "target": 34962},
+            {"buffer": 0, "byteOffset": positions.nbytes, "byteLength": light.nbytes, "target": 34962},
+        ],
+        "buffers": [{"byteLength": len(content)}],
+    }
+    text = json.dumps(about).encode("ascii")
+    text += b" " * (-len(text) % 4)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(content)))
+        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
+        file.write(struct.pack("<I4s", len(content), b"BIN\0") + content)
+
+
 def _metadata(map: DepthMap, scale: float | None = None) -> dict[str, Any]:
     return {
         METADATA: _VERSION,
@@ -193,7 +245,15 @@ def _write_tiff(path: Path, map: DepthMap) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
+def point_cloud(
+    map: DepthMap, *, flying: float | None = None, most: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.uint8] | None]:
+    """The points (N, 3) of a map and their colours (N, 3), None where it has no image.
+
+    x to the right, y down, z forward, in the unit of the depth; pixels without depth give no point. flying: see
+    `write_map`. most: of more points, so many at random, always the same ones. ValueError for inverse depth, disparity,
+    or a map without K.
+    """
     if is_inverse(map.kind):
         raise ValueError(
             f"kind: expected depth for a point cloud, got {describe(map.kind)}; make it metric by to_metric(...) first"
@@ -207,21 +267,31 @@ def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
             f"K: expected focal lengths in pixels of {width}x{height}, got {K[0, 0]:g} and {K[1, 1]:g}; is it for an "
             "image of unit size?"
         )
-    if problem := implausible_intrinsics(K, height, width):
-        warnings.warn(f"K: the point cloud may be bent: {problem}", stacklevel=3)
     kept = valid_values(depth, map.kind)
     if flying is not None:
         kept &= ~_at_edges(depth, kept, flying)
+    if most is not None and (count := int(kept.sum())) > most:
+        # At random, for every n-th pixel in the order of rows would make stripes.
+        chosen = np.random.default_rng(0).choice(count, most, replace=False, shuffle=False)
+        kept.flat[np.delete(np.flatnonzero(kept), chosen)] = False
     points = backproject(torch.from_numpy(depth).double()[None, None], torch.from_numpy(K)[None])[0]
+    return points.numpy()[:, kept].T, None if map.image is None else map.image[kept]
+
+
+def _write_ply(path: Path, map: DepthMap, flying: float | None) -> None:
+    points, colours = point_cloud(map, flying=flying)
+    assert map.K is not None
+    if problem := implausible_intrinsics(map.K, *map.values.shape):
+        warnings.warn(f"K: the point cloud may be bent: {problem}", stacklevel=3)
     fields = [(axis, "<f4") for axis in "xyz"]
-    if map.image is not None:
+    if colours is not None:
         fields += [(colour, "u1") for colour in ("red", "green", "blue")]
-    vertices = np.empty(int(kept.sum()), fields)
-    for axis, values in zip("xyz", points.numpy()):
-        vertices[axis] = values[kept]
-    if map.image is not None:
-        for channel, colour in enumerate(("red", "green", "blue")):
-            vertices[colour] = map.image[kept, channel]
+    vertices = np.empty(len(points), fields)
+    for number, axis in enumerate("xyz"):
+        vertices[axis] = points[:, number]
+    if colours is not None:
+        for number, colour in enumerate(("red", "green", "blue")):
+            vertices[colour] = colours[:, number]
     unit = "metres" if map.kind == "metric" else "no unit: depth is known up to one factor"
     header = [
         "ply",
