@@ -17,7 +17,7 @@ _FOCAL = 0.8  # focal length over image width
 _LIGHT = np.array([0.35, -0.85, -0.4])  # towards the light, in the world (x right, y down, z forward)
 _WAVES = 16
 _MEAN_VELOCITY = np.array([0.0, 0.0, 0.2])  # metres a frame
-_STEADY = np.array([0.15, 0.0, 0.15])  # sideways too: straight ahead, nothing moves at the image's centre
+_STEADY = np.array([0.28, 0.0, 0.28])  # sideways too: straight ahead, nothing moves at the image's centre
 
 
 @dataclass(frozen=True)
