@@ -1,5 +1,6 @@
 """A recording for the Rerun viewer: image, depth, camera, points and trajectory, frame by frame."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from mdepth_fast.visualize import colorize, valid_values
 __all__ = ["MapFiles", "Recorded", "record"]
 
 _FLYING = 0.05  # of the points, see `write_map`
+_SPARE = 256 << 20  # bytes of disk: more than the frames that wait for being written
 _SUFFIXES = ("npy", "tiff", "png")  # the exact ones first
 _ENDING = "_depth"
 
@@ -125,6 +127,7 @@ def record(
         collapse_panels=True,
     )
     with replacing(path) as temporary:
+        _check_space(temporary)
         stream = rr.RecordingStream("mdepth_fast")
         try:
             stream.save(temporary, default_blueprint=layout)
@@ -137,17 +140,23 @@ def record(
                 stream.set_time("frame", sequence=frame.index)
                 if isinstance(source, Source) and source.clip:
                     stream.set_time("time", duration=float(frame.pts * source.time_base))
+                _check_space(temporary)
                 camera = _camera(map, K, view, result)
                 pose = np.eye(4) if poses is None else poses.poses[frame.index]
                 result.points += _log(stream, replace(map, K=camera), pose, points)
                 result.frames += 1
             if not result.frames:
-                reason = result.skipped[0].reason if result.skipped else "no frames"
-                raise DataError(reason)
+                raise DataError(result.skipped[0].reason if result.skipped else "input: no frames")
             stream.flush()
         finally:
             stream.disconnect()
     return result
+
+
+def _check_space(path: Path) -> None:
+    """OSError where the disk is nearly full: once it is, Rerun's writer waits for ever."""
+    if (free := shutil.disk_usage(path.parent).free) < _SPARE:
+        raise OSError(f"{path.parent}: expected {_SPARE >> 20} MiB of free space for a recording, got {free >> 20}")
 
 
 def _maps(
@@ -159,11 +168,11 @@ def _maps(
     frames: Any = source.frames() if isinstance(source, MapFiles) else source.read(wanted)
     with closing(frames):
         for frame in frames:
+            if frame.index % every:
+                continue
             advance(1)
             if isinstance(frame, Unreadable):
                 result.skipped.append(frame)
-                continue
-            if frame.index % every:
                 continue
             try:
                 map = mapped(frame)

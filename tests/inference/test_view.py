@@ -1,6 +1,7 @@
 """The recording of `mdepth-fast view`, read back with Rerun's own reader."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_without_images(tmp_path: Path, capsys: Any) -> None:
     maps(tmp_path / "maps")
     assert main(["view", f"--maps={tmp_path / 'maps'}", "--every=2", f"--output={tmp_path / 'a.rrd'}"]) == 0
     assert "2 frames, 4800 points" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps(tmp_path / "maps")
+    left = iter([1 << 30, 1 << 30, 100 << 20])  # it fills up at the second frame
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(left)))
+    assert main(["view", f"--maps={tmp_path / 'maps'}", f"--output={tmp_path / 'a.rrd'}"]) == 1
+    assert "expected 256 MiB of free space for a recording, got 100" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["maps"]
 
 
 def test_what_is_wrong_is_said_in_one_line(images: Path, tmp_path: Path, capsys: Any) -> None:
