@@ -176,7 +176,7 @@ def _frames(source: Path) -> Iterator[NDArray[np.uint8]]:
         paths = list_images(source)
         if not paths:
             raise DataError(f"{source}: expected image files, got none")
-        return map(read_image, paths)
+        return (read_image(path, upright=True) for path in paths)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such video or folder")
     return read_video(source)

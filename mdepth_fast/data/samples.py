@@ -35,6 +35,7 @@ __all__ = [
     "read_matrices",
     "read_rows",
     "resize_image",
+    "upright_rgb",
 ]
 
 SourceName = int | str
@@ -113,14 +114,22 @@ def read_npy(path: Path | str) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
 
 
-def read_image(path: Path | str) -> NDArray[np.uint8]:
+def upright_rgb(image: Any) -> NDArray[np.uint8]:
+    """A Pillow image as (h, w, 3) uint8, turned as its EXIF orientation says: cameras store pictures lying down."""
+    from PIL import ImageOps
+
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_image(path: Path | str, *, upright: bool = False) -> NDArray[np.uint8]:
     """RGB image file as (h, w, 3) uint8. A missing, truncated or foreign file is a `DataError` naming it.
 
-    A `.npy` file holds (h, w, 3), uint8 or floating point in [0, 1].
+    A `.npy` file holds (h, w, 3), uint8 or floating point in [0, 1]. upright: turn a photograph as its EXIF orientation
+    says; a data set's images are read as they are stored, as are their ground truth and intrinsics.
     """
     if Path(path).suffix != ".npy":
         with open_image(path) as image:
-            return np.array(image.convert("RGB"))
+            return upright_rgb(image) if upright else np.array(image.convert("RGB"))
     pixels = read_npy(path)
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         if pixels.dtype == np.uint8:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mdepth_fast.data.frames import read_intrinsics
 from mdepth_fast.data.intrinsics import ASSUMED_VIEW, implausible_intrinsics, intrinsics_from_view
-from mdepth_fast.data.samples import DataError, open_image
+from mdepth_fast.data.samples import DataError, open_image, upright_rgb
 from mdepth_fast.inference.trained import predict_image
 from mdepth_fast.inference.writers import point_cloud, write_glb, write_map
 from mdepth_fast.kinds import describe, is_inverse
@@ -118,7 +118,7 @@ class Demo:
         return Shown(image, colorize(map.values, kind=map.kind), cloud, tuple(files), "\n\n".join(lines))
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         limit = f"{self.pixels / 1e6:g} million pixels"
         try:
@@ -127,7 +127,7 @@ class Demo:
                 with open_image(path) as file:
                     width, height = file.size  # of the header: nothing is decoded yet
                     if width * height <= self.pixels:
-                        return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+                        return upright_rgb(file)
         except DataError as error:
             if isinstance(error.__cause__, Image.DecompressionBombError):
                 raise DataError(f"image: expected at most {limit}, got far more") from error

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image
+from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image, upright_rgb
 
 __all__ = ["Camera", "Frame", "ImageFiles", "Shards", "Source", "Unreadable", "VideoFile", "open_sources"]
 
@@ -135,7 +135,7 @@ class ImageFiles(Source):
             index, name, changed = entry
             path = self.paths[index]
             try:
-                yield Frame(index, name, read_image(path), changed=changed)
+                yield Frame(index, name, read_image(path, upright=True), changed=changed)
             except DataError as error:
                 yield Unreadable(index, str(path), str(error))
 
@@ -195,7 +195,7 @@ class Shards(Source):
 
         try:
             with pillow.open(io.BytesIO(file.read())) as image:
-                return Frame(index, name, np.array(image.convert("RGB")))
+                return Frame(index, name, upright_rgb(image))
         except (SyntaxError, ValueError, pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
             return Unreadable(index, where, f"{where}: cannot be read as an image ({error})")
         except OSError as error:  # Pillow's word for a truncated image, and the tar's for a truncated file

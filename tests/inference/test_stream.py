@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mdepth_fast.data.samples import DataError
+from mdepth_fast.data.samples import DataError, read_image
 from mdepth_fast.inference import StreamOptions, open_sources, predict_source, read_map
+from mdepth_fast.inference.frames import Frame
 from mdepth_fast.inference.stream import Ranks
 from mdepth_fast.models.base import DepthModel
 from mdepth_fast.visualize import colorize
@@ -276,6 +277,19 @@ class TestImages:
             (tmp_path / "a-1.tar").write_bytes(whole)
             predict(tmp_path / "a-*.tar", out, "npy")
         assert predict(first, tmp_path / "in", "npy", limit=1).frames == 1
+
+
+def test_photographs_stand_upright(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise to see it
+    Image.fromarray(pixels).save(tmp_path / "lying.png", exif=exif)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(tmp_path / "lying.png", "lying.png")
+    for source in open_sources([str(tmp_path / "lying.png"), str(tmp_path / "shard.tar")]):
+        (frame,) = source.read(lambda *entry: True)
+        assert isinstance(frame, Frame) and np.array_equal(frame.image, np.rot90(pixels, -1))
+    assert np.array_equal(read_image(tmp_path / "lying.png"), pixels), "a data set's as they are stored"
 
 
 class TestBadInput:
