@@ -34,7 +34,7 @@ SHORT = ("--trainer.max_steps=240", "--trainer.val_every_n_steps=30")
 class ConstantDepth(nn.Module):
     """Predicts a depth of 1 everywhere: after median alignment, the median of the ground truth."""
 
-    takes_views = True
+    takes_views, takes_intrinsics = True, False
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Curve(Callback):
 def run(preset: str, folder: str, *overrides: str, seed: int = 0, backend: str | None = None) -> dict[str, Any]:
     """Trains a preset and returns its figures."""
     config = load_config(preset, [*overrides, f"--seed={seed}", f"--output={folder}"])
-    curve = Curve()
+    curve, constant = Curve(), measure(ConstantDepth().eval(), config)
     start = time.perf_counter()
     with use_backend(backend):
         result = train(config, callbacks=[curve])
@@ -79,7 +79,7 @@ def run(preset: str, folder: str, *overrides: str, seed: int = 0, backend: str |
         "minutes": round(seconds / 60, 1),
         "curve": curve.points,
         "abs_rel": measure(load_trained(result.folder).net, config),
-        "constant": measure(ConstantDepth().eval(), config),
+        "constant": constant,
     }
     print(" ".join(f"{key} {value}" for key, value in figures.items() if key != "curve"), flush=True)
     return figures
