@@ -20,8 +20,8 @@
 class Fibers {
  public:
   // Calls `run(t)` for t below `count`, each in a fiber; `resumed(t)` before a fiber goes on.
-  MDEPTH_UNSEEN static void run_all(
-      int count, const std::function<void(int)>& run, const std::function<void(int)>& resumed) {
+  MDEPTH_UNSEEN static void run_all(int count, const std::function<void(int)>& run,
+                                    const std::function<void(int)>& resumed) {
     static std::vector<std::unique_ptr<Fiber>> fibers;  // kept: the next kernel needs them again
     while (int(fibers.size()) < count) fibers.push_back(std::make_unique<Fiber>(int(fibers.size())));
     body_ = &run;
