@@ -1,4 +1,4 @@
-"""InferenceSpeed of a network's inference: one image at a time, and in the batches in which it is fastest.
+"""Speed of a network's inference: one image at a time, and in the batches in which it is fastest.
 
 The network runs as it is, under `torch.compile`, and as its copy for inference. All three take turns within one
 process, and medians are compared. Float32, without TF32; a GPU is waited for.

@@ -1,17 +1,71 @@
-"""Helpers that several subcommands share."""
+"""Arguments and helpers that several subcommands share. Importing it imports no torch: `--help` needs none."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["counter", "pick_device", "progress"]
+__all__ = ["add_checkpoint", "camera", "count", "counter", "pick_device", "progress", "report_left_out", "size"]
 
 
-def pick_device(name: str) -> torch.device:
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint`, for commands that read a run folder."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of an argument such as 192x640."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 192x640, got {text!r}")
+    return int(height), int(width)
+
+
+def count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def camera(text: str | None) -> Any:
+    """The camera matrix (3, 3) of `--K`: four numbers, or a file."""
+    from mdepth_fast.data.frames import read_intrinsics
+
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        return read_intrinsics(Path(text))
+    if len(numbers) != 4:
+        raise ValueError(f"--K: expected fx,fy,cx,cy or a file of a 3x3 matrix, got {text!r}")
+    return read_intrinsics(numbers)
+
+
+def report_left_out(done: Any) -> None:
+    """Says on stderr what a run notes, and which frames it has left out (`done.notes`, `done.skipped`)."""
+    for note in done.notes:
+        print(f"mdepth-fast: warning: {note}", file=sys.stderr)
+    if done.skipped:
+        reasons = "; ".join(item.reason for item in done.skipped[:5])
+        more = f"; and {len(done.skipped) - 5} more" if len(done.skipped) > 5 else ""
+        print(f"mdepth-fast: warning: {len(done.skipped)} left out: {reasons}{more}", file=sys.stderr)
+
+
+def pick_device(name: str) -> "torch.device":
     """The device of that name; "auto" is the GPU if there is one."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdepth_fast.cli._common import add_checkpoint
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -24,11 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="registered name of the model (default: the one that fits the file)"
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--license",
         metavar="NAME",

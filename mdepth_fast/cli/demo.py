@@ -2,7 +2,7 @@
 
 import argparse
 
-from mdepth_fast.cli.predict import _count, _size
+from mdepth_fast.cli._common import add_checkpoint, count, pick_device, size
 
 
 def _port(text: str) -> int:
@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="networks to choose from: checkpoint, run folder, converted .safetensors, folder of save_pretrained, "
         "hub:user/repo, or folder of Monodepth2's files",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from run folders (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--port", type=_port, default=7860, help="port of the page, 0 for one that is free (default: %(default)s)"
     )
@@ -38,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     parser.add_argument(
-        "--max-megabytes", type=_count, default=20, metavar="N", help="largest file to take (default: %(default)s)"
+        "--max-megabytes", type=count, default=20, metavar="N", help="largest file to take (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-megapixels", type=_count, default=25, metavar="N", help="largest image to take (default: %(default)s)"
+        "--max-megapixels", type=count, default=25, metavar="N", help="largest image to take (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="size of the networks' input, multiples of 32 (default: as trained)"
+        "--size", type=size, metavar="HxW", help="size of the networks' input, multiples of 32 (default: as trained)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 
@@ -64,7 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder
         import gradio  # noqa: F401  (before weights are read, so that its absence shows at once)
 
-        from mdepth_fast.cli._common import pick_device
         from mdepth_fast.inference import load_trained
         from mdepth_fast.inference.demo import Demo, bind, serve
         from mdepth_fast.models import DepthModel

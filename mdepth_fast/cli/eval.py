@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mdepth_fast.cli._common import add_checkpoint, pick_device, progress
+
 TAKES_OVERRIDES = True
 
 
@@ -27,11 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint, run folder, converted .safetensors, hub:user/repo, or folder of Monodepth2's files; or a "
         ".npy file (N,h,w) of disparities, the inverse of depth, in the order of the ground truth",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--data", metavar="PRESET", help="preset or .yaml file with the data to evaluate on")
     parser.add_argument("--protocol", metavar="NAME", help="evaluation protocol (default: the preset's)")
     parser.add_argument("--flip", action="store_true", help="average with the prediction for the mirrored image")
@@ -78,7 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.evaluation import Evaluator
     from mdepth_fast.inference import evaluate, load_trained
     from mdepth_fast.systems import load_config, system_of
@@ -150,7 +147,6 @@ def _keeping(sample: Callable[..., None], kept: list[Any], path: Path) -> Callab
 def _evaluate_disparities(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from mdepth_fast.cli._common import progress
     from mdepth_fast.data.kitti import read_ground_truth
     from mdepth_fast.evaluation import Evaluator
     from mdepth_fast.systems import load_config, system_of
@@ -227,7 +223,6 @@ def _submit(arguments: argparse.Namespace) -> None:
     import torch
     import torch.nn.functional as F
 
-    from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data.samples import list_images, read_image
     from mdepth_fast.files import making_folder
     from mdepth_fast.inference import load_trained

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mdepth_fast.cli.predict import _size
+from mdepth_fast.cli._common import add_checkpoint, pick_device, size
 
 _SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
 
@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, choices=tuple(_SUFFIX), help="kind of file; aoti: AOTInductor's compiled code"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the model)")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--random-weights",
         action="store_true",
@@ -36,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size,
+        type=size,
         metavar="HxW",
         help="size that images are resized to in the file (default: as trained, or that of the paper)",
     )
@@ -59,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mdepth_fast.cli._common import pick_device
     from mdepth_fast.inference import export
 
     target = arguments.to
@@ -78,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     about = {key.removeprefix("mdepth_fast."): value for key, value in done.metadata.items()}
     unit = f" in {about['unit']}" if about["unit"] else ""
     random = ", random weights" if arguments.random_weights else ""
-    size = f"{'images of' if arguments.fixed_size else 'resized to'} {about['input_size']}"
-    print(f"{done.path}: {about['model']}{random}, {', '.join(done.inputs)} -> {', '.join(done.outputs)}, {size}")
+    resizing = f"{'images of' if arguments.fixed_size else 'resized to'} {about['input_size']}"
+    print(f"{done.path}: {about['model']}{random}, {', '.join(done.inputs)} -> {', '.join(done.outputs)}, {resizing}")
     print(f"{about['kind']}{unit}; largest relative difference from PyTorch {done.difference:.1g}")
 
 

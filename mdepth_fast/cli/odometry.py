@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mdepth_fast.cli._common import add_checkpoint, pick_device, progress
+
 _BATCH = 4
 
 
@@ -25,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="checkpoint or run folder of a self-supervised system, or folder of Monodepth2's files",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--frames", type=Path, metavar="FOLDER", help="video frames in natural order (default: the run's data.root)"
     )
@@ -141,7 +139,6 @@ def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any,
     """
     import numpy as np
 
-    from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data import Trajectory
     from mdepth_fast.data.samples import list_images, read_matrices
     from mdepth_fast.inference import load_system, predict_trajectory

@@ -2,22 +2,10 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 192x640, got {text!r}")
-    return int(height), int(width)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
+from mdepth_fast.cli._common import add_checkpoint, camera, count, counter, pick_device, progress, report_left_out, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, a folder of images, videos, shards (.tar), the number of a camera, or quoted patterns such as "
         '"clips/*.mp4"; for flow at least two images, or a folder of images',
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     files = parser.add_argument_group("files")
     files.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"
@@ -77,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("prediction")
     network.add_argument(
         "--size",
-        type=_size,
+        type=size,
         metavar="HxW",
         help="size of the network input, multiples of 32, for flow of 64 (default: as trained)",
     )
@@ -92,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="align the scale of each frame (and the shift of inverse depth) to the frames before it",
     )
-    network.add_argument("--frames", type=_count, metavar="N", help="stop after the first N frames of each input")
+    network.add_argument("--frames", type=count, metavar="N", help="stop after the first N frames of each input")
     network.add_argument(
-        "--batch-size", type=_count, metavar="N", help="frames at a time (default: 8 on a GPU, 1 on the CPU)"
+        "--batch-size", type=count, metavar="N", help="frames at a time (default: 8 on a GPU, 1 on the CPU)"
     )
     network.add_argument(
         "--optimize", action="store_true", help="fold batch norms into convolutions: faster, equal up to rounding"
@@ -104,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mdepth_fast.cli._common import counter, pick_device
     from mdepth_fast.inference import load_trained
     from mdepth_fast.inference.frames import ImageFiles, open_sources
     from mdepth_fast.inference.stream import Ranks, StreamOptions, predict_source
@@ -126,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     net = trained.net
     if arguments.optimize:
         net = net.optimize_for_inference()
-    ranks, K = Ranks(), _camera(arguments.K)
+    ranks, K = Ranks(), camera(arguments.K)
     code = 0
     for source in sources:
         chosen = formats or ([] if source.clip else ["png"])
@@ -159,7 +142,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_pairs(trained: Any, sources: list[Any], formats: list[str], arguments: argparse.Namespace) -> int:
     """A system that reads images by the pair and writes its own files."""
-    from mdepth_fast.cli._common import progress
     from mdepth_fast.inference.frames import ImageFiles
     from mdepth_fast.systems import PredictOptions
 
@@ -194,21 +176,6 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _camera(text: str | None) -> Any:
-    """The camera matrix (3, 3) of `--K`."""
-    from mdepth_fast.data.frames import read_intrinsics
-
-    if text is None:
-        return None
-    try:
-        numbers = [float(word) for word in text.split(",")]
-    except ValueError:
-        return read_intrinsics(Path(text))
-    if len(numbers) != 4:
-        raise ValueError(f"--K: expected fx,fy,cx,cy or a file of a 3x3 matrix, got {text!r}")
-    return read_intrinsics(numbers)
-
-
 def _report(done: Any, options: Any) -> None:
     """Says what is in which files, and on stderr what is missing."""
     from mdepth_fast.kinds import describe
@@ -217,8 +184,8 @@ def _report(done: Any, options: Any) -> None:
     before = f" ({done.there} from an earlier run)" if done.there and done.frames else ""
     what = describe(done.kind) if done.kind == "disparity" else f"{done.kind.replace('_', ' ')} depth"
     # A network learns the focal length along with the sizes of things.
-    camera = " for cameras like that of its training" if done.kind == "metric" else ""
-    unit = f"in {done.unit}{camera}" if done.unit else "without unit, its scale is unknown"
+    suits = " for cameras like that of its training" if done.kind == "metric" else ""
+    unit = f"in {done.unit}{suits}" if done.unit else "without unit, its scale is unknown"
     forms = {
         "png": f"= value / {scale:g}, 16-bit PNG, 0 = none",
         "npy": "as float32 npy",
@@ -234,9 +201,4 @@ def _report(done: Any, options: Any) -> None:
         print(f"{total} colour images in {options.output}{before}: {what} {unit}")
     if done.clamped:
         print(f"{done.clamped} pixels were clamped to {1 / scale:g} .. {65535 / scale:g}: 16 bits")
-    for note in done.notes:
-        print(f"mdepth-fast: warning: {note}", file=sys.stderr)
-    if done.skipped:
-        reasons = "; ".join(item.reason for item in done.skipped[:5])
-        more = f"; and {len(done.skipped) - 5} more" if len(done.skipped) > 5 else ""
-        print(f"mdepth-fast: warning: {len(done.skipped)} left out: {reasons}{more}", file=sys.stderr)
+    report_left_out(done)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mdepth_fast.cli._common import add_checkpoint, pick_device, progress
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -13,11 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weights", help="checkpoint, run folder, converted .safetensors, hub:user/repo, or folder of Monodepth2's files"
     )
     parser.add_argument("input", type=Path, help="an image, or a folder of images, of a flat road ahead")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--intrinsics", type=Path, help="file of the 3x3 camera matrix in pixels of the frames (default: K.txt beside)"
     )
@@ -48,7 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from mdepth_fast.cli._common import pick_device, progress
     from mdepth_fast.data.frames import read_intrinsics
     from mdepth_fast.data.samples import list_images, read_image
     from mdepth_fast.inference import load_trained

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mdepth_fast.cli.predict import _camera, _count, _size
+from mdepth_fast.cli._common import add_checkpoint, camera, count, counter, pick_device, report_left_out, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,30 +47,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--view", type=float, metavar="DEGREES", help="horizontal angle of view, where the camera is not known"
     )
-    parser.add_argument("--frames", type=_count, metavar="N", help="stop after the first N frames")
-    parser.add_argument("--every", type=_count, default=1, metavar="N", help="only every n-th frame")
+    parser.add_argument("--frames", type=count, metavar="N", help="stop after the first N frames")
+    parser.add_argument("--every", type=count, default=1, metavar="N", help="only every n-th frame")
     parser.add_argument(
-        "--points", type=_count, default=50_000, metavar="N", help="points of a frame, at most (default: %(default)s)"
+        "--points", type=count, default=50_000, metavar="N", help="points of a frame, at most (default: %(default)s)"
     )
+    add_checkpoint(parser)
     parser.add_argument(
-        "--checkpoint",
-        choices=("last", "best"),
-        help="checkpoint to use from a run folder (default: last; see trainer.monitor)",
-    )
-    parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="size of the network's input, multiples of 32 (default: as trained)"
+        "--size", type=size, metavar="HxW", help="size of the network's input, multiples of 32 (default: as trained)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import sys
     from functools import partial
     from typing import Any
 
     import rerun  # noqa: F401  (before weights are read, so that its absence shows at once)
 
-    from mdepth_fast.cli._common import counter, pick_device
     from mdepth_fast.data import Trajectory
     from mdepth_fast.inference import load_trained, open_sources, predict_image
     from mdepth_fast.inference.view import MapFiles, record
@@ -87,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("checkpoint", "size"):
         if arguments.maps and getattr(arguments, name):
             raise ValueError(f"--{name}: goes with --weights, not with --maps")
-    K = _camera(arguments.K)
+    K = camera(arguments.K)
     poses = None if arguments.poses is None else Trajectory.read(arguments.poses)
     sources = open_sources(arguments.input, limit=arguments.frames) if arguments.input else []
     if len(sources) > 1 or (sources and sources[0].live and arguments.frames is None):
@@ -121,12 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             every=arguments.every,
             advance=advance,
         )
-    for note in done.notes:
-        print(f"mdepth-fast: warning: {note}", file=sys.stderr)
-    if done.skipped:
-        reasons = "; ".join(item.reason for item in done.skipped[:5])
-        more = f"; and {len(done.skipped) - 5} more" if len(done.skipped) > 5 else ""
-        print(f"mdepth-fast: warning: {len(done.skipped)} left out: {reasons}{more}", file=sys.stderr)
+    report_left_out(done)
     path = f", trajectory of {len(poses)} poses" if poses is not None else ""
     print(f"{arguments.output}: {done.frames} frames, {done.points} points{path}; `rerun {arguments.output}` shows it")
     return 3 if done.skipped else 0

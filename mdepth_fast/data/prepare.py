@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mdepth_fast.data.check import STATIC, image_motion, thumbnail
 from mdepth_fast.data.frames import read_intrinsics
-from mdepth_fast.data.samples import DataError, list_images, read_image, resize_image
+from mdepth_fast.data.samples import DataError, list_images, read_image, resize_image, upright_frame
 from mdepth_fast.files import making_folder
 from mdepth_fast.geometry import scale_intrinsics
 
@@ -191,8 +191,6 @@ def read_video(path: str | Path) -> Iterator[NDArray[np.uint8]]:
             if not container.streams.video:
                 raise DataError(f"{path}: expected a video, got a file without pictures")
             for frame in container.decode(video=0):
-                image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                yield np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+                yield upright_frame(frame)
     except av.error.FFmpegError as error:
         raise DataError(f"{path}: cannot be read as a video ({error})") from error

@@ -35,6 +35,7 @@ __all__ = [
     "read_matrices",
     "read_rows",
     "resize_image",
+    "upright_frame",
     "upright_rgb",
 ]
 
@@ -119,6 +120,13 @@ def upright_rgb(image: Any) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def upright_frame(frame: Any) -> NDArray[np.uint8]:
+    """A decoded frame of a video (PyAV) as RGB (h, w, 3), turned as the video's metadata say."""
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def read_image(path: Path | str, *, upright: bool = False) -> NDArray[np.uint8]:

@@ -151,7 +151,7 @@ class SyntheticScenes(Dataset[Sample]):
 
     Sample i depends on (seed, i) alone, so another seed is a held-out set. Colours belong to points, not to views:
     warping a source with the true depth and pose gives the target, except where it is occluded.
-    `sources`: frame offsets along a smooth motion of 0.1 to 0.4 m a frame, and "stereo", a second camera `baseline`
+    `sources`: frame offsets along a smooth motion of 0.1 to 0.42 m a frame, and "stereo", a second camera `baseline`
     metres to the right. T holds the true pose of every source; with `known_pose` the attribute `sources` says "known"
     for the offsets, so that a trainer takes it instead of predicting one. "depth" is exact (`evaluation=True`).
     `motion`: "free", another direction and turn in every room, or "steady", nearly the same in all, as of a camera on a

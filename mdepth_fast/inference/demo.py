@@ -10,7 +10,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Demo:
                     lines.append(f"It may be wrong: {problem}.")
             folder = self._new_folder()
             stem = folder / (Path(path).stem[:60] or "image")
-            map = type(map)(map.values, map.kind, map.unit, K, image)
+            map = replace(map, K=K, image=image)
             files = [stem.with_name(f"{stem.name}_depth.{format}") for format in ("png", "npy", "ply")]
             clamped = write_map(files[0], map, format="png", scale=_SCALE)
             if clamped:

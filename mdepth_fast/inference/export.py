@@ -25,6 +25,7 @@ from mdepth_fast import __version__
 from mdepth_fast._dispatch import use_backend
 from mdepth_fast.files import replacing
 from mdepth_fast.models import DORN, DPT, DepthModel, FlowModel, Model, PoseExpNet, PoseModel
+from mdepth_fast.models.base import eval_mode
 from mdepth_fast.models.monodepth import Monodepth
 
 __all__ = ["TOLERANCE", "Exported", "Target", "default_size", "export", "settle"]
@@ -117,7 +118,7 @@ def export(
     about |= {"input_size": "x".join(map(str, program.size)), "fixed_size": str(fixed_size).lower()}
     about |= {"target": target, "version": __version__, "torch": torch.__version__}
     metadata = {f"mdepth_fast.{key}": value for key, value in about.items()}
-    with _eval_mode(net), torch.no_grad():
+    with eval_mode(net), torch.no_grad():
         batches = [(inputs, program.expected(*inputs)) for inputs in program.batches()]
         graph = _captured(program)
         with replacing(path) as temporary:
@@ -153,7 +154,7 @@ def settle(net: Model, size: tuple[int, int] | None = None) -> None:
     device = next(net.parameters()).device
     example = (tensor.to(device) for tensor in program.example(8, *program.size, torch.Generator().manual_seed(2)))
     momenta = [norm.momentum for norm in norms]
-    with _eval_mode(net):
+    with eval_mode(net):
         for norm in norms:
             norm.momentum, norm.training = 1.0, True
         for module in net.modules():
@@ -215,17 +216,6 @@ def _checked_size(net: Model, size: tuple[int, int] | None) -> tuple[int, int]:
     return size
 
 
-@contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        net.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 # What the files compute.
 
 Bounds = list[tuple[Tensor, Tensor]]  # of each output: the least and the largest value that are right
@@ -271,8 +261,9 @@ class _Program(nn.Module):
         sizes = (
             [(1, h, w), (2, h, w)] if self.fixed else [(1, h, w), (2, 2 * h + 1, w * 3 // 2), (1, h * 2 // 3, w - 7)]
         )
-        for shape in sizes:
-            yield tuple(tensor.to(device) for tensor in self.example(*(max(1, n) for n in shape), draw))  # type: ignore[arg-type,call-arg]
+        for batch, height, width in sizes:
+            example = self.example(batch, max(1, height), max(1, width), draw)
+            yield tuple(tensor.to(device) for tensor in example)
 
 
 class _Depth(_Program):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image, upright_rgb
+from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image, upright_frame, upright_rgb
 
 __all__ = ["Camera", "Frame", "ImageFiles", "Shards", "Source", "Unreadable", "VideoFile", "open_sources"]
 
@@ -274,7 +274,7 @@ class VideoFile(Source):
                         continue
                     if index < len(todo) and todo[index]:
                         todo[index] = 0
-                        yield Frame(index, f"{index:06d}", _upright(frame), self.pts(index))
+                        yield Frame(index, f"{index:06d}", upright_frame(frame), self.pts(index))
                     following = todo.find(1, index)
                     if following < 0 or (self._timed and following - index > _WORTH_SEEKING):
                         first = following
@@ -343,7 +343,7 @@ class Camera(Source):
                     seconds = frame.time if frame.time is not None else index / float(self.rate)
                     now = round(seconds / self.time_base)
                     start = now if start is None else start
-                    yield Frame(index, f"{index:06d}", _upright(frame), now - start)
+                    yield Frame(index, f"{index:06d}", upright_frame(frame), now - start)
             except av.error.FFmpegError as error:
                 raise DataError(f"{self.title}: cannot be read on ({error.strerror})") from error
 
@@ -454,9 +454,3 @@ def _pictures(container: Any, title: str) -> Any:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     raise DataError(f"{title}: expected a video, got a file without pictures")
-
-
-def _upright(frame: Any) -> Image:
-    image: Image = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -1,12 +1,13 @@
 """What all networks of the package share: argument checks, prediction, the keys of their published files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..alignment import affine_from_reference, camera_matrices, scale_from_ground, scale_from_reference
 from ..geometry import depth_from_disparity
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "PoseModel",
     "check_images",
+    "eval_mode",
     "stack_pair",
 ]
 
@@ -226,17 +228,12 @@ class DepthModel(Model):
         if (height, width) != shape:
             images = self.resize(images, (height, width))
 
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            self.eval()
+        with eval_mode(self):
             if flip:
                 plain, mirrored = self.infer(torch.cat([images, images.flip(-1)])).chunk(2)
                 values = _blend_flipped(plain, mirrored.flip(-1))
             else:
                 values = self.infer(images)
-        finally:
-            for module, training in modes:
-                module.training = training
         values = F.interpolate(values, shape, mode=self.interpolation, align_corners=False)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
@@ -290,6 +287,18 @@ class PoseModel(Model):
         False  # the translation is to be multiplied by the image's mean of 1 / depth
     )
     reads_features: ClassVar[bool] = False  # the depth encoder's last features in place of images
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Puts a network into eval mode; afterwards every module is in the mode it had."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        net.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_images(images: Tensor, name: str) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Model, check_images, stack_pair
+from .base import Model, check_images, eval_mode, stack_pair
 from .registry import register_model
 
 __all__ = ["FlowModel", "FlowNetS", "FlowPrediction"]
@@ -76,13 +76,8 @@ class FlowModel(Model):
                 F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=True)
                 for image in images
             ]
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            self.eval()
+        with eval_mode(self):
             flow = self.infer(*images)
-        finally:
-            for module, training in modes:
-                module.training = training
         if (height, width) != shape:
             flow = F.interpolate(flow, shape, mode="bilinear", align_corners=False)
             flow = flow * flow.new_tensor([shape[1] / width, shape[0] / height]).view(1, 2, 1, 1)
