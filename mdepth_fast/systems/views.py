@@ -64,6 +64,8 @@ class DataConfig:
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
         length: synthetic: number of scenes.
         motion: synthetic: free, or steady, nearly the same motion in all scenes.
+        keep: synthetic: keep the rendered scenes in memory, so that later epochs render nothing; each worker keeps its
+            own, so use it with workers 0.
         split: kitti: file of training lines "folder index side", or null for all frames under the root
             (kitti_odometry: of sequences 00 to 08); triplets: file of training lines "folder frame", or null for
             train.txt in the root; folder: file of the names of the target frames, or null for all.
@@ -90,6 +92,7 @@ class DataConfig:
     sources: list[int | Literal["stereo"]] = field(default_factory=list)
     length: int = 1000
     motion: Literal["free", "steady"] = "free"
+    keep: bool = False
     split: str | None = None
     val_split: str | None = None
     ground_truth: Literal["lidar", "lidar_x", "annotated"] = "lidar"
@@ -136,7 +139,7 @@ def training_views(data: DataConfig, seed: int) -> Any:
             raise ValueError(f'data.sources: the motorcycle pair has ["stereo"] only, got {data.sources}')
         return MotorcycleStereo(**size)
     if data.name == "synthetic":
-        return SyntheticScenes(data.length, **size, **given, seed=2 * seed, motion=data.motion)
+        return SyntheticScenes(data.length, **size, **given, seed=2 * seed, motion=data.motion, keep=data.keep)
     root = root_folder(data)
     if data.name in ("kitti", "kitti_odometry"):
         sources = given.get("sources", (-1, 1))

@@ -69,6 +69,18 @@ def test_depth_of_a_known_scene() -> None:
     assert _render(scene, K, pose, 81, 101)[1][40, 50] == pytest.approx(2)
 
 
+def test_kept_samples_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = SyntheticScenes._draw
+    monkeypatch.setattr(SyntheticScenes, "_draw", lambda self, index: drawn.append(index) or draw(self, index))
+    scenes, fresh = SyntheticScenes(2, 32, 48, keep=True), SyntheticScenes(2, 32, 48)
+    first = scenes[1]
+    first["target"] = first["target"] * 0  # another sample in place of its own: the kept one stays
+    again = scenes[1]
+    assert drawn == [1]
+    assert torch.equal(again["target"], fresh[1]["target"]) and torch.equal(again["sources"], fresh[1]["sources"])
+
+
 def test_same_seed_same_sample() -> None:
     first, second = SyntheticScenes(5, 32, 48, seed=1)[4], SyntheticScenes(9, 32, 48, seed=1)[4]
     for key in ("target", "sources", "K", "source_K", "T"):
