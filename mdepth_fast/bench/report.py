@@ -9,8 +9,8 @@ alone. The keys of a file:
         arithmetic_per_second
     or errors: {op: {scene: {variant: [error of each seed]}}} with seeds
     or seconds, metrics: of a training run
-    or training: runs on ray-cast rooms, each with preset, system, backend, seed, steps, minutes, abs_rel, constant (the
-        AbsRel of one constant depth) and curve ({step: AbsRel})
+    or training: runs on ray-cast rooms, each with preset, system, backend, precision, seed, steps, minutes, abs_rel,
+        constant (the AbsRel of one constant depth) and curve ({step: AbsRel})
 """
 
 import dataclasses
@@ -290,11 +290,12 @@ def _training_table(runs: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "AbsRel on held-out ray-cast rooms, scaled by the median, after training on video of others:",
         "",
-        "| preset | losses | seed | steps | minutes | AbsRel | of a constant depth |",
-        "|---|---|---|---|---|---|---|",
+        "| preset | losses | precision | seed | steps | minutes | AbsRel | of a constant depth |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        cells = (f"`{run['preset']}`", run["backend"], run["seed"], run["steps"], run["minutes"])
+        settings = (run["backend"], run.get("precision", "32-true"), run["seed"])
+        cells = (f"`{run['preset']}`", *settings, run["steps"], run["minutes"])
         lines.append(f"| {' | '.join(map(str, cells))} | {run['abs_rel']:.3f} | {run['constant']:.3f} |")
     return lines
 

@@ -24,6 +24,7 @@ __all__ = [
     "PoseModel",
     "check_images",
     "eval_mode",
+    "in_float32",
     "stack_pair",
 ]
 
@@ -299,6 +300,17 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)` outside of autocast: for layers whose output is a number, such as a disparity, and not a feature.
+
+    bfloat16 has eight binary digits: a disparity of 30 pixels would move in steps of an eighth of a pixel.
+    """
+    if not torch.is_autocast_enabled(x.device.type):
+        return layer(x)  # type: ignore[no-any-return]
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(next(layer.parameters()).dtype))  # type: ignore[no-any-return]
 
 
 def check_images(images: Tensor, name: str) -> None:

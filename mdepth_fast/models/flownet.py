@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Model, check_images, eval_mode, stack_pair
+from .base import Model, check_images, eval_mode, in_float32, stack_pair
 from .registry import register_model
 
 __all__ = ["FlowModel", "FlowNetS", "FlowPrediction"]
@@ -172,12 +172,12 @@ class FlowNetS(FlowModel):
         for name, layer in self.encoder.items():
             x = F.leaky_relu(layer(x), 0.1)
             features[int(name[4])] = x
-        flow = self.predictor["6"](x)
+        flow = in_float32(self.predictor["6"], x)
         for level in range(5, self.finest - 1, -1):
             key = str(level)
             up = F.leaky_relu(self.deconv[key](x), 0.1)
             x = torch.cat([up, features[level], self.upsample[key](flow)], 1)
-            flow = self.predictor[key](x)
+            flow = in_float32(self.predictor[key], x)
         return self.scale * flow
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:

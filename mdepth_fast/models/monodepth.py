@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.geometry import depth_from_disparity
 
-from .base import DepthModel, DepthPrediction, check_images
+from .base import DepthModel, DepthPrediction, check_images, in_float32
 from .registry import register_model
 
 __all__ = ["Monodepth", "MonodepthResNet50", "MonodepthVGG"]
@@ -102,9 +102,11 @@ class _Level(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None, disparity: Tensor | None, scale: float) -> tuple[Tensor, Any]:
         x = F.elu(self.up(F.interpolate(x, scale_factor=2.0, mode="nearest")), inplace=True)
-        parts = [x, skip, None if disparity is None else F.interpolate(disparity, scale_factor=2.0, mode="nearest")]
+        if disparity is not None:
+            disparity = F.interpolate(disparity.to(x.dtype), scale_factor=2.0, mode="nearest")
+        parts = [x, skip, disparity]
         x = F.elu(self.merge(torch.cat([part for part in parts if part is not None], 1)), inplace=True)
-        return x, None if self.head is None else scale * self.head(x).sigmoid()
+        return x, None if self.head is None else scale * in_float32(self.head, x).sigmoid()
 
 
 class Monodepth(DepthModel):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from .base import DisparityModel, Model, PoseModel, check_images, stack_pair
+from .base import DisparityModel, Model, PoseModel, check_images, in_float32, stack_pair
 from .registry import register_model
 from .resnet import ResNetEncoder
 
@@ -91,7 +91,7 @@ class _DepthDecoder(nn.Module):
         for scale, level, skip in zip((4, 3, 2, 1, 0), self.levels, (*features[-2::-1], None), strict=True):
             x = level(x, skip)
             if scale in self.scales:
-                maps[scale] = self.heads[self.scales.index(scale)](x).sigmoid()
+                maps[scale] = in_float32(self.heads[self.scales.index(scale)], x).sigmoid()
         return [maps[scale] for scale in self.scales]
 
     def published_keys(self) -> dict[str, str]:
@@ -260,7 +260,7 @@ class PoseNet(_PoseNet):
         x = self.encoder.last(frames)
         for conv in self.decoder[:3]:
             x = conv(x).relu_()
-        return self.last(x)  # type: ignore[no-any-return]
+        return in_float32(self.last, x)
 
     @property
     def last(self) -> nn.Conv2d:
@@ -308,7 +308,7 @@ class SharedPoseNet(_PoseNet):
         x = x.unflatten(0, (-1, self.frames)).flatten(1, 2)
         for conv in self.decoder[1:3]:
             x = conv(x).relu_()
-        return self.last(x)  # type: ignore[no-any-return]
+        return in_float32(self.last, x)
 
     @property
     def last(self) -> nn.Conv2d:
@@ -341,7 +341,7 @@ class PoseCNN(_PoseNet):
         x = frames.contiguous(memory_format=torch.channels_last)
         for conv in self.net:
             x = conv(x).relu_()
-        return self.last(x)  # type: ignore[no-any-return]
+        return in_float32(self.last, x)
 
     @property
     def last(self) -> nn.Conv2d:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DisparityModel, PoseModel, check_images
+from .base import DisparityModel, PoseModel, check_images, in_float32
 from .registry import register_model
 
 __all__ = ["DispNet", "PoseExpNet", "Vid2DepthDispNet", "Vid2DepthPoseNet"]
@@ -171,10 +171,10 @@ class DispNet(DisparityModel):
             if level > 1:
                 parts = [_fitted(parts[0], skips[level - 2], self.padding), skips[level - 2]]
             if level < 4:
-                parts.append(low + span * _doubled(maps[level], self.padding))
+                parts.append((low + span * _doubled(maps[level], self.padding)).to(parts[0].dtype))
             x = self.get_submodule(f"icnv{level}")(torch.cat(parts, 1))
             if level <= 4:
-                maps[level - 1] = self.get_submodule(f"disp{level}")(x).sigmoid()
+                maps[level - 1] = in_float32(self.get_submodule(f"disp{level}"), x).sigmoid()
         return [maps[scale] for scale in self.scales]
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -254,7 +254,7 @@ class PoseExpNet(PoseModel):
         for level in range(1, 6):
             x = self.get_submodule(f"cnv{level}")(x)
         motion = self.get_submodule("cnv7")(self.get_submodule("cnv6")(x))
-        vectors = 0.01 * self.pred(motion).mean((2, 3)).unflatten(1, (self.sources, 6))
+        vectors = 0.01 * in_float32(self.pred, motion).mean((2, 3)).unflatten(1, (self.sources, 6))
         return vectors, self._masks(x) if self.explainability else []
 
     def _masks(self, x: Tensor) -> list[Tensor]:
@@ -262,7 +262,7 @@ class PoseExpNet(PoseModel):
         for level in _MASK:
             x = self.get_submodule(f"upcnv{level}")(x)
             if level < 5:
-                values = self.get_submodule(f"mask{level}")(x)
+                values = in_float32(self.get_submodule(f"mask{level}"), x)
                 if self.padding == "same":
                     pairs = values.unflatten(1, (self.sources, 2))
                     values = pairs[:, :, 1] - pairs[:, :, 0]

@@ -62,7 +62,8 @@ class TrainerConfig:
         devices: number of devices, a list of them, or auto.
         num_nodes: number of machines.
         strategy: auto, ddp, ...
-        precision: 32-true, 16-mixed, bf16-mixed, ...
+        precision: 32-true, bf16-mixed, 16-mixed, ..., or auto: bf16-mixed where the hardware multiplies bfloat16
+            faster, else 32-true. The networks run in it; losses, poses and depth stay in float32.
         accumulate_grad_batches: batches per optimiser step.
         gradient_clip_val: gradient norm to clip at, or null.
         sync_batchnorm: compute batch statistics over all processes (GPU).

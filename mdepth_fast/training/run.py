@@ -25,6 +25,7 @@ from mdepth_fast.systems import Config, System, system_of
 from mdepth_fast.training.checkpoint import LAST, AtomicCheckpointIO, KeepBest, read_checkpoint
 from mdepth_fast.training.loader import build_loader, evaluation_loader
 from mdepth_fast.training.module import TrainingModule
+from mdepth_fast.training.precision import choose_precision
 from mdepth_fast.visualize import draw_panel
 
 __all__ = ["TrainResult", "build_module", "find_checkpoint", "new_run_folder", "quieten", "train"]
@@ -174,6 +175,8 @@ def train(
         for left in folder.glob(".*.ckpt") if checkpoint else ():  # by a run that was killed while it saved
             left.unlink(missing_ok=True)
         say(f"training {module.system.describe(len(dataset))}, into {folder}")
+        if config.trainer.precision == "auto":
+            say("precision {}: {}".format(*choose_precision("auto", config.trainer.accelerator)))
     try:
         trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
     except SystemExit as stop:
@@ -228,6 +231,7 @@ def trainer_options(config: Config, system: System[Any]) -> tuple[dict[str, Any]
     limits = [limit for limit in (system.last_step, config.trainer.max_steps) if limit is not None and limit >= 0]
     options["max_steps"] = min(limits, default=-1)
     options["strategy"] = _strategy(config, system)
+    options["precision"], _ = choose_precision(config.trainer.precision, config.trainer.accelerator)
     return options, every
 
 

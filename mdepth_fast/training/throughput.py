@@ -101,6 +101,7 @@ def measure_training(config: Any, dataset: Any, steps: int = 20) -> LoaderSpeed:
     """Speed of the first training steps of a run of this configuration on one device, and their waiting."""
     from lightning import Trainer
 
+    from mdepth_fast.training.precision import choose_precision
     from mdepth_fast.training.run import build_module, quieten
 
     quieten()
@@ -108,7 +109,7 @@ def measure_training(config: Any, dataset: Any, steps: int = 20) -> LoaderSpeed:
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
+        precision=choose_precision(config.trainer.precision, config.trainer.accelerator)[0],  # type: ignore[arg-type]
         gradient_clip_val=config.trainer.gradient_clip_val,
         max_epochs=1,
         limit_val_batches=0,

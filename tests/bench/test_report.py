@@ -52,7 +52,9 @@ def test_every_file_is_whole():
         assert path.stem == record["case"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"]) and {"torch", "mdepth_fast"} <= set(record["versions"])
         assert record["device"]["kind"] in ("cpu", "cuda") and record["device"]["name"]
-        assert sum(key in record for key in ("rows", "errors", "metrics")) == 1, path
+        assert sum(key in record for key in ("rows", "errors", "metrics", "training")) == 1, path
+        for run in record.get("training", ()):
+            assert run["steps"] == max(map(int, run["curve"])) and 0 < run["abs_rel"] < run["constant"], path
         for row in record.get("rows", ()):
             assert (row["seconds"] is None) == bool(row["reason"]) and {"forward", "backward"} <= set(row)
 

@@ -89,3 +89,36 @@ def test_the_names_that_read_files_are_there_on_demand():
         assert all(callable(getattr(module, name)) for name in module.__all__)
         with pytest.raises(AttributeError, match=f"'{module.__name__}' has no attribute 'nothing'"):
             module.nothing  # noqa: B018
+
+
+SMALL = {
+    "flownet_s": {"width": 8},
+    "monodepth_resnet50": {"base": 8},
+    "monodepth_vgg": {"base": 8},
+    **{name: {"width_multiplier": 0.125} for name in ("sfmlearner", "sfmlearner_pose", "vid2depth", "vid2depth_pose")},
+}
+
+
+@pytest.mark.parametrize("name", ["monodepth2_resnet18", "posenet_resnet18", "posecnn", *SMALL])
+def test_disparity_flow_and_motion_are_float32_under_autocast(name):
+    """Features are bfloat16 there; its eight digits are too few for numbers of which pixels are computed."""
+    torch.manual_seed(0)
+    model = create_model(name, **SMALL.get(name, {})).eval()
+    inputs = [torch.rand(2, 3, 128, 128) for _ in range(1 + isinstance(model, (PoseModel, FlowModel)))]
+    if name.endswith("_pose"):
+        inputs = [torch.rand(2, 3, 3, 64, 64)]
+
+    def numbers():
+        outputs = model(*inputs)
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return [output for output in outputs if isinstance(output, torch.Tensor)]
+
+    with torch.no_grad():
+        expected = numbers()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = numbers()
+    assert len(found) == len(expected) > 0
+    for output, value in zip(found, expected, strict=True):
+        assert output.dtype == torch.float32
+        assert not torch.equal(output, output.bfloat16().float())
+        torch.testing.assert_close(output, value, rtol=0.1, atol=0.05 * value.abs().max().item())
