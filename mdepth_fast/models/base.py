@@ -307,7 +307,7 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 
     bfloat16 has eight binary digits: a disparity of 30 pixels would move in steps of an eighth of a pixel.
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
         return layer(x)  # type: ignore[no-any-return]
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(next(layer.parameters()).dtype))  # type: ignore[no-any-return]
