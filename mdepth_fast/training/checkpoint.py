@@ -1,7 +1,7 @@
 """The checkpoints of a run: whole or absent, the last one and the best one."""
 
 import math
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,34 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from mdepth_fast.files import replacing
 from mdepth_fast.systems.saved import read_checkpoint
 
-__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "KeepBest", "read_checkpoint"]
+__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Diverged", "KeepBest", "first_not_finite", "read_checkpoint"]
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class Diverged(ValueError):
+    """A loss or a weight is not finite: nothing of it is saved."""
+
+
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity, or None. It waits for the device once."""
+    named = [(name, value) for name, value in tensors.items() if value.is_floating_point() or value.is_complex()]
+    if not named:
+        return None
+    # A sum is finite only if all are; that of finite numbers may overflow, so what is not is looked at itself.
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named]).cpu()
+    for index in (~sums.isfinite()).nonzero()[:, 0].tolist():
+        if not named[index][1].isfinite().all():
+            return named[index][0]
+    return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own writer copies from the system's temporary folder, which a kill can interrupt half way."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        try:
-            with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            free = shutil.disk_usage(Path(path).parent).free // 2**20
-            raise OSError(f"{path}: could not be written, {free} MiB are free: {str(error).splitlines()[0]}") from error
+        with replacing(path, durable=True) as temporary:
+            torch.save(checkpoint, temporary)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -46,26 +59,32 @@ class KeepBest(Callback):
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.path, self.monitor, self.mode = folder / BEST, monitor, mode
         self.value, self.step = math.nan, -1
-        self._seen = -1
+        self.seen = -1
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.consider(trainer, float(trainer.callback_metrics[self.monitor]))
 
     def consider(self, trainer: Any, value: float) -> None:
         """Compares the value of the monitored metric at this step, of which the first one counts."""
-        if trainer.global_step == self._seen:
+        if trainer.global_step == self.seen:
             return
-        self._seen = trainer.global_step
+        self.seen = trainer.global_step
         better = value < self.value if self.mode == "min" else value > self.value
         if math.isfinite(value) and (better or self.step < 0):
             # Every process comes here with the same value: saving is done together.
+            before = self.value, self.step
             self.value, self.step = value, trainer.global_step
-            trainer.save_checkpoint(self.path)
+            try:
+                trainer.save_checkpoint(self.path)
+            except BaseException:
+                self.value, self.step = before  # of the file that is still there
+                raise
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "mode": self.mode, "value": self.value, "step": self.step}
+        return {"monitor": self.monitor, "mode": self.mode, "value": self.value, "step": self.step, "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Values of another metric say nothing about this one.
         if (state["monitor"], state["mode"]) == (self.monitor, self.mode):
             self.value, self.step = state["value"], state["step"]
+            self.seen = state.get("seen", -1)

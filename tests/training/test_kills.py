@@ -1,0 +1,195 @@
+"""However a run ends, it goes on: after kills at any steps, after signals and after errors, bit for bit."""
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from tiny_run import tiny_supervised, write_frames
+
+from mdepth_fast.cli import main
+from mdepth_fast.training.checkpoint import Diverged, first_not_finite, read_checkpoint
+from mdepth_fast.training.interruption import Interrupted, Signals
+from mdepth_fast.training.run import train
+
+STEPS = 12  # three epochs of four
+
+
+class Kill(Callback):
+    """Ends the process's run after a step as a kill does: nothing is saved after that."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == self.after:
+            raise Killed
+
+    def on_exception(self, trainer: Any, module: Any, error: BaseException) -> None:
+        module.roll_back = lambda: False  # nothing is whole: so nothing is saved
+
+
+class Killed(Exception):
+    pass
+
+
+def settings(root: Path, output: Path, **changes: Any) -> Any:
+    """Everything that a resumed run has to know: momentum, statistics, dropout, a plateau, stages, validation."""
+    options: dict[str, Any] = {
+        "data__val_split": None,
+        "stages": {"coarse": 7, "fine": 5},
+        "model__options": {"dropout": 0.2},
+        "optimizer__lr": 0.02,
+        "optimizer__schedule": "plateau",
+        "optimizer__patience": 0,
+        "trainer__max_epochs": 3,
+        "trainer__checkpoint_every_n_steps": 1,
+        **changes,
+    }
+    return tiny_supervised(root, output=str(output), **options)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    return state
+
+
+def killed_at(config: Any, kills: Sequence[int]) -> Path:
+    """The folder of a run that is killed after each of these steps, and goes on each time."""
+    for after in kills:
+        with pytest.raises(Killed):
+            train(config, resume="auto", callbacks=[Kill(after)])
+    result = train(config, resume="auto")
+    assert result is not None and result.step == STEPS
+    return result.folder
+
+
+# Of epochs of four: within one, at the end of one, of two, next to an end, at the last step. MDEPTH_KILLS=all: all.
+PAIRS = [(4, 8), (3, 4), (4, 5), (8, 11), (1, 12)]
+if os.environ.get("MDEPTH_KILLS") == "all":
+    PAIRS = list(combinations(range(1, STEPS + 1), 2))
+
+
+@pytest.mark.parametrize("limit", ["epochs", "steps"])
+def test_two_kills_leave_the_weights_of_no_kill(limit: str, tmp_path: Path) -> None:
+    changes = {} if limit == "epochs" else {"trainer__max_epochs": 5, "trainer__max_steps": STEPS}
+    root = write_frames(tmp_path / "frames")
+    expected = weights(killed_at(settings(root, tmp_path / "whole", **changes), ()))
+    for number, kills in enumerate(PAIRS):
+        found = weights(killed_at(settings(root, tmp_path / str(number), **changes), kills))
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), kills
+
+
+class Send(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_before_optimizer_step(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+
+class Fail(Callback):
+    """An error in a step, after its forward pass has changed the statistics of the batch norms."""
+
+    def on_before_backward(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 4:
+            raise OSError(errno.EIO, "Input/output error", "frame7.png")
+
+
+def test_signals_and_errors_save_first_and_lose_nothing(tmp_path: Path) -> None:
+    root = write_frames(tmp_path / "frames")
+    options = {"stages": {"coarse": 4, "fine": 4}, "trainer__max_epochs": 2, "trainer__checkpoint_every_n_steps": 99}
+    whole = train(settings(root, tmp_path / "whole", **options))
+    assert whole is not None
+    config = settings(root, tmp_path / "parts", **options)
+    folder = tmp_path / "parts" / "tiny" / "001"
+    go_on = f"checkpoint: {folder / 'last.ckpt'} (step {{}}); go on with --resume {folder}"
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGINT, 3), (signal.SIGHUP, 4)):
+        with pytest.raises(Interrupted) as stopped:
+            train(config, resume="auto", callbacks=[Send(number, step)])
+        assert stopped.value.number == number
+        assert str(stopped.value) == f"interrupted by {number.name} at step {step}; {go_on.format(step)}"
+    lines: list[str] = []
+    with pytest.raises(OSError, match=r"frame7\.png"):
+        train(config, resume="auto", callbacks=[Fail()], say=lines.append)
+    # Nothing was learnt since the step before: the checkpoint is the last signal's.
+    assert lines[-1] == f"stopped at step 4 by an error; {go_on.format(4)}"
+    with pytest.raises(OSError, match=r"frame7\.png"):
+        train(settings(root, tmp_path / "error", **options), callbacks=[Fail()])
+    again = train(settings(root, tmp_path / "error", **options), resume="auto")
+    rest = train(config, resume="auto")
+    assert rest is not None and again is not None and rest.step == again.step == 8
+    for result in (rest, again):
+        found = weights(result.folder)
+        assert all(torch.equal(found[key], value) for key, value in weights(whole.folder).items())
+    assert [entry.name for entry in folder.parent.iterdir()] == ["001"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == handlers
+
+
+def test_a_second_signal_ends_at_once_and_ignored_ones_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        signals = Signals()
+        with signals.caught():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            with signals.held():
+                signal.raise_signal(signal.SIGTERM)
+                assert signals.number == signal.SIGTERM
+                monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((number, signal.getsignal(number))))
+                signal.raise_signal(signal.SIGTERM)
+        assert sent == [(signal.SIGTERM, signal.SIG_DFL)]
+        with Signals().caught(), pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_command_ends_with_the_code_of_the_signal(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*words: Any, **options: Any) -> None:
+        raise Interrupted(number, "interrupted at step 3; go on with --resume runs/x/001")
+
+    monkeypatch.setattr("mdepth_fast.training.run.train", stopped)
+    assert main(["train", "motorcycle"]) == 128 + number
+    assert capsys.readouterr().err == "mdepth-fast: interrupted at step 3; go on with --resume runs/x/001\n"
+
+
+class Poison(Callback):
+    """Makes a weight NaN before a step: the loss of that step is the first that shows it."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
+        if trainer.global_step == 6:
+            module.system.net.coarse[1][0].weight.data[0, 0, 0, 0] = float("nan")
+
+
+def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_frames(tmp_path / "frames")
+    options = {"data__val_split": str(root), "trainer__val_every_n_steps": 2, "trainer__log_every_n_steps": 50}
+    config = settings(root, tmp_path / "out", **options, stages={"coarse": STEPS})
+    with pytest.raises(Diverged, match=r"loss: expected a finite number at step 7, got nan; .*coarse\.1\.0\.weight"):
+        train(config, callbacks=[Poison()])
+    folder = tmp_path / "out" / "tiny" / "001"
+    for name in ("last", "best"):
+        assert first_not_finite(read_checkpoint(folder / f"{name}.ckpt")["state_dict"]) is None
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 6
+    # Where the loss of the last step still looks well.
+    config = settings(root, tmp_path / "late", optimizer__lr=1e38, trainer__max_steps=1, stages={"coarse": 1})
+    with pytest.raises(Diverged, match="expected finite weights after step 1"):
+        train(config)
+    assert not list((tmp_path / "late").rglob("*.ckpt"))
+    huge = {"large": torch.full((4,), 3e38), "int": torch.ones(2, dtype=torch.int64)}
+    assert first_not_finite(huge) is None, "only their sum overflows"
+    assert first_not_finite({**huge, "odd": torch.tensor([1.0, float("inf")])}) == "odd"
