@@ -1,7 +1,6 @@
 """The checkpoints of a run: whole or absent, the last one and the best one."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning import Callback
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from mdepth_fast.files import replacing
-from mdepth_fast.systems.saved import read_checkpoint
+from mdepth_fast.systems.saved import first_not_finite, read_checkpoint
 
 __all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Diverged", "KeepBest", "first_not_finite", "read_checkpoint"]
 
@@ -21,25 +20,19 @@ class Diverged(ValueError):
     """A loss or a weight is not finite: nothing of it is saved."""
 
 
-def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity, or None. It waits for the device once."""
-    named = [(name, value) for name, value in tensors.items() if value.is_floating_point() or value.is_complex()]
-    if not named:
-        return None
-    # A sum is finite only if all are; that of finite numbers may overflow, so what is not is looked at itself.
-    sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named]).cpu()
-    for index in (~sums.isfinite()).nonzero()[:, 0].tolist():
-        if not named[index][1].isfinite().all():
-            return named[index][0]
-    return None
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own writer copies from the system's temporary folder, which a kill can interrupt half way."""
+    """Lightning's own writer copies from the system's temporary folder, which a kill can interrupt half way.
+
+    step: of the last.ckpt that was written last, None before.
+    """
+
+    step: int | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with replacing(path, durable=True) as temporary:
             torch.save(checkpoint, temporary)
+        if Path(path).name == LAST:
+            self.step = checkpoint.get("global_step")
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

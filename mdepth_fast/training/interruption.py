@@ -86,7 +86,6 @@ class SaveFirst(Callback):
 
     def __init__(self, folder: Path, signals: Signals, started: int) -> None:
         self.path, self.signals, self.started = folder / LAST, signals, started
-        self.saved: int | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.signals.again()
@@ -117,7 +116,6 @@ class SaveFirst(Callback):
             trainer.strategy.checkpoint_io.save_checkpoint(state, self.path)
         except (Diverged, OSError):
             return  # the error at hand is what is to be told, and the checkpoint before it is whole
-        self.saved = trainer.global_step
 
 
 def keep_working(worker: int) -> None:

@@ -70,8 +70,8 @@ class TrainingModule(LightningModule):
         self._epoch_steps = 0
         # The step, from 1 on, whose loss was the first that was not finite, or 0: a number on the device.
         self._bad_step: Tensor | None = None
-        # What a step changes before the optimiser does, as it was before the step; None once the optimiser is at work.
-        self._whole: tuple[int, Tensor | float, int] | None = None
+        # What a step changes before the optimiser does, as it was after the step before; None while that is at work.
+        self._whole: tuple[Tensor | float, int] | None = None
         self._statistics: list[Tensor] = []
         self._statistics_before: list[Tensor] = []
 
@@ -111,8 +111,7 @@ class TrainingModule(LightningModule):
         self.log("loss", mean, prog_bar=True, **options)
         for name, value in parts.items():
             self.log(name, value.detach(), sync_dist=self.trainer.world_size > 1, **options)
-        if self._looks():
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(names))
 
     def check_finite(self, more: str = "") -> None:
         """Raises Diverged if a loss since the start, or a weight, is not finite."""
@@ -131,10 +130,11 @@ class TrainingModule(LightningModule):
         saved = self.system.state_dict(keep_vars=True)
         self._statistics = [value for name, value in saved.items() if name not in learnt]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self._whole = (self._epoch_loss, self._epoch_steps)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._whole is None or self._whole[0] != self.batches_done:
-            self._whole = (self.batches_done, self._epoch_loss, self._epoch_steps)
+    def on_train_batch_end(self, *step: Any) -> None:
+        if self._whole is None:
+            self._whole = (self._epoch_loss, self._epoch_steps)
             if self._statistics:
                 torch._foreach_copy_(self._statistics_before, self._statistics)
 
@@ -148,7 +148,7 @@ class TrainingModule(LightningModule):
             return True
         if self._whole is None:
             return False
-        _, self._epoch_loss, self._epoch_steps = self._whole
+        self._epoch_loss, self._epoch_steps = self._whole
         if self._statistics:
             torch._foreach_copy_(self._statistics, self._statistics_before)
         return True

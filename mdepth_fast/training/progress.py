@@ -30,6 +30,8 @@ class Curves(TensorBoardLogger):
 class _Clock:
     """The steps of a run, and how long those that are left will take at the pace since it started or went on."""
 
+    began, first, steps = 0.0, 0, math.inf
+
     def start(self, trainer: Any) -> None:
         self.began, self.first = time.monotonic(), trainer.global_step
         self.steps = _all_steps(trainer)

@@ -162,7 +162,7 @@ def _train_in(
 ) -> TrainResult | None:
     """Trains in a folder that is this process's own."""
     started = resumed["global_step"] if resumed else 0
-    guard = SaveFirst(folder, signals, started)
+    guard, files = SaveFirst(folder, signals, started), AtomicCheckpointIO()
     best = KeepBest(folder, monitor, config.trainer.monitor_mode) if monitor and held_out is not None else None
     record = folder / "metrics.json"
     table = _Tables(best, guard, at_start=checkpoint is None, write=record if main else None, say=say)
@@ -187,7 +187,7 @@ def _train_in(
             *callbacks,
             guard,
         ],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[files],
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -216,10 +216,11 @@ def _train_in(
         with signals.held():
             trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
             if resumed is not None and trainer.global_step == started:
-                # Unless a signal came in the middle of the last evaluation.
-                table.after = earlier.get("after") or (
-                    table.evaluate(trainer, module) if trainer.world_size == 1 else None
-                )
+                table.after = earlier.get("after")
+                if (
+                    table.after is None and trainer.world_size == 1
+                ):  # a signal came in the middle of the last evaluation
+                    table.on_train_end(trainer, module)
                 if main:
                     say(
                         f"nothing left to train: the run is at step {trainer.global_step} already; a larger "
@@ -227,7 +228,7 @@ def _train_in(
                     )
             trainer.save_checkpoint(folder / LAST)
     except BaseException as error:
-        where = _where_to_go_on(folder, guard, started)
+        where = _where_to_go_on(folder, started if files.step is None else files.step)
         if signals.number is not None:
             # Whatever came of it: a signal to all processes of a job ends those that load the data, too.
             name = signal.Signals(signals.number).name
@@ -263,13 +264,11 @@ def _train_in(
     return result
 
 
-def _where_to_go_on(folder: Path, guard: SaveFirst, started: int) -> str:
+def _where_to_go_on(folder: Path, step: int) -> str:
     """What a run that has ended leaves, and how to go on with it."""
-    path = folder / LAST
-    if not path.is_file():
+    if not (folder / LAST).is_file():
         return "no checkpoint yet"
-    step = guard.saved if guard.saved is not None else read_checkpoint(path)["global_step"]
-    return f"checkpoint: {path} (step {step}); go on with --resume {folder}"
+    return f"checkpoint: {folder / LAST} (step {step}); go on with --resume {folder}"
 
 
 def _log_interval(trainer: Any, batches: int) -> int:
@@ -374,7 +373,6 @@ class _Tables(Callback):
             shown = {f"val/{name}": values[name] for name in pl_module.system.metrics}
             trainer.logger.log_metrics(shown, step=trainer.global_step)
             self.best.consider(trainer, shown[self.best.monitor])
-            pl_module.train()
 
     def on_train_end(self, trainer: Any, pl_module: TrainingModule) -> None:  # type: ignore[override]
         pl_module.check_finite()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
-from tiny_run import tiny_supervised, write_frames
+from lightning.pytorch.callbacks import Checkpoint
+from tiny_run import stop_as_killed, tiny_supervised, write_frames
 
 from mdepth_fast.cli import main
 from mdepth_fast.training.checkpoint import Diverged, first_not_finite, read_checkpoint
@@ -21,29 +22,24 @@ from mdepth_fast.training.run import train
 STEPS = 12  # three epochs of four
 
 
-class Kill(Callback):
-    """Ends the process's run after a step as a kill does: nothing is saved after that."""
+class Kill(Checkpoint):
+    """Ends a run after a step and its checkpoint as a kill does: nothing more is saved.
+
+    Lightning calls what is a `Checkpoint` last.
+    """
 
     def __init__(self, after: int) -> None:
         self.after = after
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == self.after:
-            raise Killed
-
-    def on_exception(self, trainer: Any, module: Any, error: BaseException) -> None:
-        module.roll_back = lambda: False  # nothing is whole: so nothing is saved
-
-
-class Killed(Exception):
-    pass
+            stop_as_killed(trainer)
 
 
 def settings(root: Path, output: Path, **changes: Any) -> Any:
     """Everything that a resumed run has to know: momentum, statistics, dropout, a plateau, stages, validation."""
     options: dict[str, Any] = {
         "data__val_split": None,
-        "stages": {"coarse": 7, "fine": 5},
         "model__options": {"dropout": 0.2},
         "optimizer__lr": 0.02,
         "optimizer__schedule": "plateau",
@@ -63,7 +59,7 @@ def weights(folder: Path) -> dict[str, Any]:
 def killed_at(config: Any, kills: Sequence[int]) -> Path:
     """The folder of a run that is killed after each of these steps, and goes on each time."""
     for after in kills:
-        with pytest.raises(Killed):
+        with pytest.raises(RuntimeError, match="stopped"):
             train(config, resume="auto", callbacks=[Kill(after)])
     result = train(config, resume="auto")
     assert result is not None and result.step == STEPS
@@ -78,7 +74,8 @@ if os.environ.get("MDEPTH_KILLS") == "all":
 
 @pytest.mark.parametrize("limit", ["epochs", "steps"])
 def test_two_kills_leave_the_weights_of_no_kill(limit: str, tmp_path: Path) -> None:
-    changes = {} if limit == "epochs" else {"trainer__max_epochs": 5, "trainer__max_steps": STEPS}
+    # Stages end a run after a number of steps, too.
+    changes = {} if limit == "epochs" else {"trainer__max_epochs": 5, "stages": {"coarse": 7, "fine": 5}}
     root = write_frames(tmp_path / "frames")
     expected = weights(killed_at(settings(root, tmp_path / "whole", **changes), ()))
     for number, kills in enumerate(PAIRS):
@@ -168,28 +165,42 @@ def test_the_command_ends_with_the_code_of_the_signal(
 
 
 class Poison(Callback):
-    """Makes a weight NaN before a step: the loss of that step is the first that shows it."""
+    """Makes a weight NaN after step 6, so that no checkpoint is written, or before step 7, whose loss shows it."""
 
-    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.poison)
+
+    def poison(self, trainer: Any, module: Any, *rest: Any) -> None:
         if trainer.global_step == 6:
             module.system.net.coarse[1][0].weight.data[0, 0, 0, 0] = float("nan")
 
 
-def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("hook", "last", "message"),
+    [
+        (
+            "on_train_batch_start",
+            6,
+            r"loss: expected a finite number at step 7, got nan; .*: depth_net\.coarse\.1\.0\.",
+        ),
+        ("on_train_batch_end", 5, r"depth_net\.coarse\.1\.0\.weight: expected finite weights after step 6"),
+    ],
+)
+def test_nothing_that_is_not_finite_is_saved(hook: str, last: int, message: str, tmp_path: Path) -> None:
     root = write_frames(tmp_path / "frames")
     options = {"data__val_split": str(root), "trainer__val_every_n_steps": 2, "trainer__log_every_n_steps": 50}
-    config = settings(root, tmp_path / "out", **options, stages={"coarse": STEPS})
-    with pytest.raises(Diverged, match=r"loss: expected a finite number at step 7, got nan; .*coarse\.1\.0\.weight"):
-        train(config, callbacks=[Poison()])
-    folder = tmp_path / "out" / "tiny" / "001"
+    config = settings(root, tmp_path, **options, stages={"coarse": STEPS})
+    lines: list[str] = []
+    with pytest.raises(Diverged, match=message):
+        train(config, callbacks=[Poison(hook)], say=lines.append)
+    folder = tmp_path / "tiny" / "001"
+    assert f"last.ckpt (step {last}); go on with" in lines[-1]
     for name in ("last", "best"):
         assert first_not_finite(read_checkpoint(folder / f"{name}.ckpt")["state_dict"]) is None
-    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 6
-    # Where the loss of the last step still looks well.
-    config = settings(root, tmp_path / "late", optimizer__lr=1e38, trainer__max_steps=1, stages={"coarse": 1})
-    with pytest.raises(Diverged, match="expected finite weights after step 1"):
-        train(config)
-    assert not list((tmp_path / "late").rglob("*.ckpt"))
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == last
+
+
+def test_what_is_not_finite_is_found_by_name() -> None:
     huge = {"large": torch.full((4,), 3e38), "int": torch.ones(2, dtype=torch.int64)}
     assert first_not_finite(huge) is None, "only their sum overflows"
     assert first_not_finite({**huge, "odd": torch.tensor([1.0, float("inf")])}) == "odd"
