@@ -64,7 +64,7 @@ def test_what_must_last_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypa
     flush, rename = os.fsync, Path.replace
 
     def note_flush(handle):
-        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
         flush(handle)
 
     def note_rename(path, target):
@@ -161,6 +161,7 @@ IN_PLACE = {
     "mdepth_fast/inference/export.py": "to a temporary name, renamed once the file has passed its check",
     "mdepth_fast/inference/clip.py": "a temporary file that is open from one frame to the next, renamed when whole",
     "benches/predict_video.py": "into a temporary folder",
+    "mdepth_fast/training/folder.py": "a lock, which says who holds it",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
 }
 FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}
