@@ -87,19 +87,17 @@ def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Gives an OSError the name of `path` where it has none, or that of the temporary file."""
     try:
         yield
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary), temporary, str(path)):
-            raise
-        what = error.strerror or os.strerror(error.errno)
-        if isinstance(error, FileExistsError) and temporary is None:
-            raise NotADirectoryError(error.errno, "expected a folder, got a file", str(path)) from error
-        raise OSError(error.errno, what, str(path)) from error
     except Exception as error:
-        # Libraries that write in C++ or Rust have errors of their own, which say neither the file nor that the disk is
-        # full: it is if no more can be appended.
-        cause = None if temporary is None else _no_more_fits(temporary)
-        if cause is None or cause.errno is None:
+        # Libraries that write in C++ or Rust, and NumPy, have errors of their own, which say neither the file nor that
+        # the disk is full: it is if no more can be appended.
+        known = isinstance(error, OSError) and error.errno is not None
+        cause = error if known else None if temporary is None else _no_more_fits(temporary)
+        if not isinstance(cause, OSError) or cause.errno is None:
             raise
+        if cause.filename not in (None, str(temporary), temporary, str(path)):
+            raise
+        if isinstance(cause, FileExistsError) and temporary is None:
+            raise NotADirectoryError(cause.errno, "expected a folder, got a file", str(path)) from error
         raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
 
 

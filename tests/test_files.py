@@ -156,6 +156,7 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
 
 # Written in place, and why that is right.
 IN_PLACE = {
+    "mdepth_fast/files.py": "the temporary file itself, to see whether the disk is full",
     "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
     "mdepth_fast/data/prepare.py": "in a folder that is renamed when whole",
     "mdepth_fast/inference/export.py": "to a temporary name, renamed once the file has passed its check",

@@ -26,8 +26,8 @@ def new_run_folder(config: Config) -> Path:
     parent = Path(config.output) / config.run
     try:
         parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(f"output: expected a folder for runs, got a file: {error.filename}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"output: expected a folder for runs, got a file in {error.filename}") from error
     number = max((int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()), default=0)
     while True:
         number += 1

@@ -113,6 +113,10 @@ class TrainingModule(LightningModule):
             self.log(name, value.detach(), sync_dist=self.trainer.world_size > 1, **options)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(names))
 
+    def _looks(self) -> bool:
+        """Whether numbers of this step are looked at, which waits for the device."""
+        return bool(self.global_step % self.config.trainer.log_every_n_steps == 0)
+
     def check_finite(self, more: str = "") -> None:
         """Raises Diverged if a loss since the start, or a weight, is not finite."""
         step = 0 if self._bad_step is None else int(self._bad_step)

@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import Checkpoint
-from tiny_run import stop_as_killed, tiny_supervised, write_frames
+from tiny_run import stop_as_killed, tiny_config, tiny_supervised, write_frames
 
 from mdepth_fast.cli import main
 from mdepth_fast.training.checkpoint import Diverged, first_not_finite, read_checkpoint
@@ -37,18 +37,25 @@ class Kill(Checkpoint):
 
 
 def settings(root: Path, output: Path, **changes: Any) -> Any:
-    """Everything that a resumed run has to know: momentum, statistics, dropout, a plateau, stages, validation."""
+    """A run that ends after so many steps, with all that a resumed one has to know: momentum, statistics, dropout, the
+    mean loss of a plateau, stages."""
     options: dict[str, Any] = {
         "data__val_split": None,
+        "stages": {"coarse": 7, "fine": 5},
         "model__options": {"dropout": 0.2},
         "optimizer__lr": 0.02,
         "optimizer__schedule": "plateau",
         "optimizer__patience": 0,
-        "trainer__max_epochs": 3,
         "trainer__checkpoint_every_n_steps": 1,
         **changes,
     }
     return tiny_supervised(root, output=str(output), **options)
+
+
+def of_epochs(output: Path) -> Any:
+    """A run that ends after so many epochs."""
+    options = {"trainer__max_epochs": 3, "trainer__checkpoint_every_n_steps": 1, "trainer__monitor": None}
+    return tiny_config(output=str(output), data__keep=True, **options)
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -74,13 +81,26 @@ if os.environ.get("MDEPTH_KILLS") == "all":
 
 @pytest.mark.parametrize("limit", ["epochs", "steps"])
 def test_two_kills_leave_the_weights_of_no_kill(limit: str, tmp_path: Path) -> None:
-    # Stages end a run after a number of steps, too.
-    changes = {} if limit == "epochs" else {"trainer__max_epochs": 5, "stages": {"coarse": 7, "fine": 5}}
     root = write_frames(tmp_path / "frames")
-    expected = weights(killed_at(settings(root, tmp_path / "whole", **changes), ()))
+
+    def config(name: str) -> Any:
+        return of_epochs(tmp_path / name) if limit == "epochs" else settings(root, tmp_path / name)
+
+    expected = weights(killed_at(config("whole"), ()))
     for number, kills in enumerate(PAIRS):
-        found = weights(killed_at(settings(root, tmp_path / str(number), **changes), kills))
+        found = weights(killed_at(config(str(number)), kills))
         assert all(torch.equal(found[key], value) for key, value in expected.items()), kills
+
+
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """A job in the background may ignore signals."""
+    before = [
+        (number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    ]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 class Send(Callback):
@@ -102,9 +122,10 @@ class Fail(Callback):
             raise OSError(errno.EIO, "Input/output error", "frame7.png")
 
 
+@pytest.mark.usefixtures("_heard")
 def test_signals_and_errors_save_first_and_lose_nothing(tmp_path: Path) -> None:
     root = write_frames(tmp_path / "frames")
-    options = {"stages": {"coarse": 4, "fine": 4}, "trainer__max_epochs": 2, "trainer__checkpoint_every_n_steps": 99}
+    options = {"stages": {"coarse": 4, "fine": 4}, "trainer__checkpoint_every_n_steps": 99}
     whole = train(settings(root, tmp_path / "whole", **options))
     assert whole is not None
     config = settings(root, tmp_path / "parts", **options)
@@ -133,6 +154,7 @@ def test_signals_and_errors_save_first_and_lose_nothing(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == handlers
 
 
+@pytest.mark.usefixtures("_heard")
 def test_a_second_signal_ends_at_once_and_ignored_ones_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, Any]] = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
