@@ -147,7 +147,7 @@ class TrainingModule(LightningModule):
 
     def roll_back(self) -> bool:
         """Takes back what a step that failed has changed, or says that it cannot: that the optimiser was at work."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         if progress.processed == progress.ready and not self.trainer.fit_loop._should_accumulate():
             return True
         if self._whole is None:
@@ -160,9 +160,8 @@ class TrainingModule(LightningModule):
     @property
     def batches_done(self) -> int:
         """Batches of the run whose steps are done: those of a step that gathers gradients count with its last one."""
-        loop = self.trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.total.processed
-        current = loop.batch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        done, current = progress.total.processed, progress.current.processed
         gathered = current % self.trainer.accumulate_grad_batches if current < self.trainer.num_training_batches else 0
         return int(done - gathered)
 
@@ -262,7 +261,7 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._apply_optimizer_settings(checkpoint)
         trainer = self.trainer
-        source = trainer.fit_loop._data_source.instance
+        source: Any = trainer.fit_loop._data_source.instance
         length, done, steps = len(source), batches_done(checkpoint), checkpoint["global_step"]
         over = 0 <= trainer.max_steps <= steps or 0 <= (trainer.max_epochs or 0) <= done // length
         place_of(checkpoint["loops"]["fit_loop"], done, steps, length, trainer.accumulate_grad_batches, over=over)

@@ -195,7 +195,7 @@ def _train_in(
     )
     share: dict[str, Any] = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     loader = build_loader(config, dataset, **share, pin_memory=trainer.strategy.root_device.type == "cuda")
-    trainer.log_every_n_steps = _log_interval(trainer, len(loader))
+    trainer.log_every_n_steps = _log_interval(trainer, len(loader))  # type: ignore[attr-defined]
     if resumed is not None:
         before = resumed["mdepth_fast"].get("epoch_batches", len(loader))
         if before != len(loader):
