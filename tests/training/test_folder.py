@@ -53,7 +53,7 @@ def test_a_failed_start_leaves_no_folder_and_auto_starts_where_nothing_is(tmp_pa
     def config(**changes: Any) -> Any:
         options = {"data__val_split": None, "stages": {"coarse": 4}, "trainer__max_epochs": 1, **changes}
         options |= {"trainer__log_every_n_steps": 50}
-        return tiny_supervised(root, output=str(tmp_path / "runs"), **options)
+        return tiny_supervised(root, **{"output": str(tmp_path / "runs"), **options})
 
     with pytest.raises(ValueError, match=r"batch_size: expected at most the 8 samples"):
         train(config(data__batch_size=100))
@@ -83,4 +83,4 @@ def test_a_failed_start_leaves_no_folder_and_auto_starts_where_nothing_is(tmp_pa
     # A folder that is a file, a folder that cannot be written to: named.
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"output: expected a folder for runs, got a file in .*file"):
-        train(tiny_supervised(root, output=str(tmp_path / "file")))
+        train(config(output=str(tmp_path / "file")))
