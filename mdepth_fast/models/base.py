@@ -175,6 +175,7 @@ class DepthModel(Model):
     takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
     takes_intrinsics: ClassVar[bool] = False  # `predict` takes the camera matrix as `K`
     interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
+    align_corners: ClassVar[bool] = False  # in this interpolation
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -235,7 +236,7 @@ class DepthModel(Model):
                 values = _blend_flipped(plain, mirrored.flip(-1))
             else:
                 values = self.infer(images)
-        values = F.interpolate(values, shape, mode=self.interpolation, align_corners=False)
+        values = F.interpolate(values, shape, mode=self.interpolation, align_corners=self.align_corners)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
