@@ -178,7 +178,7 @@ class DepthAnythingV2(TokenDepthModel):
         return net
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Translates the state dict of transformers' DepthAnythingForDepthEstimation, as it is in files or in memory."""
+        """Translates the state dict of transformers' DepthAnythingForDepthEstimation, of files or in memory."""
         return renamed(as_published(content), self.transformers_keys())
 
     def transformers_keys(self) -> dict[str, tuple[str, ...]]:

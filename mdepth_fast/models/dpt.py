@@ -60,7 +60,7 @@ GEOMETRIES = {
 
 
 def checked_geometry(geometry: str | DPTGeometry, known: Mapping[str, DPTGeometry]) -> DPTGeometry:
-    """The geometry, by its name in `known` if it is given by name; ValueError for another name, or taps that are none."""
+    """The geometry itself, or that of this name in `known`; ValueError for another name, or for wrong taps."""
     if isinstance(geometry, str):
         if geometry not in known:
             raise ValueError(f"geometry: expected one of {', '.join(known)} or a DPTGeometry, got {geometry!r}")
@@ -410,7 +410,9 @@ def decoder_modules(prefix: str) -> dict[str, str]:
         modules |= {f"{prefix}layer{n + 1}_rn": f"neck.convs.{n}", f"{refinenet}.out_conv": f"{fusion}.projection"}
         for unit in (1, 2):
             for conv in (1, 2):
-                modules[f"{refinenet}.resConfUnit{unit}.conv{conv}"] = f"{fusion}.residual_layer{unit}.convolution{conv}"
+                modules[f"{refinenet}.resConfUnit{unit}.conv{conv}"] = (
+                    f"{fusion}.residual_layer{unit}.convolution{conv}"
+                )
     return modules
 
 

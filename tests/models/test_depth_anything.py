@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessorPil
 
 from mdepth_fast.cli import main
 from mdepth_fast.inference import load_trained
@@ -202,9 +203,7 @@ def test_published_files(tmp_path, form):
 
 
 def test_from_a_published_file_to_a_prediction(tmp_path, capsys):
-    """`convert` wants to know whether the output is relative or metric, which the file does not say; `predict` knows."""
-    from PIL import Image
-
+    """The file does not say whether its network is metric: `convert` must be told, and `predict` knows it then."""
     net = create_model("depth_anything_v2_small")
     torch.save(net.state_dict(), tmp_path / "depth_anything_v2_vits.pth")
     Image.new("RGB", (140, 98), (90, 120, 150)).save(tmp_path / "photo.png")
@@ -229,7 +228,19 @@ def test_weights_of_the_encoder_alone(tmp_path, form):
     }
     torch.save(states[form], tmp_path / "encoder.pth")
     net = DepthAnythingV2(SMALL, max_depth=80, encoder_weights=tmp_path / "encoder.pth")
-    assert all(torch.equal(value, net.pretrained.state_dict()[k]) for k, value in source.pretrained.state_dict().items())
+    own = net.pretrained.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in source.pretrained.state_dict().items())
+
+
+def processor_for(side):
+    """transformers' image processor, configured as published, on PIL images."""
+    return DPTImageProcessorPil(
+        size={"height": side, "width": side},
+        keep_aspect_ratio=True,
+        ensure_multiple_of=14,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,13 +258,7 @@ def test_weights_of_the_encoder_alone(tmp_path, form):
 )
 def test_size_at_which_the_net_runs(image, expected, same_as_transformers):
     assert meta("depth_anything_v2_small").network_size(*image) == expected
-    processor = DPTImageProcessor(
-        size={"height": 518, "width": 518},
-        keep_aspect_ratio=True,
-        ensure_multiple_of=14,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
+    processor = processor_for(518)
     image = torch.rand(3, *image).mul(255).byte()
     assert (processor(image, return_tensors="pt")["pixel_values"].shape[-2:] == expected) == same_as_transformers
 
@@ -264,16 +269,10 @@ def test_fixed_size():
 
 @torch.no_grad()
 def test_what_predict_feeds_the_net():
-    """A smooth photograph, as transformers' processor prepares it: it rounds to 8 bits and has other bicubic weights."""
+    """Nearly what transformers' processor makes of a photograph, which has other bicubic weights and 8 bits."""
     y, x = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
     image = torch.stack([127 + 100 * (y / 17).sin(), 127 + 100 * (x / 23).cos(), (x + y) / 2]).byte()
-    processor = DPTImageProcessor(
-        size={"height": 140, "width": 140},
-        keep_aspect_ratio=True,
-        ensure_multiple_of=14,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
+    processor = processor_for(140)
     expected = processor(image, return_tensors="pt")["pixel_values"]
     net, seen = small(target_size=(140, 140)), []
     net.pretrained.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -283,9 +282,7 @@ def test_what_predict_feeds_the_net():
     assert (prediction.kind, prediction.unit) == ("affine_inverse", None)
     # Back to the image with the corners aligned, as published.
     values = net(F.interpolate(image[None].float() / 255, (140, 182), mode="bicubic"))
-    torch.testing.assert_close(
-        prediction.depth, F.interpolate(values, (120, 160), mode="bilinear", align_corners=True)
-    )
+    torch.testing.assert_close(prediction.depth, F.interpolate(values, (120, 160), mode="bilinear", align_corners=True))
 
 
 @torch.no_grad()
