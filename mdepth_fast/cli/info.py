@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="*",
         metavar="PATTERN",
-        help='list the registered networks, or those that match a quoted pattern such as "dpt*": parameters, input size '
-        "and what they predict",
+        help="list the registered networks, or those that match a quoted pattern such as 'dpt*': parameters, input "
+        "size and what they predict",
     )
 
 

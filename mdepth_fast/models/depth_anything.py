@@ -99,6 +99,8 @@ class DepthAnythingV2(TokenDepthModel):
     reads them. They get no gradient, and distributed training must know this (find_unused_parameters).
     """
 
+    mean: Tensor
+    std: Tensor
     multiple: ClassVar[int] = DINOv2.PATCH
     align_corners: ClassVar[bool] = True
 
@@ -119,6 +121,8 @@ class DepthAnythingV2(TokenDepthModel):
         if max_depth is not None and not 0 < max_depth < float("inf"):
             raise ValueError(f"max_depth: expected a positive number of metres, got {max_depth}")
         self.max_depth, self.target_size = max_depth, target_size
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         self.pretrained = DINOv2(geometry.dim, geometry.depth, geometry.heads, position_offset=position_offset)
         self.depth_head = _Head(geometry)
         if max_depth is None:
@@ -146,8 +150,7 @@ class DepthAnythingV2(TokenDepthModel):
         patch = self.multiple
         if height % patch or width % patch or not height or not width:
             raise ValueError(f"images: expected height and width multiples of {patch}, got {height}x{width}")
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
-        images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         _, tokens = self.pretrained(images, self.geometry.taps)
         x = self.depth_head(tokens, (height // patch, width // patch))
         if self.max_depth is None:

@@ -27,7 +27,7 @@ def theirs(g, max_depth=None):
         out_indices=[tap + 1 for tap in g.taps],
         reshape_hidden_states=False,
     )
-    head = {"depth_estimation_type": "metric", "max_depth": max_depth} if max_depth else {}
+    head = {"depth_estimation_type": "metric", "max_depth": int(max_depth)} if max_depth else {}
     config = DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=g.dim,
@@ -139,7 +139,7 @@ def test_parity_with_transformers(folder, max_depth):
         for layer in (other.head.conv3, net.depth_head.scratch.output_conv2[2]):
             layer.bias.zero_()
     for size in ((518, 518), (126, 140), (252, 336), (70, 14)):
-        x = torch.rand(2, 3, *size)
+        x = torch.rand(1 if size[0] > 500 else 2, 3, *size)
         got, expected = net(x)[:, 0], other(normalised(x)).predicted_depth
         assert expected.min() > 0 and expected.std() > 1e-3 * expected.mean()
         assert difference(got, expected) <= 1e-5, size
@@ -194,12 +194,16 @@ def test_published_files(tmp_path, form):
     torch.save(state, tmp_path / "net.pth")
     load_checkpoint(net, tmp_path / "net.pth")
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
-    key = "pretrained.blocks.1.ls2.gamma" if form != "transformers" else "backbone.encoder.layer.1.mlp.fc1.weight"
-    broken = dict(state["model"] if form == "training" else state)
-    del broken[next(name for name in broken if name.endswith(key))]
-    torch.save(broken, tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=r"net\.pth: does not fit the model: 1 keys missing \(pretrained\.blocks\.1\."):
-        load_checkpoint(net, tmp_path / "net.pth")
+
+
+def test_a_file_that_does_not_fit(tmp_path):
+    state = dict(small().transformers_state_dict())
+    del state["backbone.encoder.layer.1.attention.attention.key.bias"]
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(
+        ValueError, match=r"net\.pth: does not fit .*pretrained\.blocks\.1\.attn\.qkv\.bias.*query\.bias"
+    ):
+        load_checkpoint(small(), tmp_path / "net.pth")
 
 
 def test_from_a_published_file_to_a_prediction(tmp_path, capsys):
@@ -251,9 +255,9 @@ def processor_for(side):
         ((640, 480), (686, 518), True),
         ((1080, 1920), (518, 924), True),
         ((375, 1242), (518, 1722), True),
-        ((518, 525), (518, 518), True),  # 37.5 patches: to even
+        ((518, 525), (518, 532), True),  # 37.5 patches: to even
         ((518, 539), (518, 532), True),  # 38.5 patches: to even
-        ((200, 300), (518, 770), False),  # it would scale the longer side to 518, as the least change
+        ((200, 300), (518, 784), False),  # it would scale the longer side to 518, as the least change
     ],
 )
 def test_size_at_which_the_net_runs(image, expected, same_as_transformers):
@@ -272,22 +276,22 @@ def test_what_predict_feeds_the_net():
     """Nearly what transformers' processor makes of a photograph, which has other bicubic weights and 8 bits."""
     y, x = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
     image = torch.stack([127 + 100 * (y / 17).sin(), 127 + 100 * (x / 23).cos(), (x + y) / 2]).byte()
-    processor = processor_for(140)
+    processor = processor_for(126)
     expected = processor(image, return_tensors="pt")["pixel_values"]
-    net, seen = small(target_size=(140, 140)), []
+    net, seen = small(target_size=(126, 126)), []
     net.pretrained.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     prediction = net.predict(image.float() / 255)
-    assert seen[0].shape == expected.shape == (1, 3, 140, 182)
+    assert seen[0].shape == expected.shape == (1, 3, 126, 168)
     assert (seen[0] - expected).abs().max() < 0.03  # 1.7 of 255 levels
     assert (prediction.kind, prediction.unit) == ("affine_inverse", None)
     # Back to the image with the corners aligned, as published.
-    values = net(F.interpolate(image[None].float() / 255, (140, 182), mode="bicubic"))
+    values = net(F.interpolate(image[None].float() / 255, (126, 168), mode="bicubic"))
     torch.testing.assert_close(prediction.depth, F.interpolate(values, (120, 160), mode="bilinear", align_corners=True))
 
 
 @torch.no_grad()
 def test_optimised_for_inference():
-    for net in (small(), small(max_depth=20.0)):
+    for net in (small(target_size=(70, 70)), small(max_depth=20.0, target_size=(70, 70))):
         net.train()
         before = {key: value.clone() for key, value in net.state_dict().items()}
         fast, x = net.optimize_for_inference(), torch.rand(2, 3, 70, 98)
@@ -322,12 +326,6 @@ def test_half_precision(training):
     for output in (mixed, half):
         assert output.dtype == torch.float32
         torch.testing.assert_close(output, exact, rtol=0.05, atol=0)
-
-
-@torch.no_grad()
-def test_compiles_as_one_graph():
-    net, x = small(), torch.rand(1, 3, 70, 98)
-    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), net(x))
 
 
 def test_parameter_groups():
