@@ -7,7 +7,7 @@ released networks.
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,11 +173,12 @@ class DepthAnythingV2(TokenDepthModel):
             sides.append(self.multiple * max(patches, -(-target // self.multiple)))
         return sides[0], sides[1]
 
-    def optimize_for_inference(self) -> "TokenDepthModel":
+    def optimize_for_inference(self) -> "DepthAnythingV2":
         """As `TokenDepthModel`'s; besides, LayerScale becomes part of the linear layers before it."""
-        net = super().optimize_for_inference()
-        for block in net.encoder.blocks:  # type: ignore[union-attr]
-            block.fold_layer_scale()  # type: ignore[operator,union-attr]
+        net = cast(DepthAnythingV2, super().optimize_for_inference())
+        blocks: Any = net.pretrained.blocks
+        for block in blocks:
+            block.fold_layer_scale()
         return net
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:

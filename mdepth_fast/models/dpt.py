@@ -133,9 +133,10 @@ def resampled(x: Tensor, layer: Any, size: tuple[int, int]) -> Tensor:
     # Few pixels and many channels, or windows that do not overlap: matrix products do it fastest.
     weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
     x = x.unflatten(1, size)
-    if isinstance(layer, nn.ConvTranspose2d):
-        k, width = layer.stride[0], len(layer.bias)  # type: ignore[arg-type]
-        x = F.linear(x, weight.t(), layer.bias.repeat(k * k)).unflatten(3, (k, k, width))  # type: ignore[union-attr]
+    enlarges = isinstance(layer, nn.ConvTranspose2d)
+    if enlarges:
+        k = layer.stride[0]
+        x = F.linear(x, weight.t(), layer.bias.repeat(k * k)).unflatten(3, (k, k, len(layer.bias)))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     else:
         bottom, right = (length % 2 for length in size)
