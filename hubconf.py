@@ -16,16 +16,13 @@ dependencies = ["torch", "numpy"]
 
 def _entry(name: str) -> _Any:
     def create(weights: str | None = None, **options: _Any) -> _models.Model:
-        model = _models.create_model(name, **options)
-        if weights is not None:
-            _models.load_checkpoint(model, weights)
-        return model.eval()
+        return _models.create_model(name, weights=weights, **options).eval()
 
     create.__name__ = name
     create.__doc__ = (
         f"The network {name!r} in eval mode.\n\n"
-        "weights: a file or folder that `mdepth_fast.models.load_checkpoint` reads, hub:user/repo, or None for random\n"
-        "weights. options: arguments of its constructor."
+        "weights: a file or folder that `mdepth_fast.models.load_checkpoint` reads, hub:user/repo, the name of\n"
+        "published weights, or None for random weights. options: arguments of its constructor, and accept_licence."
     )
     return create
 

@@ -52,16 +52,19 @@ _HOMES = {
 }
 
 
-def load(path: "str | _Path", device: "str | torch.device" = "cpu") -> "DepthModel":
+def load(
+    path: "str | _Path", device: "str | torch.device" = "cpu", *, accept_licence: str | None = None
+) -> "DepthModel":
     """A trained depth network on `device`, ready to predict: `mdepth_fast.load("runs/kitti_mono/001").predict(images)`.
 
     `path` is a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, a folder
     of `save_pretrained`, `hub:user/repo` on the Hugging Face Hub, or a folder with Monodepth2's encoder.pth and
-    depth.pth. Raises FileNotFoundError or ValueError for anything else.
+    depth.pth, or the name of published weights (`mdepth-fast weights list`), whose licence may have to be accepted.
+    Raises FileNotFoundError or ValueError for anything else.
     """
     from mdepth_fast.inference import load_trained
 
-    network: DepthModel = load_trained(path, device).net
+    network: DepthModel = load_trained(path, device, accept_licence=accept_licence).net
     return network
 
 

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     tuple(
         f"weights.{name}"
         for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle", "hub", "card")
+        + ("download", "registry")
     ),
     ("ops", "geometry", "alignment"),
     ("_op",),

@@ -1,7 +1,8 @@
 """The command `mdepth-fast`.
 
 Each subcommand is a module of this package, imported when it is called. It has `add_arguments(parser)` and
-`run(arguments)`. Importing it must need no more than torch and numpy: `run` imports everything else.
+`run(arguments)`, and perhaps `reordered(words)`, which makes one spelling of several. Importing it must need no more
+than torch and numpy: `run` imports everything else.
 """
 
 import argparse
@@ -20,6 +21,7 @@ _COMMANDS = {
     "view": "write images, depth, points and trajectory as a recording for the Rerun viewer",
     "odometry": "predict and evaluate the trajectory of the camera",
     "data": "prepare and check data: frames from a video, ground truth of KITTI's splits",
+    "weights": "list, show and download published weights",
     "convert": "convert published weights of any format to safetensors",
     "export": "write a network for ONNX Runtime, torch.export or AOTInductor, checked against PyTorch",
     "netadapt": "shrink a network to a budget of latency, operations or weights",
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = getattr(command, "TAKES_OVERRIDES", False)
         parser = argparse.ArgumentParser(prog=f"mdepth-fast {words[0]}", allow_abbrev=False, add_help=not overrides)
         command.add_arguments(parser)
-        parsed, rest = parser.parse_known_args(words[1:])
+        parsed, rest = parser.parse_known_args(getattr(command, "reordered", list)(words[1:]))
         if rest and not overrides:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parsed.overrides = rest

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mdepth_fast.cli._common import add_checkpoint, camera, count, counter, pick_device, progress, report_left_out, size
+from mdepth_fast.cli.weights import add_licence, download_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "weights",
-        help="checkpoint, run folder, converted .safetensors, folder of save_pretrained, hub:user/repo, or folder of "
-        "Monodepth2's files",
+        help="checkpoint, run folder, converted .safetensors, folder of save_pretrained, hub:user/repo, folder of "
+        "Monodepth2's files, or name of published weights (mdepth-fast weights list); --weights NAME says the same",
     )
     parser.add_argument(
         "input",
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"clips/*.mp4"; for flow at least two images, or a folder of images',
     )
     add_checkpoint(parser)
+    add_licence(parser)
     files = parser.add_argument_group("files")
     files.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (default: %(default)s)"
@@ -88,6 +90,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 
 
+def reordered(words: list[str]) -> list[str]:
+    """`--weights NAME` as the first argument, which it is without the option."""
+    for number, word in enumerate(words):
+        if word == "--weights" and number + 1 < len(words):
+            return [words[number + 1], *words[:number], *words[number + 2 :]]
+        if word.startswith("--weights="):
+            return [word.removeprefix("--weights="), *words[:number], *words[number + 1 :]]
+    return words
+
+
 def run(arguments: argparse.Namespace) -> int:
     from mdepth_fast.inference import load_trained
     from mdepth_fast.inference.frames import ImageFiles, open_sources
@@ -103,7 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
     if device == "auto" and "LOCAL_RANK" in os.environ and _gpus():
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % _gpus()}"
     device = pick_device(device)
-    trained = load_trained(arguments.weights, device, checkpoint=arguments.checkpoint)
+    with download_bar(arguments.weights) as bar:
+        trained = load_trained(
+            arguments.weights,
+            device,
+            checkpoint=arguments.checkpoint,
+            accept_licence=arguments.accept_licence,
+            progress=bar,
+        )
     if not isinstance(trained.net, DepthModel):
         return _run_pairs(trained, sources, formats, arguments)
 

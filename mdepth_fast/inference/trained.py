@@ -19,7 +19,10 @@ from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
 from mdepth_fast.systems.saved import first_not_finite, read_checkpoint
 from mdepth_fast.weights import create_converted
+from mdepth_fast.weights.checkpoint import create_published
+from mdepth_fast.weights.download import Progress
 from mdepth_fast.weights.hub import WEIGHTS, is_on_hub
+from mdepth_fast.weights.registry import fetch, find, is_published
 
 __all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_image", "predict_sample"]
 
@@ -37,24 +40,42 @@ class Trained:
         return system_for(self.net) if self.config is None else system_of(self.config)
 
 
-def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkpoint: str | None = None) -> Trained:
+def load_trained(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    checkpoint: str | None = None,
+    accept_licence: str | None = None,
+    progress: Progress | None = None,
+) -> Trained:
     """Reads a checkpoint or run folder of `mdepth-fast train`, a file of `mdepth-fast convert` or `netadapt`, a folder
     of `save_pretrained`, a repository `hub:user/repo` of the Hugging Face Hub, or a folder with Monodepth2's
-    encoder.pth and depth.pth.
+    encoder.pth and depth.pth. Published weights go by their name, `mdepth-fast weights list`.
 
     checkpoint: of a run folder, "last" (the default) or "best": see `trainer.monitor`. ValueError where `path` is no
-    run folder and has no such choice.
+    run folder and has no such choice. accept_licence, progress: for published weights, see `weights.registry.fetch`.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
     ValueError where weights are not finite.
     """
-    trained = _load(path, device, checkpoint)
+    trained = _load(path, device, checkpoint, accept_licence, progress)
     if name := first_not_finite(trained.net.state_dict()):
         raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}: the training has diverged")
     return trained
 
 
-def _load(path: str | Path, device: str | torch.device, checkpoint: str | None) -> Trained:
+def _load(
+    path: str | Path,
+    device: str | torch.device,
+    checkpoint: str | None,
+    accept_licence: str | None,
+    progress: Progress | None,
+) -> Trained:
+    if is_published(path):
+        if checkpoint:
+            raise ValueError(f"checkpoint: expected a run folder to choose {checkpoint} from, got {path}")
+        made = create_published(find(str(path)), accept_licence=accept_licence, progress=progress)
+        return Trained(made.to(device).eval(), None)
     if _is_pretrained(path):
         if checkpoint:
             raise ValueError(f"checkpoint: expected a run folder to choose {checkpoint} from, got {path}")
@@ -94,8 +115,10 @@ def load_system(path: str | Path, device: str | torch.device = "cpu", *, checkpo
     """The whole system that a checkpoint holds, with its pose network, in evaluation mode.
 
     `path` is a checkpoint or run folder of a self-supervised system, or a folder with Monodepth2's encoder.pth,
-    depth.pth, pose_encoder.pth and pose.pth. checkpoint: see `load_trained`. ValueError for anything else.
+    depth.pth, pose_encoder.pth and pose.pth, or the name of such published weights. checkpoint: see `load_trained`.
+    ValueError for anything else.
     """
+    path = fetch(find(str(path)).name) if is_published(path) else path
     if _is_pretrained(path):
         raise ValueError(f"{path}: expected a run or a checkpoint, got one network, of save_pretrained")
     path, published = _find(path, checkpoint)
@@ -129,7 +152,7 @@ def _find(path: str | Path, checkpoint: str | None) -> tuple[Path, bool]:
 
 def find_run(path: str | Path, checkpoint: str | None = None) -> Path | None:
     """The checkpoint of `mdepth-fast train` that `path` and `checkpoint` name, None for weights of another kind."""
-    if _is_pretrained(path):
+    if _is_pretrained(path) or is_published(path):
         return None
     path, published = _find(path, checkpoint)
     return None if published or path.suffix == ".safetensors" else path

@@ -15,12 +15,12 @@ from .flownet import FlowModel, FlowNetS, FlowPrediction
 from .mobilenet import MobileNet
 from .monodepth import Monodepth, MonodepthResNet50, MonodepthVGG
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
-from .registry import create_model, list_models, register_model
+from .registry import list_models, register_model
 from .resnet import ResNetEncoder
 from .sfmlearner import DispNet, PoseExpNet, Vid2DepthDispNet, Vid2DepthPoseNet
 
 if TYPE_CHECKING:
-    from mdepth_fast.weights.checkpoint import load_checkpoint
+    from mdepth_fast.weights.checkpoint import create_model, load_checkpoint
 
 __all__ = [
     "DORN",
@@ -64,9 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # An alias, on demand: `checkpoint` stands above the models and imports them.
-    if name == "load_checkpoint":
-        from mdepth_fast.weights.checkpoint import load_checkpoint
+    # Aliases, on demand: `checkpoint` stands above the models and imports them.
+    if name in ("create_model", "load_checkpoint"):
+        from mdepth_fast.weights.checkpoint import create_model, load_checkpoint
 
-        return load_checkpoint
+        return {"create_model": create_model, "load_checkpoint": load_checkpoint}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,9 @@
 """Weights from files, and to files.
 
 `read` turns files into tensors by name, `match` finds a state dict among them, `encoder` fills an encoder, `converted`
-is the format that says which model it is for. These know no model, so models may use them. `identify` says which
-registered model tensors belong to, and `checkpoint` fills a model.
+is the format that says which model it is for. `registry` knows published weights by name, and `download` fetches them.
+These know no model, so models may use them. `identify` says which registered model tensors belong to, and `checkpoint`
+fills a model.
 """
 
 from typing import TYPE_CHECKING, Any

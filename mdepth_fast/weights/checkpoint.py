@@ -10,15 +10,64 @@ from typing import Any
 from torch import Tensor
 
 from mdepth_fast.models.base import DepthModel, Model
-from mdepth_fast.models.registry import create_model
+from mdepth_fast.models.registry import create_model as new_model
+from mdepth_fast.models.registry import get_factory
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.weights.converted import converted_model, is_resized
-from mdepth_fast.weights.hub import WEIGHTS, local_file
+from mdepth_fast.weights.download import Progress
+from mdepth_fast.weights.hub import WEIGHTS, is_on_hub, local_file
 from mdepth_fast.weights.identify import fitting_models, likely, skeleton
 from mdepth_fast.weights.match import CLASSIFIER, METADATA, matched, unwrapped
 from mdepth_fast.weights.read import read_content
+from mdepth_fast.weights.registry import Entry, fetch, find, find_for, is_published
 
-__all__ = ["convert_content", "create_converted", "fitting_models", "load_checkpoint"]
+__all__ = [
+    "convert_content",
+    "create_converted",
+    "create_model",
+    "create_published",
+    "fitting_models",
+    "load_checkpoint",
+]
+
+
+def create_model(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    accept_licence: str | None = None,
+    **options: Any,
+) -> Model:
+    """A new model, with random weights or filled.
+
+    Args:
+        name: registered name, see `list_models`
+        weights: published weights by name or label (`mdepth-fast weights list`), which are downloaded once; or a file
+            or folder that `load_checkpoint` reads
+        accept_licence: the licence of published weights that do not allow any use
+        options: go to the constructor; published weights bring those that they need
+
+    ValueError that lists the nearest names if there is no such model; otherwise as `load_checkpoint`, and
+    PermissionError for a licence that has not been accepted.
+    """
+    if weights is None:
+        return new_model(name, **options)
+    if is_on_hub(weights) or Path(weights).exists():
+        model = new_model(name, **options)
+        load_checkpoint(model, weights)
+        return model
+    get_factory(name)
+    return create_published(find_for(name, os.fspath(weights)), accept_licence=accept_licence, **options)
+
+
+def create_published(
+    entry: Entry, *, accept_licence: str | None = None, progress: Progress | None = None, **options: Any
+) -> Model:
+    """The model of an entry of the list of published weights, filled with them; see `registry.fetch`."""
+    path = fetch(entry.name, accept_licence=accept_licence, progress=progress)
+    model = new_model(entry.model, **{**entry.options, **options})
+    load_checkpoint(model, path)
+    return model
 
 
 def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
@@ -29,13 +78,14 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     becomes `model.input_size`. A file is what is published of the system (see `translate` of the model), a state dict
     of the model, bare or under "model" or "state_dict" and with or without the prefix of data-parallel training, a
     Lightning checkpoint of this package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the
-    Hugging Face Hub, see `weights.hub`.
+    Hugging Face Hub, see `weights.hub`. A name of published weights that fit this model stands for their file, see
+    `registry.fetch`.
 
     FileNotFoundError names a missing file; ValueError names the file that cannot be read, or whose keys or shapes do
     not fit, the first of these, and the model that they would fit. Warns where the constructor was told otherwise than
     the weights need.
     """
-    path = local_file(path)
+    path = fetch(find(os.fspath(path)).name) if is_published(path) else local_file(path)
     path = next((path / name for name in ("last.ckpt", WEIGHTS) if (path / name).is_file()), path)
     own = model.state_dict()
     state: dict[str, Tensor] = {}
@@ -89,7 +139,7 @@ def create_converted(path: Path) -> Model:
     name, options = converted_model(path)
     if name is None:
         raise ValueError(f"{path}: does not say which model it is for; `mdepth-fast convert` writes a file that does")
-    model = create_model(name, **options)
+    model = new_model(name, **options)
     if is_resized(path):
         resize_to(model, read_content(path))
     else:
