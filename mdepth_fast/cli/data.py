@@ -4,18 +4,31 @@ A verb is a function that adds its arguments to a parser and one that runs it, i
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
+
+from mdepth_fast.cli._common import count
+
+TAKES_OVERRIDES = True  # of `pack`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Check and prepare data."
+    parser.add_argument("-h", "--help", action="help", help="show this help")
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(metavar="verb", dest="verb", required=True)
     for name, (about, add, _) in _VERBS.items():
         add(verbs.add_parser(name, help=about, allow_abbrev=False))
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
+    if arguments.verb == "pack":
+        return _pack(arguments)
+    if arguments.overrides:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     _VERBS[arguments.verb][2](arguments)
+    return None
 
 
 def _add_ground_truth(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +154,52 @@ def _prepare(arguments: argparse.Namespace) -> None:
     print(f"      mdepth-fast train folder --data.root={output} --data.split={output / 'train_files.txt'}")
 
 
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the samples of any data set as WebDataset shards, which `data.name: webdataset` reads. The data are "
+        "those of a preset, with its settings as options, such as --data.root; what is read is the same bit by bit. A "
+        "command that was interrupted goes on when it is given again. Under torchrun the processes share the shards. "
+        "Exit code 3: done, but some samples could not be read and were left out."
+    )
+    parser.add_argument("preset", help="a preset (`mdepth-fast train --help` lists them) or a .yaml file")
+    parser.add_argument("output", type=Path, help="folder to write, new or of an unfinished run")
+    parser.add_argument(
+        "--part", choices=("train", "val"), default="train", help="training or validation data (default: %(default)s)"
+    )
+    parser.add_argument("--shard-size", type=count, default=500, metavar="N", help="samples a file (default: 500)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from mdepth_fast.cli._common import counter
+    from mdepth_fast.data.shards import pack
+    from mdepth_fast.systems import load_config, system_of
+
+    config = load_config(arguments.preset, arguments.overrides)
+    dataset = system_of(config).packed_data(config, arguments.part)
+    if dataset is None:
+        raise ValueError(f"--part: {arguments.preset} has no validation data")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with counter("packing", -(-len(dataset) // world), quiet=rank > 0) as advance:
+        broken = pack(
+            dataset,
+            arguments.output,
+            shard_size=arguments.shard_size,
+            workers=arguments.workers,
+            skip_bad=config.data.skip_bad,
+            rank=rank,
+            world_size=world,
+            advance=advance,
+        )
+    print(f"{arguments.output}: {len(dataset)} samples, {-(-len(dataset) // arguments.shard_size)} shards")
+    if broken:
+        print(f"mdepth-fast: warning: {broken} samples could not be read and were left out", file=sys.stderr)
+    return 3 if broken else 0
+
+
 _VERBS = {
     "check": ("report on a folder of frames: motion, intrinsics, broken files", _add_check, _check),
     "prepare": ("make a folder to train on from a video or a folder of images", _add_prepare, _prepare),
+    "pack": ("write a data set as WebDataset shards", _add_pack, _pack),
     "ground-truth": ("write the ground truth of a split of KITTI as gt_depths.npz", _add_ground_truth, _ground_truth),
 }

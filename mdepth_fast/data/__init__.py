@@ -22,6 +22,7 @@ from mdepth_fast.data.kitti_odometry import KittiOdometry, list_odometry_frames
 from mdepth_fast.data.motorcycle import MotorcycleStereo
 from mdepth_fast.data.nyu import FastDepthH5, NyuLabelled
 from mdepth_fast.data.samples import DataError, DepthDataset, DepthSample, Sample, SkipBroken, kb_crop
+from mdepth_fast.data.shards import ShardedDepth, ShardedViews, Shards
 from mdepth_fast.data.synthetic import SyntheticScenes
 from mdepth_fast.data.trajectory import Trajectory
 from mdepth_fast.data.transforms import Augment, SequenceAugment, StereoAugment
@@ -56,6 +57,9 @@ __all__ = [
     "RgbdFolder",
     "Sample",
     "SequenceAugment",
+    "ShardedDepth",
+    "ShardedViews",
+    "Shards",
     "SkipBroken",
     "StereoAugment",
     "SyntheticFlow",

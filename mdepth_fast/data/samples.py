@@ -93,17 +93,20 @@ def _pillow() -> Any:
 
 
 @contextmanager
-def open_image(path: Path | str) -> Iterator[Any]:
-    """A Pillow image. A missing, truncated or foreign file is a `DataError` naming it, here or inside the block."""
-    image_module = _pillow()
+def open_image(path: Any, name: str | None = None) -> Iterator[Any]:
+    """A Pillow image. A missing, truncated or foreign file is a `DataError` naming it, here or inside the block.
+
+    path: a path, or an open file that errors call `name`.
+    """
+    image_module, name = _pillow(), name or str(path)
     try:
         with image_module.open(path) as image:
             yield image
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
+        raise DataError(f"{name}: no such image") from None
     # Pillow reports damage as OSError, SyntaxError (PNG chunks), ValueError or DecompressionBombError.
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+        raise DataError(f"{name}: cannot be read as an image ({error})") from error
 
 
 def read_npy(path: Path | str) -> NDArray[Any]:
@@ -400,6 +403,7 @@ class SkipBroken(Dataset[Sample]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.sources: tuple[SourceName, ...] = getattr(dataset, "sources", ())
+        self.blocks: Sequence[int] | None = getattr(dataset, "blocks", None)
         self._flags = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     @property

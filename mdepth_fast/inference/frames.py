@@ -2,7 +2,6 @@
 
 import glob
 import io
-import re
 import sys
 import tarfile
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image, upright_frame, upright_rgb
+from mdepth_fast.data.shards import SHARD_SUFFIX, ends_early, members
 
 __all__ = ["Camera", "Frame", "ImageFiles", "Shards", "Source", "Unreadable", "VideoFile", "open_sources"]
 
@@ -39,7 +39,6 @@ VIDEO_SUFFIXES = frozenset((
 
 _WORTH_SEEKING = 250  # frames: the usual distance of key frames, at most
 
-_SHARD = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _SHARD_IMAGES = {"bmp", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 
 
@@ -153,7 +152,7 @@ class Shards(Source):
         self.paths = list(paths)
         self.keys = {str(path.resolve()): _changed(path) for path in self.paths}
         self.title = str(self.paths[0])
-        self.names = [_SHARD.sub("", path.name) for path in self.paths]
+        self.names = [SHARD_SUFFIX.sub("", path.name) for path in self.paths]
 
     def read(self, wanted: Wanted) -> Iterator[Frame | Unreadable]:
         index = 0
@@ -161,9 +160,7 @@ class Shards(Source):
             found, names = 0, set[int]()
             try:
                 with tarfile.open(path, "r|*") as shard:
-                    while (member := shard.next()) is not None:
-                        # The file remembers its members, a million of them as well as a few.
-                        shard.members.clear()  # type: ignore[attr-defined]
+                    for member in members(shard):
                         inside = PurePosixPath(member.name)
                         key, _, suffix = inside.name.partition(".")
                         if not member.isfile() or suffix.lower() not in _SHARD_IMAGES:
@@ -179,7 +176,7 @@ class Shards(Source):
                             yield self._frame(index, name, where, shard.extractfile(member))
                         names.add(hash(name))
                         index += 1
-                if _ends_early(path):
+                if ends_early(path):
                     raise tarfile.ReadError("it ends without a mark of the end")
             except (tarfile.TarError, EOFError, OSError) as error:
                 yield Unreadable(index, str(path), f"{path}: cannot be read on as a tar file ({error})")
@@ -385,7 +382,7 @@ def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Sou
             if not paths:
                 raise FileNotFoundError(f"{text}: no such image or folder, nor a video, shard or camera")
         for found in paths:
-            if _SHARD.search(found.name):
+            if SHARD_SUFFIX.search(found.name):
                 shards.append(found)
             elif found.suffix.lower() in VIDEO_SUFFIXES:
                 others.append(_limited(VideoFile(found), limit))
@@ -425,15 +422,6 @@ def _changed(path: Path) -> list[int]:
     """What differs once a file is another: size, and time of its last change."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _ends_early(path: Path) -> bool:
-    """Whether a tar file lacks the zeros at its end; tarfile takes it for complete. Compressed ones have checksums."""
-    with path.open("rb") as file:
-        if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
-            return False
-        file.seek(-512, io.SEEK_END)
-        return any(file.read())
 
 
 def _opened(file: str, title: str, kind: str | None = None) -> Any:

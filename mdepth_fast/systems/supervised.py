@@ -20,6 +20,7 @@ from mdepth_fast.data import (
     KittiDepth,
     NyuLabelled,
     RgbdFolder,
+    ShardedDepth,
 )
 from mdepth_fast.kinds import is_inverse
 from mdepth_fast.losses import (
@@ -66,7 +67,8 @@ class SupervisedDataConfig:
 
     Args:
         name: nyu_labelled (nyu_depth_v2_labeled.mat), depth_list (BTS lists), kitti_depth (raw data and annotated
-            depth), fastdepth_h5 (train/ and val/ of .h5 files), rgbd_folder (a folder of images and one of depth maps).
+            depth), fastdepth_h5 (train/ and val/ of .h5 files), rgbd_folder (a folder of images and one of depth maps),
+            webdataset (shards of `mdepth-fast data pack`).
         root: folder of the data; for kitti_depth, the folder of the raw data.
         depth_root: depth_list and kitti_depth: folder of the depth maps; null for the root.
         images: rgbd_folder: folder of the images below the root, or a file pattern such as "rgb_*.jpg".
@@ -75,7 +77,7 @@ class SupervisedDataConfig:
         split: the training frames. depth_list: the list file; kitti_depth: file of lines "date/drive index side", null
             for all of train/; nyu_labelled: file of frame numbers, null for the 795 training frames of splits.mat.
         val_split: the validation frames, in the same form; null for no validation (nyu_labelled: the 654 test frames
-            of splits.mat). kitti_depth: "val" for all of val/; rgbd_folder: a folder like the root.
+            of splits.mat). kitti_depth: "val" for all of val/; rgbd_folder and webdataset: a folder like the root.
         filled: nyu_labelled: validate on depth with filled holes, as Eigen and FCRN do; training never uses it.
         crop: part of the training images: [top, bottom, left, right]; kb for the 352x1216 of the KITTI depth
             benchmark; null for the whole image.
@@ -91,7 +93,9 @@ class SupervisedDataConfig:
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
     """
 
-    name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder"] = "rgbd_folder"
+    name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder", "webdataset"] = (
+        "rgbd_folder"
+    )
     root: str | None = None
     depth_root: str | None = None
     images: str = "images"
@@ -223,6 +227,8 @@ def _measured_data(data: SupervisedDataConfig, *, training: bool) -> Any:
         return None
     if data.name == "kitti_depth":
         return KittiDepth(root, depth_root, str(split), crop=crop, skip_missing=data.skip_bad)
+    if data.name == "webdataset":
+        return ShardedDepth(root if training else str(split), crop=crop)
     if data.name == "rgbd_folder":
         root = Path(split) if split and not training else root
         return RgbdFolder(root / data.images, root / data.depth, units_per_metre=data.units_per_metre, crop=crop)
@@ -311,6 +317,10 @@ class Supervised(DepthSystem[SupervisedConfig]):
         if held_out is None:
             return None
         return EvaluationView(held_out, config.data.view, DepthAugment(**vars(config.augment)))
+
+    @classmethod
+    def packed_data(cls, config: SupervisedConfig, part: str) -> Any:
+        return _measured_data(config.data, training=part == "train")  # no cache, and no view of an evaluation
 
     @classmethod
     def create(cls, config: SupervisedConfig, dataset: Any) -> "Supervised":

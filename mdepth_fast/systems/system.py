@@ -93,6 +93,11 @@ class System(nn.Module, Generic[C]):
         raise NotImplementedError
 
     @classmethod
+    def packed_data(cls, config: C, part: str) -> Any:
+        """What `mdepth-fast data pack` stores of the part "train" or "val", or None."""
+        return cls.training_data(config) if part == "train" else cls.evaluation_data(config)
+
+    @classmethod
     def create(cls, config: C, dataset: Any) -> "System[C]":
         """The system with the initial weights for training on this data set."""
         raise NotImplementedError

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mdepth_fast.data import FrameFolder, KittiOdometry, KittiRaw, MotorcycleStereo, SyntheticScenes, Triplets
+from mdepth_fast.data import (
+    FrameFolder,
+    KittiOdometry,
+    KittiRaw,
+    MotorcycleStereo,
+    ShardedViews,
+    SyntheticScenes,
+    Triplets,
+)
 from mdepth_fast.data.kitti import list_frames
 from mdepth_fast.data.kitti_odometry import list_odometry_frames
 from mdepth_fast.data.samples import list_images, natural_key
@@ -59,9 +67,10 @@ class DataConfig:
     Args:
         name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), kitti_odometry
             (sequences/ of the odometry benchmark), folder (your frames), triplets (sequences prepared by SfMLearner or
-            vid2depth).
-        root: folder of the data, required for kitti, kitti_odometry, folder and triplets. folder: also several clips,
-            which sources never cross: a folder of such folders, a pattern such as "clips/*", or a list of either.
+            vid2depth), webdataset (shards of `mdepth-fast data pack`).
+        root: folder of the data, required for kitti, kitti_odometry, folder, triplets and webdataset. folder: also
+            several clips, which sources never cross: a folder of such folders, a pattern such as "clips/*", or a list
+            of either.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
@@ -73,7 +82,7 @@ class DataConfig:
             (kitti_odometry: of sequences 00 to 08); triplets: file of training lines "folder frame", or null for
             train.txt in the root; folder: file of the names of the target frames, or null for all.
         val_split: kitti: file of validation lines, or null for no validation. folder: file of the names of the frames
-            to validate on.
+            to validate on. webdataset: folder of shards packed with --part val, or null.
         ground_truth: kitti: lidar (camera z), lidar_x (the historic Eigen ground truth) or annotated.
         annotated_root: kitti: folder of the annotated depth maps, for ground_truth annotated.
         intrinsics: folder: file of the 3x3 camera matrix in pixels of the frames, or null for K.txt in the root.
@@ -88,7 +97,9 @@ class DataConfig:
             drives in place of the calibrated ones.
     """
 
-    name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets"] = "motorcycle"
+    name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets", "webdataset"] = (
+        "motorcycle"
+    )
     root: str | list[str] | None = None
     height: int = 192
     width: int = 640
@@ -153,6 +164,8 @@ def training_views(data: DataConfig, seed: int) -> Any:
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
         return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
+    if data.name == "webdataset":
+        return ShardedViews(root, **size, **given)
     if data.name == "triplets":
         return Triplets(root, data.split or root / "train.txt", **size, **given)
     raise ValueError(f"data.name: expected a data set of views, got {data.name!r}")
@@ -176,6 +189,8 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             annotated_root=data.annotated_root,
             skip_missing=data.skip_bad,
         )
+    if data.name == "webdataset" and data.val_split:
+        return ShardedViews(data.val_split, **size, evaluation=True)
     if data.name == "folder" and data.depth:
         clips = _clips(data)
         # Of several clips each has its folder there.

@@ -1,6 +1,6 @@
 """Batches whose order and position are a function of (seed, epoch, batch), so that a resumed run goes on exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,22 @@ class BatchSampler(Sampler[list[int]]):
         length: samples in the data set.
         batch_size: samples per step over all processes; a multiple of `world_size`.
         repeat: times that every sample is shown per epoch, so that a tiny data set has epochs of a useful length.
+        blocks: sizes of the files that the samples lie in, one after another: files come in random order, and samples
+            in random order among those of `WINDOW` files, so that few files are read at a time. None: no such files.
     """
 
+    WINDOW = 4
+
     def __init__(
-        self, length: int, batch_size: int, *, seed: int = 0, repeat: int = 1, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        repeat: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        blocks: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -37,7 +49,7 @@ class BatchSampler(Sampler[list[int]]):
                 f"repeat {repeat}), got {batch_size}"
             )
         self.length, self.batch_size, self.seed, self.repeat = length, batch_size, seed, repeat
-        self.rank, self.share = rank, batch_size // world_size
+        self.rank, self.share, self.blocks = rank, batch_size // world_size, blocks
         self.done = 0  # batches of all epochs that have been handed out: where iteration starts
 
     def __len__(self) -> int:
@@ -47,10 +59,19 @@ class BatchSampler(Sampler[list[int]]):
         """The rest of the epoch that `done` lies in."""
         epoch, start = divmod(self.done, len(self))
         generator = torch.Generator().manual_seed((self.seed << 24) + epoch)
-        order = torch.cat([torch.randperm(self.length, generator=generator) for _ in range(self.repeat)]).tolist()
+        order = torch.cat([self._shuffled(generator) for _ in range(self.repeat)]).tolist()
         for batch in range(start, len(self)):
             first = batch * self.batch_size + self.rank * self.share
             yield order[first : first + self.share]
+
+    def _shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        """Every index once."""
+        if self.blocks is None:
+            return torch.randperm(self.length, generator=generator)
+        files = torch.arange(self.length).split(list(self.blocks))
+        parts = torch.randperm(len(files), generator=generator).split(self.WINDOW)
+        windows = [torch.cat([files[number] for number in part.tolist()]) for part in parts]
+        return torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
 
 
 class TrainLoader(DataLoader[Any]):
@@ -82,7 +103,13 @@ def build_loader(
     """The training loader of one process of a run."""
     data = config.data
     sampler = BatchSampler(
-        len(dataset), data.batch_size, seed=config.seed, repeat=data.repeat, rank=rank, world_size=world_size
+        len(dataset),
+        data.batch_size,
+        seed=config.seed,
+        repeat=data.repeat,
+        rank=rank,
+        world_size=world_size,
+        blocks=getattr(dataset, "blocks", None),
     )
     return TrainLoader(
         dataset,
