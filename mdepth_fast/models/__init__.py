@@ -12,6 +12,7 @@ from .eigen2014 import Eigen2014
 from .fastdepth import FastDepth
 from .fcrn import FCRN, UpConvolution
 from .flownet import FlowModel, FlowNetS, FlowPrediction
+from .lite_mono import LiteMono
 from .mobilenet import MobileNet
 from .monodepth import Monodepth, MonodepthResNet50, MonodepthVGG
 from .monodepth2 import Monodepth2, PoseCNN, PoseNet, PredictiveMask, SharedPoseNet
@@ -37,6 +38,7 @@ __all__ = [
     "FlowModel",
     "FlowNetS",
     "FlowPrediction",
+    "LiteMono",
     "MobileNet",
     "Model",
     "Monodepth",

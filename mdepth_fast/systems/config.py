@@ -24,13 +24,13 @@ class OptimizerConfig:
         schedule: constant keeps lr; step multiplies it by `gamma` at the END of every `step_size`-th epoch; milestones
             multiplies it by `gamma` once as many epochs are done as each number in `milestones` says, and
             step_milestones after as many optimiser steps; poly lowers it at every step from lr to `end` as (1 - step /
-            steps) ** power; plateau multiplies it by `gamma` at the end of an epoch once more than `patience` epochs in
+            steps) ** power, cosine as half a period of the cosine; plateau multiplies it by `gamma` at the end of an epoch once more than `patience` epochs in
             a row have not lowered the mean training loss.
         step_size: step: epochs between the drops.
         gamma: step, milestones, step_milestones and plateau: factor that multiplies the learning rate.
         milestones: milestones and step_milestones: epochs or optimiser steps after which the learning rate drops.
         power: poly: exponent.
-        end: poly: learning rate after the last step.
+        end: poly and cosine: learning rate after the last step.
         patience: plateau: epochs without improvement to wait for.
         state: run or checkpoint of the same networks whose optimiser state (Adam's moments) to start from, or null; the
             learning rate is that of this configuration all the same.
@@ -41,7 +41,7 @@ class OptimizerConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     eps: float = 1e-8
-    schedule: Literal["constant", "step", "milestones", "step_milestones", "poly", "plateau"] = "step"
+    schedule: Literal["constant", "step", "milestones", "step_milestones", "poly", "cosine", "plateau"] = "step"
     step_size: int = 15
     gamma: float = 0.1
     power: float = 0.9

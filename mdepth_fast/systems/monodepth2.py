@@ -173,6 +173,7 @@ class Monodepth2(SelfSupervisedSystem[Monodepth2Config]):
         "kitti_stereo",
         "kitti_stereo_1024x320",
         "kitti_stereo_scratch",
+        "lite_mono_kitti",
         "motorcycle",
         "synthetic",
         "synthetic_mono",

@@ -1,6 +1,7 @@
 """Any system as a LightningModule: optimiser, schedule, random numbers, validation."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,13 @@ class TrainingModule(LightningModule):
         scheduler: LRScheduler
         if options.schedule == "constant":
             return {"optimizer": optimizer}
-        if options.schedule == "poly":
+        if options.schedule in ("poly", "cosine"):
             steps, floor = self.trainer.estimated_stepping_batches, options.end / options.lr
 
             def factor(step: int) -> float:
-                return floor + (1 - floor) * (1 - min(step / steps, 1)) ** options.power
+                left = 1 - min(step / steps, 1)
+                share = left**options.power if options.schedule == "poly" else math.sin(math.pi / 2 * left) ** 2
+                return floor + (1 - floor) * share
 
             scheduler = LambdaLR(optimizer, factor)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

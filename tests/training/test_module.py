@@ -1,5 +1,6 @@
 """What training any system has in common: optimisers, schedules, parameter groups, the mean loss of an epoch."""
 
+import math
 from typing import Any
 
 import pytest
@@ -73,6 +74,12 @@ def test_poly_follows_its_formula_at_every_step() -> None:
     # A limit in steps is what the curve ends at, wherever it lies in an epoch.
     used = fit(build(settings), epochs=-1, max_steps=7)
     assert [rates[0] for rates in used] == pytest.approx([0.001 + 0.009 * (1 - step / 7) ** 0.9 for step in range(7)])
+
+
+def test_cosine_is_half_a_period_from_lr_to_end() -> None:
+    used = fit(build(config(name="sgd", lr=0.01, schedule="cosine", end=0.001)), epochs=3)
+    expected = [0.001 + 0.009 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    assert [rates[0] for rates in used] == pytest.approx(expected)
 
 
 def test_a_constant_rate_stays() -> None:
