@@ -24,8 +24,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # These know no model, so that models can fill their encoders.
     tuple(
         f"weights.{name}"
-        for name in ("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle", "hub", "card")
-        + ("download", "registry")
+        for name in (
+            *("read", "match", "encoder", "converted", "numpy_pickle", "tf_bundle", "unpickle", "hub", "card"),
+            *("download", "registry"),
+        )
     ),
     ("ops", "geometry", "alignment"),
     ("_op",),

@@ -24,8 +24,8 @@ class OptimizerConfig:
         schedule: constant keeps lr; step multiplies it by `gamma` at the END of every `step_size`-th epoch; milestones
             multiplies it by `gamma` once as many epochs are done as each number in `milestones` says, and
             step_milestones after as many optimiser steps; poly lowers it at every step from lr to `end` as (1 - step /
-            steps) ** power, cosine as half a period of the cosine; plateau multiplies it by `gamma` at the end of an epoch once more than `patience` epochs in
-            a row have not lowered the mean training loss.
+            steps) ** power, cosine as half a period of the cosine; plateau multiplies it by `gamma` at the end of an
+            epoch once more than `patience` epochs in a row have not lowered the mean training loss.
         step_size: step: epochs between the drops.
         gamma: step, milestones, step_milestones and plateau: factor that multiplies the learning rate.
         milestones: milestones and step_milestones: epochs or optimiser steps after which the learning rate drops.

@@ -181,7 +181,7 @@ def fault_of_words(words):
     command.add_arguments(parser)
     try:
         with redirect_stderr(StringIO()) as said:
-            parsed, settings = parser.parse_known_args(words[1:])
+            parsed, settings = parser.parse_known_args(getattr(command, "reordered", list)(words[1:]))
     except SystemExit:
         return said.getvalue()
     preset = getattr(parsed, "preset", None) or getattr(parsed, "data", None)
