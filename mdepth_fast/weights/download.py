@@ -68,13 +68,23 @@ def download(
                 raise
             continue  # its beginning may be that of another file
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if _is_full(error):
                 _forget(part)
-                raise OSError(error.errno, f"{path}: the disk is full; MDEPTH_CACHE names another folder") from error
-            raise
+            raise _named(error, path) from error
         part.replace(path)
         _forget(part)
         return
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error, which names the file where the disk is full."""
+    if not _is_full(error):
+        return error
+    return OSError(error.errno, f"{path}: the disk is full; MDEPTH_CACHE names another folder")
 
 
 class _BrokenOff(Exception):
@@ -190,7 +200,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into `folder`, which appears whole and must not exist.
 
     Files and folders alone are unpacked. ValueError for an archive that is damaged or has a member that leads out of
-    the folder, is a link or a device, or is far too large.
+    the folder, is a link or a device, or is far too large. OSError that names the folder when the disk is full.
     """
     try:
         with making_folder(folder) as temporary:
@@ -200,6 +210,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 _unpack_tar(archive, temporary)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{archive}: cannot be unpacked ({error})") from error
+    except OSError as error:
+        raise _named(error, folder) from error
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:

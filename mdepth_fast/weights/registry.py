@@ -132,9 +132,12 @@ def find_for(model: str, weights: str) -> Entry:
 def is_published(weights: str | os.PathLike[str]) -> bool:
     """Whether it is the name of an entry, and not of a file or folder."""
     text = os.fspath(weights)
-    return not (os.sep in text or "." in text.removesuffix(".") or is_on_hub(text) or Path(text).exists()) and (
-        text in _entries()
-    )
+    if os.sep in text or "." in text or is_on_hub(text) or Path(text).exists():
+        return False
+    try:
+        return text in _entries()
+    except ModuleNotFoundError:  # no yaml: no names
+        return False
 
 
 def cache_folder() -> Path:
@@ -286,7 +289,8 @@ def _pin(entry: Entry, folder: Path, file: Path) -> None:
     try:
         check_file(file, str(file), checksums=_checksums(entry, folder), size=size)
     except ValueError as error:
-        raise ValueError(f"{error}; delete {file} to download it again, or {record.name} beside it to accept") from None
+        accept = f", or {record.name} beside it to accept this one" if record.is_file() else ""
+        raise ValueError(f"{error}; delete the file to download it again{accept}") from None
     with replacing(record) as temporary:
         temporary.write_text(f"{digest(file)}  {entry.file}\n")
 
