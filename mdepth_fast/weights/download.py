@@ -68,9 +68,10 @@ def download(
                 raise
             continue  # its beginning may be that of another file
         except OSError as error:
-            if _is_full(error):
-                _forget(part)
-            raise _named(error, path) from error
+            if not _is_full(error):
+                raise
+            _forget(part)
+            raise _full(path, error) from error
         part.replace(path)
         _forget(part)
         return
@@ -80,10 +81,7 @@ def _is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """The error, which names the file where the disk is full."""
-    if not _is_full(error):
-        return error
+def _full(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{path}: the disk is full; MDEPTH_CACHE names another folder")
 
 
@@ -211,7 +209,9 @@ def unpack(archive: Path, folder: Path) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{archive}: cannot be unpacked ({error})") from error
     except OSError as error:
-        raise _named(error, folder) from error
+        if not _is_full(error):
+            raise
+        raise _full(folder, error) from error
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
