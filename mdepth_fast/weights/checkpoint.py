@@ -52,12 +52,13 @@ def create_model(
     """
     if weights is None:
         return new_model(name, **options)
-    if is_on_hub(weights) or Path(weights).exists():
+    text = os.fspath(weights)
+    if is_on_hub(text) or os.sep in text or Path(text).exists() or Path(f"{text}.index").exists():
         model = new_model(name, **options)
         load_checkpoint(model, weights)
         return model
     get_factory(name)
-    return create_published(find_for(name, os.fspath(weights)), accept_licence=accept_licence, **options)
+    return create_published(find_for(name, text), accept_licence=accept_licence, **options)
 
 
 def create_published(
