@@ -30,7 +30,7 @@ class TestList:
             needed = getattr(factory, "func", factory).published_options
             assert needed.items() <= entry.options.items(), entry.name
             key = (entry.model, tuple(entry.options.items()))
-            if not entry.model.startswith(("dpt", "dorn")) and key not in made:  # these take seconds
+            if not entry.model.startswith(("depth_anything", "dpt", "dorn")) and key not in made:  # these take seconds
                 with torch.device("meta"):
                     made[key] = create_model(entry.model, **entry.options)
             if entry.name.startswith("monodepth2"):
@@ -39,7 +39,7 @@ class TestList:
                 assert (model.min_depth, model.max_depth) == pytest.approx([limit * unit for limit in PUBLISHED_RANGE])
 
     def test_entries_are_complete(self):
-        assert len(published("monodepth2_*")) == 13
+        assert len(published("monodepth2_*")) == 13 and len(published("depth_anything_v2_*")) == 9
         assert {"dpt_large", "fcrn_nyu", "fastdepth_pruned_nyu", "dorn_nyu", "vid2depth_kitti"} <= {
             entry.name for entry in published()
         }
