@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DisparityModel, check_images
+from .base import DisparityModel, check_images, in_float32
 from .registry import register_model
 
 __all__ = ["LiteMono"]
@@ -189,7 +189,7 @@ class _Decoder(nn.Module):
             x = _double(F.elu(reduce(_reflect(x))))
             x = F.elu(merge(_reflect(torch.cat([x, features[level - 1]], 1) if level else x)))
             if level in self.scales:
-                maps[level] = _double(self.heads[self.scales.index(level)](_reflect(x))).sigmoid()
+                maps[level] = _double(in_float32(self.heads[self.scales.index(level)], _reflect(x))).sigmoid()
         return [maps[scale] for scale in self.scales]
 
 

@@ -26,6 +26,7 @@ NAMES = [
     "fcrn_resnet50_upconv",
     "fcrn_resnet50_upproj",
     "flownet_s",
+    *(f"lite_mono{size}" for size in ("", "_8m", "_small", "_tiny")),
     "monodepth2_resnet18",
     "monodepth2_resnet50",
     "posecnn",
@@ -104,7 +105,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", ["monodepth2_resnet18", "posenet_resnet18", "posecnn", *SMALL])
+@pytest.mark.parametrize("name", ["monodepth2_resnet18", "lite_mono_tiny", "posenet_resnet18", "posecnn", *SMALL])
 def test_disparity_flow_and_motion_are_float32_under_autocast(name):
     """Features are bfloat16 there; its eight digits are too few for numbers of which pixels are computed."""
     torch.manual_seed(0)
