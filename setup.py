@@ -83,7 +83,13 @@ setup(
     package_dir={"mdepth_fast": "mdepth_fast", "mdepth_fast.kernels": "kernels", "mdepth_fast.csrc": "csrc"},
     include_package_data=False,  # MANIFEST.in is for the sdist
     package_data={
-        "mdepth_fast": ["py.typed", "configs/*.yaml", "configs/augmentations/*.yaml", "weights/*.yaml"],
+        "mdepth_fast": [
+            "py.typed",
+            "configs/*.yaml",
+            "configs/augmentations/*.yaml",
+            "engines/*.json",
+            "weights/*.yaml",
+        ],
         "mdepth_fast.csrc": ["cuda/*.cuh", "include/mdepth/*.h"],
     },
     ext_modules=[Extension("mdepth_fast._C", sources=[])],

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["making_folder", "remove_remains", "replacing"]
+__all__ = ["cache_folder", "making_folder", "remove_remains", "replacing"]
 
 # Of `replacing`: hidden, with 32 hexadecimal digits.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}(\.\w+)?")
@@ -68,6 +68,13 @@ def making_folder(path: str | Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where the package keeps what it can make again: `MDEPTH_CACHE`, else mdepth_fast in the user's cache folder."""
+    if chosen := os.environ.get("MDEPTH_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdepth_fast"
 
 
 def remove_remains(folder: Path) -> None:

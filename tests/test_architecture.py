@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             *("download", "registry"),
         )
     ),
+    ("engines",),
     ("ops", "geometry", "alignment"),
     ("_op",),
     ("kernels", "_dispatch", "_native"),

@@ -5,14 +5,10 @@ to depth are inside. Fused ops are written as the plain operations of their refe
 is read back and run, and its outputs are compared with PyTorch's.
 """
 
-import importlib.util
 import json
-import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdepth_fast import __version__
-from mdepth_fast._dispatch import use_backend
+from mdepth_fast.engines.onnx_file import LARGEST, capture, missing, quiet, random_images, relative_difference, write_onnx
+from mdepth_fast.engines.onnx_file import PACKAGES as ONNX_PACKAGES
+from mdepth_fast.engines.runtimes import onnxruntime_session
 from mdepth_fast.files import replacing
 from mdepth_fast.models import DORN, DepthModel, FlowModel, Model, PoseExpNet, PoseModel
 from mdepth_fast.models.base import eval_mode
@@ -35,12 +33,11 @@ Target = Literal["onnx", "torch-export", "aoti"]
 TOLERANCE = 1e-4  # of the largest relative difference
 SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2"}
 PACKAGES: dict[Target, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx": (*ONNX_PACKAGES, "onnxruntime"),
     "torch-export": (),
     "aoti": (),
 }
 LEAST_OPSET = 18  # the first whose Resize has antialiasing
-_LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a protobuf file ends at 2 GiB
 _METADATA = "mdepth_fast.json"  # beside the program in a file of torch.export
 _SHAPE = {"batch": 0, "height": 2, "width": 3}
 
@@ -106,7 +103,7 @@ def export(
     if any(parameter.dtype != torch.float32 for parameter in net.parameters()):
         raise ValueError("net: expected parameters in float32")
     stored = sum(tensor.nbytes for tensor in net.state_dict().values())
-    if target == "onnx" and stored > _LARGEST_ONNX:
+    if target == "onnx" and stored > LARGEST:
         raise ValueError(
             f"target: a file of ONNX holds 2 GiB, the weights are {stored / 2**30:.1f} GiB; use torch-export"
         )
@@ -182,9 +179,8 @@ def _check_target(target: Target, path: Path, opset: int) -> None:
         raise ValueError(f"path: expected a file named *{SUFFIXES[target]} for {target}, got {path}")
     if opset < LEAST_OPSET:
         raise ValueError(f"opset: expected at least {LEAST_OPSET}, the first with antialiased resizing, got {opset}")
-    for package in PACKAGES[target]:
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f'target: {package} is missing: pip install "mdepth-fast[export]"', name=package)
+    if package := missing(PACKAGES[target]):
+        raise ModuleNotFoundError(f'target: {package} is missing: pip install "mdepth-fast[export]"', name=package)
     if target == "aoti":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -252,7 +248,7 @@ class _Program(nn.Module):
         return {n: name for name, n in _SHAPE.items() if name == "batch" or not self.fixed}
 
     def example(self, batch: int, height: int, width: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return tuple(_images(batch, height, width, draw) for _ in self.inputs)
+        return tuple(random_images(batch, height, width, draw) for _ in self.inputs)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Inputs to compare on: the network's size, larger and smaller ones, one image and several."""
@@ -300,7 +296,7 @@ class _Depth(_Program):
         return {0: "batch"} if name == "K" else super().shape(name)
 
     def example(self, batch: int, height: int, width: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        images = _images(batch, height, width, draw)
+        images = random_images(batch, height, width, draw)
         if len(self.inputs) == 1:
             return (images,)
         K = torch.eye(3).repeat(batch, 1, 1)
@@ -355,7 +351,7 @@ class _Motions(_Program):
         return {n if n == 0 else n + 1: name for n, name in super().shape(name).items()}
 
     def example(self, batch: int, height: int, width: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return (torch.stack([_images(batch, height, width, draw) for _ in range(1 + self.net.sources)], 1),)
+        return (torch.stack([random_images(batch, height, width, draw) for _ in range(1 + self.net.sources)], 1),)
 
 
 def _program(net: Model, fixed: bool, intrinsics: bool) -> _Program:
@@ -373,13 +369,6 @@ def _program(net: Model, fixed: bool, intrinsics: bool) -> _Program:
             raise ValueError(f"net: expected a motion network of pairs, got one of {net.frames} frames")
         return _Motion(net, fixed)
     raise ValueError(f"{name} has no form of its own: it reads the features of a depth network in place of images")
-
-
-def _images(batch: int, height: int, width: int, draw: torch.Generator) -> Tensor:
-    """Smooth random colours and a little noise, (B, 3, H, W) in [0, 1]: resized noise alone would be grey."""
-    coarse = torch.rand(batch, 3, 6, 8, generator=draw)
-    smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-    return (smooth + 0.1 * torch.randn(batch, 3, height, width, generator=draw)).clamp(0, 1)
 
 
 def _ordinal_bounds(net: DORN, predict: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
@@ -411,72 +400,18 @@ def _captured(program: _Program) -> Any:
     height, width = program.size if program.fixed else (program.size[0] + 5, program.size[1] + 11)
     device = next(program.parameters()).device
     example = tuple(tensor.to(device) for tensor in program.example(2, height, width, torch.Generator().manual_seed(1)))
-    dims = {name: torch.export.Dim(name) for name in _SHAPE}
-    shapes = tuple({n: dims[dim] for n, dim in program.shape(name).items()} for name in program.inputs)
-    with use_backend("reference"), _quiet():
-        try:
-            graph = torch.export.export(program, example, dynamic_shapes=shapes, strict=False)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise ValueError(f"net: torch.export cannot capture it: {type(error).__name__}: {reason}") from error
-    for part in graph.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-            space = getattr(node.target, "namespace", "aten")
-            if space not in ("aten", "prims", "higher_order"):
-                raise ValueError(f"net: expected PyTorch's own operations, {space}::{node.name} is left in the graph")
-            node.meta.pop("stack_trace", None)  # paths of this machine
-    return graph
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._inductor", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+    return capture(program, example, [program.shape(name) for name in program.inputs])
 
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 def _write_onnx(graph: Any, program: _Program, path: Path, metadata: dict[str, str], opset: int) -> Run:
-    import onnx
-    import onnx_ir
-    import onnxruntime
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    shapes = tuple(program.shape(name) for name in program.inputs)
-    with _quiet():
-        made: Any = torch.onnx.export(
-            graph,
-            dynamo=True,
-            opset_version=opset,
-            input_names=program.inputs,
-            output_names=program.outputs,
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-    ClearMetadataAndDocStringPass()(made.model)  # the lines of code that each operation comes from
-    made.model.metadata_props.update(metadata)
-    onnx_ir.save(made.model, path)
-    model = onnx.load(path, load_external_data=False)
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    if foreign := sorted({f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")}):
-        raise ValueError(f"net: expected operations of ONNX alone, got {', '.join(foreign)}")
-    if (written := {one.domain: one.version for one in model.opset_import}[""]) != opset:
-        raise ValueError(f"opset: expected one that this version of PyTorch can write, got {opset}, it wrote {written}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    shapes = [program.shape(name) for name in program.inputs]
+    write_onnx(
+        graph, path, inputs=program.inputs, outputs=program.outputs, shapes=shapes, metadata=metadata, opset=opset
+    )
+    session = onnxruntime_session(path)
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         given = {name: value.cpu().numpy() for name, value in zip(program.inputs, inputs)}
@@ -486,7 +421,7 @@ def _write_onnx(graph: Any, program: _Program, path: Path, metadata: dict[str, s
 
 
 def _write_torch_export(graph: Any, program: _Program, path: Path, metadata: dict[str, str], opset: int) -> Run:
-    with _quiet():
+    with quiet():
         torch.export.save(graph, path, extra_files={_METADATA: json.dumps(metadata)})
         return _listed(torch.export.load(path).module())
 
@@ -494,7 +429,7 @@ def _write_torch_export(graph: Any, program: _Program, path: Path, metadata: dic
 def _write_aoti(graph: Any, program: _Program, path: Path, metadata: dict[str, str], opset: int) -> Run:
     import torch._inductor as inductor
 
-    with _quiet():
+    with quiet():
         inductor.aoti_compile_and_package(
             graph, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
         )
@@ -531,9 +466,7 @@ def _compare(program: _Program, run: Run, batches: Sequence[tuple[Sequence[Tenso
                 raise ValueError(f"{name}: the network gives values that are not finite: nothing to compare")
             scale = high.abs().mean(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
             spreads[name] = max(spreads[name], ((high.amax(1) - high.amin(1)) / scale[:, 0]).amax().item())
-            outside = torch.maximum(low - value, value - high).clamp(min=0)
-            # `clamp`, `maximum` and `amax` keep NaN.
-            differences.append((outside / torch.maximum(high.abs(), scale)).amax().item())
+            differences.append(relative_difference(value, low, high).amax().item())
     for name, spread in spreads.items():
         if spread < 1e-6:  # of rounding alone
             raise ValueError(

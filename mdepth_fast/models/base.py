@@ -1,9 +1,10 @@
 """What all networks of the package share: argument checks, prediction, the keys of their published files."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -127,12 +128,47 @@ def _per_image(numbers: Tensor) -> Tensor:
     return numbers.reshape(-1, 1, 1, 1)
 
 
+M = TypeVar("M", bound="Model")
+
+
 class Model(Pretrained):
     """A network that `load_checkpoint` can fill, and that `save_pretrained` and `from_pretrained` write and read."""
 
     checkpoint_prefix: ClassVar[str]  # of its keys in a Lightning checkpoint of this package
     # What the constructor must be told for weights that `translate` has translated, such as a rule of decoding.
     published_options: ClassVar[Mapping[str, Any]] = {}
+    engine_method: ClassVar[str] = "forward"  # what another engine computes; it takes and gives tensors
+    float32_only: ClassVar[bool] = False  # autocast changes nothing
+
+    def optimize_for_inference(self: M, *, engine: str = "native", dtype: str = "auto") -> M:
+        """A copy for inference only, in eval mode: same output within rounding, without gradients.
+
+        Args:
+            engine: "native", this package's fused ops, batch norms folded, channels_last; "torch", PyTorch with nothing
+                changed; "openvino" or "onnxruntime", extras of that name, on a CPU; "auto", the one of these that is
+                installed and that the table in `engines/fastest.json` says is the fastest for this network on this kind
+                of CPU, "native" for all that it does not have.
+            dtype: "float32", "bfloat16" for networks in float32 on hardware with units for it, "auto" for the precision
+                of the network.
+
+        OpenVINO and ONNX Runtime read the network from a file of ONNX, which is written when an image of some size
+        first comes (seconds), and kept in the cache folder: `MDEPTH_CACHE`, else mdepth_fast in the user's. They run
+        what `predict` needs: `forward` of a network that returns several maps stays PyTorch's. Their output is compared
+        with PyTorch's before it is used: no value may differ by more than 1e-4, relative to max(|value|, the mean of
+        |value|); in bfloat16 the mean of this must not be above 0.05.
+
+        Raises:
+            ValueError: another engine or dtype; an engine that is not installed or cannot take this network, bfloat16
+                without units for it. When an image comes: the engine cannot run the network, or gives something else.
+        """
+        from .optimize import optimized
+
+        made: M = optimized(self, engine, dtype)
+        return made
+
+    def _native_copy(self) -> "Model":
+        """The copy for this package's own kernels."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     def published_files(self) -> dict[str, dict[str, str]]:
         """For a system published as a folder: file name to {key in the file: key in `state_dict()`}."""
@@ -171,6 +207,7 @@ class DepthModel(Model):
     """
 
     checkpoint_prefix = "depth_net."
+    engine_method = "infer"
     multiple: ClassVar[int] = 32  # height and width of the input are multiples of it
     takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
     takes_intrinsics: ClassVar[bool] = False  # `predict` takes the camera matrix as `K`
@@ -243,8 +280,7 @@ class DepthModel(Model):
         """Resizes images (B, 3, h, w) to `size` as in the system's training."""
         return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
-    def optimize_for_inference(self) -> "DepthModel":
-        """A copy for inference only, in eval mode: same output within rounding, batch norms folded, channels_last."""
+    def _native_copy(self) -> Model:
         from .optimize import fold_batch_norms
 
         return fold_batch_norms(self, self.network_size(64, 64)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

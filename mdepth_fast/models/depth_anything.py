@@ -158,9 +158,6 @@ class DepthAnythingV2(TokenDepthModel):
         # Half precision has too few digits for metres.
         return self.max_depth * x.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
 
-    def infer(self, images: Tensor) -> Tensor:
-        return self(images)
-
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         if self.input_size:
             return self.input_size
@@ -173,9 +170,9 @@ class DepthAnythingV2(TokenDepthModel):
             sides.append(self.multiple * max(patches, -(-target // self.multiple)))
         return sides[0], sides[1]
 
-    def optimize_for_inference(self) -> "DepthAnythingV2":
+    def _native_copy(self) -> "DepthAnythingV2":
         """As `TokenDepthModel`'s; besides, LayerScale becomes part of the linear layers before it."""
-        net = cast(DepthAnythingV2, super().optimize_for_inference())
+        net = cast(DepthAnythingV2, super()._native_copy())
         blocks: Any = net.pretrained.blocks
         for block in blocks:
             block.fold_layer_scale()

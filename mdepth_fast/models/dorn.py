@@ -168,6 +168,7 @@ class DORN(DepthModel):
         width: channels of the stem; 64 as published, fewer for a small network
     """
 
+    engine_method = "_logits"
     published_options: ClassVar[Mapping[str, Any]] = {"decode": "released"}
 
     def __init__(

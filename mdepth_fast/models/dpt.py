@@ -239,6 +239,7 @@ class TokenDepthModel(DepthModel):
     A subclass says which of its modules are encoder and decoder, and what its tensors are called in transformers.
     """
 
+    engine_method = "forward"
     target_size: tuple[int, int]  # (H, W) that `network_size` aims at
 
     @property
@@ -267,10 +268,13 @@ class TokenDepthModel(DepthModel):
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(images, size, mode="bicubic", align_corners=False)
 
-    def optimize_for_inference(self) -> "TokenDepthModel":
-        """A copy for inference only, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
+    def infer(self, images: Tensor) -> Tensor:
+        return self(images)  # type: ignore[no-any-return]
 
-        Faster on a CPU only. The transformed filters of these convolutions take an eighth more memory (DPT-Large).
+    def _native_copy(self) -> "TokenDepthModel":
+        """3x3 convolutions by minimal filtering, faster on a CPU only.
+
+        The transformed filters of these convolutions take an eighth more memory (DPT-Large).
         """
         net = copy.deepcopy(self).eval().requires_grad_(False)
         for name, module in list(net.decoder.named_modules()):
@@ -361,9 +365,6 @@ class DPT(TokenDepthModel):
             return inverse
         inverse = inverse.to(torch.promote_types(inverse.dtype, torch.float32))  # 1e-8 is 0 in half precision
         return 1 / (self.scale * inverse + self.shift).clamp(min=1e-8)
-
-    def infer(self, images: Tensor) -> Tensor:
-        return self(images)
 
     def to_depth(self, values: Tensor) -> Tensor:
         """Clamps values that bicubic resizing pushes below zero at an edge, at 1 mm for depth."""

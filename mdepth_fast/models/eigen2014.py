@@ -113,6 +113,8 @@ class Eigen2014(DepthModel):
     classifier, here they start from He's distribution (arXiv 1502.01852).
     """
 
+    engine_method = "forward"
+
     def __init__(
         self,
         *,

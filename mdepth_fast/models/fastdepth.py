@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdepth_fast.weights.encoder import load_encoder_weights
 
 from ..ops import ConvBlock, conv_stack
-from .base import DepthModel, check_images
+from .base import DepthModel, Model, check_images
 from .mobilenet import CHANNELS, mobilenet_units
 from .registry import register_model
 
@@ -128,6 +128,8 @@ class FastDepth(DepthModel):
         encoder_weights: path of the state dict of a MobileNet (ImageNet), None: random initialisation
     """
 
+    engine_method = "forward"
+
     def __init__(
         self,
         *,
@@ -207,13 +209,9 @@ class FastDepth(DepthModel):
             renamed[key] = value
         return renamed
 
-    def optimize_for_inference(self) -> DepthModel:
-        """A copy for inference only, with the same output within rounding.
-
-        With the decoders nnconv3dw and nnconv5dw, and without concatenated skips, it is one call of `ops.conv_stack`.
-        Other networks get the optimisation of every model, see `DepthModel`.
-        """
-        model = super().optimize_for_inference()
+    def _native_copy(self) -> Model:
+        """With the decoders nnconv3dw and nnconv5dw, and without concatenated skips, one call of `ops.conv_stack`."""
+        model = super()._native_copy()
         if self.decoder_name not in ("nnconv3dw", "nnconv5dw") or self.skip == "concat":
             return model
         assert isinstance(model, FastDepth)
@@ -222,6 +220,8 @@ class FastDepth(DepthModel):
 
 class _Fused(DepthModel):
     """A `FastDepth` whose batch norms are folded, as a stack of blocks."""
+
+    float32_only = True
 
     def __init__(self, model: FastDepth) -> None:
         super().__init__(unit=model.unit, input_size=model.input_size)

@@ -151,6 +151,7 @@ class FCRN(DepthModel):
     All layers after the encoder start as `UpConvolution` does.
     """
 
+    engine_method = "forward"
     published_options: ClassVar[Mapping[str, Any]] = {"released_padding": True}
     released: Tensor
 

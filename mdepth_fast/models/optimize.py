@@ -1,8 +1,8 @@
-"""Batch norms folded into the convolutions before them, found by tracing the shapes of one forward pass."""
+"""Copies of networks for inference: on an engine, or with batch norms folded into the convolutions before them."""
 
 import copy
 from collections import Counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["fold_batch_norms"]
+from ..engines.engine import Autocast, Engine
+from ..engines.fastest import fastest
+from ..engines.runtimes import DTYPES, ENGINES, OF_ONNX, machine_kind, why_not
+
+if TYPE_CHECKING:
+    from .base import Model
+
+__all__ = ["fold_batch_norms", "optimized"]
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def optimized(model: "Model", engine: str, dtype: str) -> Any:
+    """What `Model.optimize_for_inference` gives."""
+    for name, value, known in (("engine", engine, ("auto", *ENGINES)), ("dtype", dtype, ("auto", *DTYPES))):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    one = next(model.parameters())
+    own, kind = str(one.dtype).removeprefix("torch."), type(model).__name__
+    name = model.created_as[0] if model.created_as else kind
+    if own != "float32" and (dtype != "auto" or engine in OF_ONNX):
+        raise ValueError(f"dtype: expected a network in float32, got {kind} in {own}; `.float()` converts it")
+    wanted = "float32" if dtype == "auto" else dtype
+    if engine == "auto":
+        engine = "native"
+        if own == "float32" and one.device.type == "cpu" and not getattr(model, "reads_features", False):
+            possible = {other: why_not(other, wanted) is None for other in ENGINES}
+            engine = fastest(machine_kind(), name, wanted, possible)
+    if reason := why_not(engine, wanted, one.device):
+        raise ValueError(f"engine: {reason}" if engine in OF_ONNX else f"dtype: {reason}")
+    if engine in OF_ONNX and getattr(model, "reads_features", False):
+        raise ValueError(f"engine: {engine} cannot take {name}, which reads the features of a depth network; take native")
+    made = model._native_copy() if engine == "native" else copy.deepcopy(model).eval().requires_grad_(False)
+    if wanted == "bfloat16" and made.float32_only:
+        raise ValueError(f"dtype: the native kernels of {name} compute in float32; take openvino or torch for bfloat16")
+    if engine in OF_ONNX:
+        setattr(made, made.engine_method, Engine(made, made.engine_method, engine, wanted))
+    elif wanted == "bfloat16":
+        setattr(made, made.engine_method, Autocast(made, made.engine_method))
+    return made
 
 
 class _Uses(TorchDispatchMode):
@@ -28,11 +65,12 @@ class _Uses(TorchDispatchMode):
 
 
 @torch.no_grad()
-def fold_batch_norms(model: M, size: tuple[int, int]) -> M:
+def fold_batch_norms(model: M, size: tuple[int, int], images: int = 1) -> M:
     """A copy of `model` in eval mode, its parameters without gradient, batch norms folded into their convolutions.
 
     A batch norm is folded if its input is the output of a convolution that nothing else uses, and if `model(images)`
-    calls both once. A forward pass with images of `size` on the meta device finds this; it computes nothing.
+    calls both once. A forward pass with images of `size` on the meta device finds this; it computes nothing. images:
+    how many the model takes at once.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     uses, calls = _Uses(), Counter[nn.Module]()
@@ -54,8 +92,8 @@ def fold_batch_norms(model: M, size: tuple[int, int]) -> M:
     state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     try:
         with uses:
-            images = torch.empty(1, 3, *size, device="meta", dtype=next(iter(state.values())).dtype)
-            torch.func.functional_call(model, state, (images,))
+            empty = torch.empty(1, 3, *size, device="meta", dtype=next(iter(state.values())).dtype)
+            torch.func.functional_call(model, state, (empty,) * images)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mdepth_fast.files import replacing
+from mdepth_fast.files import cache_folder, replacing
 from mdepth_fast.weights.converted import write_converted
 from mdepth_fast.weights.download import Checksum, Progress, check_file, digest, download, unpack
 from mdepth_fast.weights.hub import is_on_hub, local_file
@@ -24,7 +24,6 @@ __all__ = [
     "FREE",
     "Entry",
     "Result",
-    "cache_folder",
     "cached",
     "fetch",
     "find",
@@ -138,12 +137,6 @@ def is_published(weights: str | os.PathLike[str]) -> bool:
         return text in _entries()
     except ModuleNotFoundError:  # no yaml: no names
         return False
-
-
-def cache_folder() -> Path:
-    """The folder of the downloads: `MDEPTH_CACHE`, or mdepth_fast in `XDG_CACHE_HOME` or ~/.cache."""
-    own = os.environ.get("MDEPTH_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdepth_fast"
 
 
 def cached(entry: Entry) -> Path | None:
