@@ -6,55 +6,17 @@ import sys
 import time
 
 import pytest
-import torch
-from plain_monodepth2 import PlainDepthNet, PlainPoseNet, copy_weights
 
-from mdepth_fast import use_backend
-from mdepth_fast.bench.cases import scene
-from mdepth_fast.geometry import pose_matrix
-from mdepth_fast.losses import MonodepthLoss
-from mdepth_fast.models import create_model
-
-BATCH, HEIGHT, WIDTH = 2, 192, 640
-
-
-class Step:
-    """A step of Monodepth2: ResNet-18 depth net, pose net over pairs, Adam."""
-
-    def __init__(self, depth_net, pose_net, backend, fused, device):
-        self.depth_net, self.pose_net, self.backend = depth_net.to(device), pose_net.to(device), backend
-        self.optimiser = torch.optim.Adam([*depth_net.parameters(), *pose_net.parameters()], lr=1e-4, fused=fused)
-        self.loss = MonodepthLoss()
-        inputs = scene(BATCH, HEIGHT, WIDTH)
-        self.inputs = [inputs[name].to(device) for name in ("target", "sources", "K")]
-
-    def __call__(self):
-        target, sources, K = self.inputs
-        disparities = self.depth_net(target)
-        before = pose_matrix(*self.pose_net(sources[:, 0], target), invert=True)
-        after = pose_matrix(*self.pose_net(target, sources[:, 1]))
-        with use_backend(self.backend):
-            loss = self.loss(disparities, target, sources, K, torch.stack([before, after], 1))
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
+from mdepth_fast.bench.step import SIZE, steps
 
 
 def test_training_step(in_turn, device):
     """This package against the same networks and loss as they are usually written, both eager."""
-    torch.manual_seed(0)
-    depth_net, pose_net = create_model("monodepth2_resnet18"), create_model("posenet_resnet18")
-    plain_depth, plain_pose = PlainDepthNet(), PlainPoseNet()
-    copy_weights(plain_depth, depth_net)
-    copy_weights(plain_pose, pose_net)
-    # The trainer's optimiser is PyTorch's fused Adam; published code has the default.
-    ours = Step(depth_net, pose_net, None, True, device)
-    plain = Step(plain_depth, plain_pose, "reference", None, device)
-    first, expected = ours(), plain()  # the same weights, so the same loss
+    pair = steps(device)
+    first, expected = pair["mdepth_fast"](), pair["eager"]()  # the same weights, so the same loss
     assert abs(first - expected) < 1e-4 * expected
     title = "a training step of Monodepth2, ResNet-18 depth and pose"
-    in_turn("training_step", f"{BATCH}x{HEIGHT}x{WIDTH}", {"eager": plain, "mdepth_fast": ours}, title=title)
+    in_turn("training_step", "x".join(map(str, SIZE)), pair, title=title)
 
 
 def test_motorcycle(benchmark, full, save, tmp_path):

@@ -34,6 +34,7 @@ __all__ = [
     "check_backends",
     "device_speed",
     "gradient_errors",
+    "in_blocks",
     "in_turn",
     "kept_bytes",
     "measure",
@@ -46,6 +47,8 @@ __all__ = [
     "unavailable",
 ]
 
+PAUSE = 0.5  # seconds before a block, after which the threads of another runtime sleep
+BLOCK = 0.3  # seconds that a block lasts at least
 FLUSH_BYTES = 2**28  # several times the second-level cache of any GPU
 HEAD_START = 20_000_000  # a GPU's cycles, some 10 ms: longer than the host takes for the launches of a step
 
@@ -285,6 +288,32 @@ def in_turn(
     for _ in range(rounds):
         for one, step in zip(results, steps.values(), strict=True):
             one.seconds_each.append(seconds(step, device))
+    for one in results:
+        one.seconds = statistics.median(one.seconds_each)
+    return results
+
+
+def in_blocks(
+    steps: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
+) -> list[Measurement]:
+    """Times functions of several runtimes, a block of each in turn: call by call they would slow each other down,
+    because their threads wait for work for a while.
+
+    In a block, one run warms up; those after it are timed, and `seconds_each` gets their median.
+    """
+    device, results = torch.device(device), []
+    for name, step in steps.items():
+        with _dispatch.record() as calls:
+            seconds(step, device)
+        results.append(Measurement(name, forward=list(dict.fromkeys(calls))))
+    for _ in range(rounds):
+        for one, step in zip(results, steps.values(), strict=True):
+            time.sleep(PAUSE)
+            seconds(step, device)
+            block = [seconds(step, device)]
+            while len(block) < 2 or sum(block) < BLOCK:
+                block.append(seconds(step, device))
+            one.seconds_each.append(statistics.median(block))
     for one in results:
         one.seconds = statistics.median(one.seconds_each)
     return results

@@ -1,7 +1,9 @@
 """Speed of a network's inference: one image at a time, and in the batches in which it is fastest.
 
-The network runs as it is, under `torch.compile`, and as its copy for inference. All three take turns within one
-process, and medians are compared. Float32, without TF32; a GPU is waited for.
+The network runs as it is, under `torch.compile`, and as its copy for inference on each engine that is installed, in
+float32 and bfloat16. All take turns within one process, a block of runs each, with half a second between blocks: the
+threads of one runtime would slow the next one down. Medians of blocks, and of their ratios to eager's round by round,
+are compared. Float32 is without TF32; a GPU is waited for.
 """
 
 import re
@@ -18,15 +20,34 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mdepth_fast.bench.measure import Calls, in_turn, peak_bytes, precision, seconds
+from mdepth_fast.bench.measure import Calls, in_blocks, peak_bytes, precision, seconds
 from mdepth_fast.bench.report import ran_text
+from mdepth_fast.engines.runtimes import OF_ONNX
 from mdepth_fast.models import DepthModel, Model
 
-__all__ = ["VARIANTS", "InferenceSpeed", "default_size", "free_bytes", "measure_network", "network_table"]
+__all__ = [
+    "VARIANTS",
+    "InferenceSpeed",
+    "default_size",
+    "engine_speeds",
+    "free_bytes",
+    "measure_network",
+    "network_table",
+]
 
-VARIANTS = ("eager", "compile", "optimized")
+# Engines of `optimize_for_inference`, but for eager, which is its "torch", and compile.
+VARIANTS = (
+    "eager",
+    "compile",
+    "native",
+    "onnxruntime",
+    "openvino",
+    "eager bfloat16",
+    "native bfloat16",
+    "openvino bfloat16",
+)
 _GROWTH = 1.05  # a batch twice as large counts as faster from here on
-_TOLERANCE = 1e-2  # relative L2 distance to eager's result
+_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}  # relative L2 distance to eager's result in float32
 
 
 @dataclass
@@ -45,7 +66,9 @@ class InferenceSpeed:
     start_up: float = float("nan")
     """seconds until the first result: compiling, folding batch norms, packing weights"""
     error: float = float("nan")
-    """relative L2 distance of its result to eager's"""
+    """relative L2 distance of its result to eager's in float32"""
+    ratio: float = float("nan")
+    """how many times faster than eager for one image: the median of the rounds"""
     ran: Calls = field(default_factory=list)
     """(op, backend) of the kernels that ran"""
 
@@ -93,8 +116,9 @@ def measure_network(
             raise ValueError(f"size: {type(net).__name__} does not take {size[0]}x{size[1]}: {error}") from error
         for row in track(rows):
             start = time.perf_counter()
+            name, _, dtype = row.variant.partition(" ")
             try:
-                variant = _prepared(row.variant, net, call)
+                variant = _prepared(name, dtype or "float32", net, call)
                 got = variant(*images)
                 _wait(device)
             except Exception as error:  # of a compiler, or of a network that it cannot trace: no fault of the others
@@ -104,16 +128,20 @@ def measure_network(
                 continue
             row.start_up = time.perf_counter() - start
             row.error = _distance(got, want)
-            if not row.error < _TOLERANCE:
+            if not row.error < _TOLERANCE[dtype or "float32"]:
                 row.reason = f"its result is off by {row.error:.2g}"
                 continue
             ready.append((row, variant))
         for row, measured in zip(
             [row for row, _ in ready],
-            in_turn({row.variant: partial(variant, *images) for row, variant in ready}, rounds, device),
+            in_blocks({row.variant: partial(variant, *images) for row, variant in ready}, rounds, device),
             strict=True,
         ):
             row.latency, row.latency_each, row.ran = measured.seconds, measured.seconds_each, measured.forward or []
+        if ready and ready[0][0].variant == "eager":
+            for row, _ in ready:
+                each = zip(ready[0][0].latency_each, row.latency_each, strict=True)
+                row.ratio = statistics.median(a / b for a, b in each)
         eager = 1
         for row, variant in track(ready):
             if row.variant == "compile":
@@ -123,7 +151,7 @@ def measure_network(
             eager = row.batch if row.variant == "eager" else eager
         given = {batch: inputs(batch) for batch in {row.batch for row, _ in ready}}
         steps = {row.variant: partial(variant, *given[row.batch]) for row, variant in ready}
-        for (row, _), measured in zip(ready, in_turn(steps, rounds, device), strict=True):
+        for (row, _), measured in zip(ready, in_blocks(steps, rounds, device), strict=True):
             row.batch_seconds, row.batch_seconds_each = measured.seconds, measured.seconds_each
     return rows
 
@@ -144,14 +172,22 @@ def _inputs(net: Any, size: tuple[int, int], device: torch.device, batch: int) -
     return (images,) if getattr(net, "stacks_frames", False) else (images[:, 0], images[:, 1])
 
 
-def _prepared(variant: str, net: Model, call: Callable[..., Any]) -> Callable[..., Any]:
-    if variant == "compile":
+def _prepared(name: str, dtype: str, net: Model, call: Callable[..., Any]) -> Callable[..., Any]:
+    if name == "compile":
         return torch.compile(call, dynamic=False)
-    if variant == "optimized":
-        if not isinstance(net, DepthModel):
-            raise ValueError("only a depth network has optimize_for_inference")
-        return net.optimize_for_inference().infer
-    return call
+    if name == "eager" and dtype == "float32":
+        return call
+    return _call(net.optimize_for_inference(engine="torch" if name == "eager" else name, dtype=dtype))
+
+
+def engine_speeds(rows: Iterable[InferenceSpeed], dtype: str) -> dict[str, float]:
+    """The speed of each engine in `dtype`, as a multiple of eager's in float32: what `engines.fastest.record` takes."""
+    speeds = {}
+    for row in rows:
+        name, _, own = row.variant.partition(" ")
+        if name != "compile" and (own or "float32") == dtype and row.ratio == row.ratio:
+            speeds["torch" if name == "eager" else name] = row.ratio
+    return speeds
 
 
 def _best_batch(
@@ -218,18 +254,20 @@ def network_table(title: str, rows: list[InferenceSpeed], published: Iterable[An
     """The measurements as lines to read, and under them the figures of papers, which other hardware reached."""
     lines = [
         title,
-        f"  {'variant':<10}{'one image':>12}{'images/s':>10}{'best batch':>12}{'images/s':>10}{'x eager':>9}"
-        f"{'start-up':>11}  ran",
+        f"  {'variant':<18}{'one image':>12}{'images/s':>10}{'best batch':>12}{'images/s':>10}{'x eager':>9}"
+        f"{'error':>9}{'start-up':>11}  ran",
     ]
-    eager = next((row.latency for row in rows if row.variant == "eager"), float("nan"))
     for row in rows:
         if row.reason:
-            lines.append(f"  {row.variant:<10}  not here: {row.reason}")
+            lines.append(f"  {row.variant:<18}  not here: {row.reason}")
             continue
-        ratio = f"{eager / row.latency:.2f}" if eager == eager else "-"
+        ratio = f"{row.ratio:.2f}" if row.ratio == row.ratio else "-"
+        error = f"{row.error:.0e}" if row.error == row.error else "-"
+        engine = row.variant.partition(" ")[0]
+        ran = engine if engine in OF_ONNX else ran_text(row.ran, None)
         lines.append(
-            f"  {row.variant:<10}{1e3 * row.latency:>9.2f} ms{1 / row.latency:>10.4g}{row.batch:>12}"
-            f"{row.images_per_second:>10.4g}{ratio:>9}{row.start_up:>9.1f} s  {ran_text(row.ran, None)}"
+            f"  {row.variant:<18}{1e3 * row.latency:>9.2f} ms{1 / row.latency:>10.4g}{row.batch:>12}"
+            f"{row.images_per_second:>10.4g}{ratio:>9}{error:>9}{row.start_up:>9.1f} s  {ran}"
         )
     lines += [f"  published, other hardware: {one}" for one in published]
     return "\n".join(lines)

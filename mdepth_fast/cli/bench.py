@@ -4,12 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+_STEP = "step"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Time forward + backward of the ops and of the whole loss in plain PyTorch, torch.compile and every backend. "
         "Or time the inference of networks: latency of one image, and throughput in the best batch, as they are, under "
-        "torch.compile, and optimised for inference; with the figures of papers, where there are any."
+        "torch.compile, and optimised for inference on every engine that is installed, in float32 and bfloat16; with "
+        "the figures of papers, where there are any. Or time a training step of Monodepth2 and its parts: `step`."
     )
     parser.add_argument(
         "cases",
@@ -17,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ops and losses, or networks: a registered name, or what `mdepth-fast predict` takes as weights (default: "
         "all ops and losses). fastdepth and fastdepth_pruned are networks, and with --variants or a --size of three "
-        "numbers cases of the kernels",
+        "numbers cases of the kernels. step: a training step",
     )
     parser.add_argument(
         "--size",
@@ -38,6 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file for the bar chart of ops and losses (default: bench.png)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help="networks and step: also write a result file each, into the folder of this machine in FOLDER, such as "
+        "benches/results",
+    )
+    parser.add_argument(
+        "--save-fastest",
+        action="store_true",
+        help="networks: also write the speeds of the engines into the package's table, by which engine auto chooses; "
+        "only on an idle machine",
+    )
     parser.add_argument(
         "--loader",
         nargs=argparse.REMAINDER,
@@ -62,12 +78,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     names, models = arguments.cases or list(CASES), list_models()
     kernels = bool(arguments.variants) or arguments.size.count("x") > 1
-    networks = [name for name in arguments.cases if name not in CASES or (name in models and not kernels)]
-    names = [name for name in names if name not in networks]
+    networks = [name for name in arguments.cases if name not in (*CASES, _STEP) or (name in models and not kernels)]
+    names = [name for name in names if name not in networks and name != _STEP]
     for name in networks:
         if name not in models and not name.startswith("hub:") and not Path(name).exists():
             raise ValueError(
-                f"cases: expected some of {', '.join(CASES)}, or networks: {', '.join(models)}, or files, got {name!r}"
+                f"cases: expected some of {', '.join(CASES)}, or networks: {', '.join(models)}, or files, or step, "
+                f"got {name!r}"
             )
     if arguments.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, got {arguments.rounds}")
@@ -77,9 +94,16 @@ def run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
     facts = device_facts(device)
+    if names and (arguments.save or arguments.save_fastest):
+        raise ValueError(f"--save, --save-fastest: expected networks or step alone, got {names[0]!r}")
+    if arguments.save_fastest and (facts["kind"] != "cpu" or (facts["load"] or 0) > 0.5):
+        got = f"the load is {facts['load']}" if facts["kind"] == "cpu" else f"got {device}"
+        raise ValueError(f"--save-fastest: expected an idle CPU, {got}")
     records = _run_cases(arguments, names, device, facts) if names else []
     if networks:
         records += _run_networks(arguments, networks, device, facts)
+    if _STEP in arguments.cases:
+        records.append(_run_step(arguments, device, facts))
     if arguments.json:
         with replacing(arguments.json) as temporary:
             temporary.write_text(json.dumps(records, indent=1, allow_nan=False) + "\n")
@@ -126,11 +150,13 @@ def _run_cases(arguments: argparse.Namespace, names: list[str], device: Any, fac
 def _run_networks(arguments: argparse.Namespace, names: list[str], device: Any, facts: dict[str, Any]) -> list[Any]:
     from dataclasses import asdict
 
-    from mdepth_fast.bench.cases import as_if_trained
-    from mdepth_fast.bench.network import default_size, measure_network, network_table
+    from mdepth_fast.bench.network import default_size, engine_speeds, measure_network, network_table
     from mdepth_fast.bench.published import PUBLISHED
-    from mdepth_fast.bench.report import as_record, device_text
+    from mdepth_fast.bench.report import as_record, device_text, write_record
     from mdepth_fast.cli._common import progress
+    from mdepth_fast.engines import fastest
+    from mdepth_fast.engines.runtimes import DTYPES, machine_kind
+    from mdepth_fast.inference.export import settle
     from mdepth_fast.models import create_model, list_models
 
     if arguments.variants:
@@ -142,7 +168,6 @@ def _run_networks(arguments: argparse.Namespace, names: list[str], device: Any, 
     for name in names:
         if name in list_models():
             net = create_model(name).requires_grad_(False)
-            as_if_trained(net)
         else:
             from mdepth_fast.inference import load_trained
 
@@ -150,15 +175,57 @@ def _run_networks(arguments: argparse.Namespace, names: list[str], device: Any, 
         model = net.created_as[0] if net.created_as else type(net).__name__
         published = PUBLISHED.get(model, ())
         height, width = map(int, sides) if sides else default_size(net, published[0].size if published else None)
+        if name in list_models() and not getattr(net, "reads_features", False):
+            try:
+                settle(net, (height, width))  # or rounding would grow from layer to layer
+            except ValueError as error:
+                raise ValueError(f"size: {type(net).__name__} does not take {height}x{width}: {error}") from error
         parameters = sum(value.numel() for value in net.parameters())
         with progress(name) as track:
             rows = measure_network(net, (height, width), device=device, rounds=arguments.rounds, track=track)
         size = f"{height}x{width}"
-        title = f"{name}  {size}, float32, {parameters / 1e6:.4g} M parameters, on {device_text(facts)}"
+        title = f"{name}  {size}, {parameters / 1e6:.4g} M parameters, on {device_text(facts)}, {machine_kind()}"
         print(network_table(title, rows, published), end="\n\n", flush=True)
         papers = [asdict(one) for one in published]
-        records.append(as_record(model, size, facts, parameters=parameters, rows=rows, published=papers))
+        content = {"parameters": parameters, "rows": rows, "published": papers, **_machine()}
+        records.append(as_record(model, size, facts, **content))
+        if arguments.save:
+            print(f"result file: {write_record(arguments.save, f'network_{model}', size, facts, **content)}")
+        for dtype in DTYPES if arguments.save_fastest else ():
+            if speeds := engine_speeds(rows, dtype):
+                fastest.record(machine_kind(), model, dtype, speeds)
+                print(f"{fastest.TABLE}: {machine_kind()}, {model}, {dtype}")
     return records
+
+
+def _run_step(arguments: argparse.Namespace, device: Any, facts: dict[str, Any]) -> Any:
+    from mdepth_fast.bench.report import as_record, device_text, write_record
+    from mdepth_fast.bench.step import SIZE, measure_step, step_table
+    from mdepth_fast.cli._common import progress
+    from mdepth_fast.engines.runtimes import machine_kind
+
+    sides = arguments.size.split("x") if arguments.size else SIZE
+    if len(sides) != 3 or not all(str(side).isdigit() and int(side) > 0 for side in sides):
+        raise ValueError(f"--size: expected batch x height x width like 2x192x640 for step, got {arguments.size!r}")
+    batch, height, width = map(int, sides)
+    if height % 32 or width % 32:
+        raise ValueError(f"--size: expected height and width multiples of 32 for step, got {arguments.size!r}")
+    with progress(_STEP) as track:
+        rows = measure_step((batch, height, width), device=device, rounds=arguments.rounds, track=track)
+    size = f"{batch}x{height}x{width}"
+    title = f"training step  {size}, ms, Monodepth2, ResNet-18, on {device_text(facts)}, {machine_kind()}"
+    print(step_table(title, rows), end="\n\n", flush=True)
+    content = {"rows": rows, **_machine()}
+    if arguments.save:
+        print(f"result file: {write_record(arguments.save, 'step', size, facts, **content)}")
+    return as_record(_STEP, size, facts, **content)
+
+
+def _machine() -> dict[str, Any]:
+    """What a comparison of runtimes depends on, beyond what every result file says."""
+    from mdepth_fast.engines.runtimes import machine_kind, versions
+
+    return {"machine": machine_kind(), "engines": versions()}
 
 
 def _run_loader(words: list[str]) -> None:

@@ -1,5 +1,5 @@
 """Engines: what a copy of a network for inference runs on.
 
-`runtimes` says which there are and opens sessions, `engine` replaces a method of a network, `onnx_file` writes its file,
-`fastest` picks one. Nothing here knows a network; `Model.optimize_for_inference` is what users call.
+`runtimes` says which there are and opens sessions, `onnx_file` writes what they read, `engine` replaces a method of a
+network, `fastest` picks an engine. Nothing here knows a network; users call `Model.optimize_for_inference`.
 """

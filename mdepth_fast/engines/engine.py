@@ -52,7 +52,7 @@ class Engine:
 
     def __init__(self, net: nn.Module, method: str, engine: str, dtype: str) -> None:
         self.net, self.method, self.engine, self.dtype = net, method, engine, dtype
-        self.name = getattr(net, "created_as", None) and net.created_as[0] or type(net).__name__
+        self.name = (getattr(net, "created_as", None) and net.created_as[0]) or type(net).__name__
         self.fingerprint = _fingerprint(net, method)
         self._reset()
 
@@ -70,7 +70,8 @@ class Engine:
     def __call__(self, *inputs: Tensor) -> Any:
         for value in inputs:
             if type(value) not in (Tensor, nn.Parameter):
-                raise ValueError(f"{self.engine}: expected tensors, got {type(value).__name__}; trace the network itself")
+                got = type(value).__name__
+                raise ValueError(f"{self.engine}: expected tensors, got {got}; trace or export the network itself")
             if value.dtype != torch.float32 or value.device.type != "cpu":
                 got = f"{value.dtype} on {value.device}"
                 raise ValueError(f"{self.engine}: expected images in float32 on the CPU, got {got}")
@@ -143,9 +144,8 @@ class Engine:
 
     def _write(self, path: Path, inputs: Sequence[Tensor]) -> None:
         if (size := sum(value.nbytes for value in self.net.state_dict().values())) > LARGEST:
-            raise ValueError(
-                f"engine: a file of ONNX holds 2 GiB, the weights of {self.name} are {size / 2**30:.1f} GiB; take native"
-            )
+            held = f"{size / 2**30:.1f} GiB"
+            raise ValueError(f"engine: a file of ONNX holds 2 GiB, the weights of {self.name} are {held}; take native")
         example = tuple(torch.cat([value[:1], value[:1]]) for value in inputs)
         shapes = [{0: "batch"} for _ in inputs]
         names = ["first", "second"][: len(inputs)]
@@ -153,9 +153,7 @@ class Engine:
             with torch.no_grad():
                 graph = capture(_Part(self.net, self.method), example, shapes)
                 with replacing(path) as temporary:
-                    write_onnx(
-                        graph, temporary, inputs=names, outputs=None, shapes=shapes, metadata={}, opset=_OPSET
-                    )
+                    write_onnx(graph, temporary, inputs=names, outputs=None, shapes=shapes, metadata={}, opset=_OPSET)
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error.strerror}; MDEPTH_CACHE names another folder") from error
         except Exception as error:  # of the exporter
@@ -212,7 +210,7 @@ def _plain(value: Any) -> bool:
 def _prune(newest: Path) -> None:
     """Removes what was not used for longest where the files are too many; never the newest."""
     total = 0
-    for used, path in sorted(_used(newest.parent), reverse=True):
+    for _, path in sorted(_used(newest.parent), reverse=True):
         total += path.stat().st_size if path.exists() else 0
         if total > _KEPT and path != newest:
             path.unlink(missing_ok=True)

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdepth_fast import __version__
-from mdepth_fast.engines.onnx_file import LARGEST, capture, missing, quiet, random_images, relative_difference, write_onnx
+from mdepth_fast.engines.onnx_file import (
+    LARGEST,
+    capture,
+    missing,
+    quiet,
+    random_images,
+    relative_difference,
+    write_onnx,
+)
 from mdepth_fast.engines.onnx_file import PACKAGES as ONNX_PACKAGES
 from mdepth_fast.engines.runtimes import onnxruntime_session
 from mdepth_fast.files import replacing

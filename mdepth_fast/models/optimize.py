@@ -41,7 +41,7 @@ def optimized(model: "Model", engine: str, dtype: str) -> Any:
     if reason := why_not(engine, wanted, one.device):
         raise ValueError(f"engine: {reason}" if engine in OF_ONNX else f"dtype: {reason}")
     if engine in OF_ONNX and getattr(model, "reads_features", False):
-        raise ValueError(f"engine: {engine} cannot take {name}, which reads the features of a depth network; take native")
+        raise ValueError(f"engine: {engine} cannot take {name}, which reads the features of a depth net; take native")
     made = model._native_copy() if engine == "native" else copy.deepcopy(model).eval().requires_grad_(False)
     if wanted == "bfloat16" and made.float32_only:
         raise ValueError(f"dtype: the native kernels of {name} compute in float32; take openvino or torch for bfloat16")

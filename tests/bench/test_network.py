@@ -8,8 +8,15 @@ import pytest
 import tiny_run  # noqa: F401  (registers the tiny networks)
 import torch
 
-from mdepth_fast.bench import network
-from mdepth_fast.bench.network import VARIANTS, InferenceSpeed, default_size, measure_network, network_table
+from mdepth_fast.bench import measure, network
+from mdepth_fast.bench.network import (
+    VARIANTS,
+    InferenceSpeed,
+    default_size,
+    engine_speeds,
+    measure_network,
+    network_table,
+)
 from mdepth_fast.bench.published import PUBLISHED
 from mdepth_fast.cli import main
 from mdepth_fast.models import create_model, list_models
@@ -22,6 +29,8 @@ def compiler(monkeypatch):
     """Compiles nothing, as that takes longer than all of these tests; `compiled` counts."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(options) or call)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "BLOCK", 0.0)
     return compiled
 
 
@@ -31,13 +40,19 @@ def nothing_is_faster(monkeypatch):
 
 def test_all_variants(compiler, monkeypatch):
     nothing_is_faster(monkeypatch)
+    monkeypatch.setattr("mdepth_fast.engines.runtimes._instructions", lambda: "avx2")
     rows = measure_network(create_model("fastdepth", **SMALL), (32, 64), rounds=3)
     assert [row.variant for row in rows] == list(VARIANTS) and compiler == [{"dynamic": False}]
-    for row in rows:
-        assert row.reason is None and row.batch == 1 and row.error < 1e-4
+    measured = {row.variant: row for row in rows if not row.reason}
+    assert {"eager", "compile", "native", "onnxruntime"} <= measured.keys() <= {*VARIANTS[:5]}
+    for row in measured.values():
+        assert row.batch == 1 and row.error < 1e-4 and row.ratio > 0
         assert len(row.latency_each) == len(row.batch_seconds_each) == 3
         assert row.latency > 0 and row.start_up > 0 and row.images_per_second == 1 / row.batch_seconds
     assert rows[0].ran == [] and {op for op, _ in rows[2].ran} == {"conv_stack"}
+    assert rows[5].reason == "dtype: this CPU has no units for bfloat16 (AMX or AVX512-BF16); take float32"
+    speeds = engine_speeds(rows, "float32")
+    assert speeds["torch"] == 1 and speeds["native"] == measured["native"].ratio and "compile" not in speeds
 
 
 @pytest.mark.parametrize("most", [1, 4, 16])
@@ -89,10 +104,11 @@ def test_a_variant_that_fails_or_is_wrong_is_not_timed(monkeypatch):
         raise RuntimeError("no C++ compiler\nmore")
 
     monkeypatch.setattr(torch, "compile", fails)
-    rows = measure_network(create_model("flownet_s", width=4), (64, 64), rounds=1)
-    assert rows[0].latency > 0 and rows[1].reason == "RuntimeError: no C++ compiler"
-    assert rows[2].reason == "only a depth network has optimize_for_inference"
-    assert "  compile     not here: RuntimeError: no C++ compiler" in network_table("flow", rows, ()).splitlines()
+    rows = measure_network(create_model("flownet_s", width=4), (64, 64), rounds=1, variants=VARIANTS[:3])
+    assert rows[0].latency > 0 and rows[1].reason == "RuntimeError: no C++ compiler" and rows[2].latency > 0
+    assert (
+        "  compile             not here: RuntimeError: no C++ compiler" in network_table("flow", rows, ()).splitlines()
+    )
 
 
 @pytest.mark.parametrize("name", ["posecnn", "sfmlearner_pose", "tiny_depth"])
@@ -111,9 +127,9 @@ def test_the_figures_of_papers():
     assert str(PUBLISHED["dpt_large"][0]).startswith("28.6 images/s (35 ms) on an RTX 2080 with")
     for name, figures in PUBLISHED.items():  # a default that the paper's network does not take would be an error
         assert default_size(create_model(name) if "fast" in name else None, figures[0].size) == figures[0].size
-    rows = [InferenceSpeed("eager", latency=0.5, batch=4, batch_seconds=1.0, start_up=2.0)]
+    rows = [InferenceSpeed("eager", latency=0.5, batch=4, batch_seconds=1.0, start_up=2.0, ratio=1.0, error=0.0)]
     lines = network_table("dpt_large on x", rows, PUBLISHED["dpt_large"]).splitlines()
-    assert lines[2].split() == ["eager", "500.00", "ms", "2", "4", "4", "1.00", "2.0", "s", "PyTorch"]
+    assert lines[2].split() == ["eager", "500.00", "ms", "2", "4", "4", "1.00", "0e+00", "2.0", "s", "PyTorch"]
     assert lines[3].startswith("  published, other hardware: 28.6 images/s (35 ms) on an RTX 2080")
 
 
@@ -125,11 +141,12 @@ class TestCommand:
         words = [str(tmp_path / "net"), "tiny_depth", "--rounds=1", f"--json={tmp_path / 'r.json'}", "--device=cpu"]
         assert main(["bench", *words]) == 0
         out = capsys.readouterr().out
-        assert f"{tmp_path / 'net'}  64x96, float32, 0.00" in out and "tiny_depth  192x640, float32, " in out
-        assert out.count("\n  optimized ") == 2 and "published, other hardware: 122 images/s (8.2 ms) on the GPU" in out
+        assert f"{tmp_path / 'net'}  64x96, 0.00" in out and "tiny_depth  192x640, 0.00" in out
+        assert out.count("\n  native ") == 2 and "published, other hardware: 122 images/s (8.2 ms) on the GPU" in out
         first, second = json.loads((tmp_path / "r.json").read_text())
         assert (first["case"], first["size"], second["size"]) == ("fastdepth", "64x96", "192x640")
         assert [row["variant"] for row in first["rows"]] == list(VARIANTS) and first["device"]["threads"] >= 1
+        assert first["machine"] and "onnxruntime" in first["engines"]
         assert first["published"][0]["device"] == "the GPU of a Jetson TX2 (max-N)"
 
     def test_a_name_of_both_is_a_case_with_variants(self, tmp_path, capsys, monkeypatch):

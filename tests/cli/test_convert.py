@@ -8,7 +8,6 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
-import plain_monodepth2
 import pytest
 import tiny_run
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from released_blobs import released_blobs
 from safetensors.torch import load_file, save_file
 
+from mdepth_fast.bench import plain_monodepth2
 from mdepth_fast.cli import main
 from mdepth_fast.evaluation import get_protocol
 from mdepth_fast.inference import load_system, load_trained

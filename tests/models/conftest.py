@@ -1,5 +1,6 @@
-import plain_monodepth2
 import pytest
+
+from mdepth_fast.bench import plain_monodepth2
 
 
 @pytest.fixture(scope="session")

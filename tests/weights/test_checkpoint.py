@@ -3,12 +3,12 @@
 import functools
 
 import numpy as np
-import plain_monodepth2
 import pytest
 import torch
 from released_blobs import released_blobs
 from safetensors.torch import save_file
 
+from mdepth_fast.bench import plain_monodepth2
 from mdepth_fast.inference.trained import _layers as layers_of_published
 from mdepth_fast.models import (
     DORN,
