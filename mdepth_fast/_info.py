@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from mdepth_fast import _dispatch, _native, _op
+from mdepth_fast.engines import ENGINES
+from mdepth_fast.engines.runtimes import bfloat16_reason, machine_kind, why_not
 
 
 def info() -> dict[str, Any]:
-    """Versions, the native module, the devices, and per op and backend None or the reason why it cannot run."""
+    """Versions, the native module, the devices, and per engine, op and backend None or the reason why it cannot run."""
     from mdepth_fast import __version__, ops  # noqa: F401  (importing ops registers the backends)
 
     native: dict[str, Any] = {"reason": _native.unavailable()}
@@ -26,6 +28,9 @@ def info() -> dict[str, Any]:
         "packages": {name: _version(name) for name in ("triton", "cupy-cuda12x", "cupy-cuda13x", "lightning")},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "native": native,
+        "machine": machine_kind(),
+        "engines": {name: why_not(name) for name in ENGINES},
+        "bfloat16": bfloat16_reason(),
         "backends": {op: _dispatch.reasons(op, device) for op in _op.OPS},
     }
 
@@ -41,6 +46,9 @@ def info_text() -> str:
         *(f"{name:<12} {version or 'not installed'}" for name, version in facts["packages"].items()),
         f"device       {facts['device']}",
         f"native       {native['reason'] or _native_line(native)}",
+        f"machine      {facts['machine']}, bfloat16: {facts['bfloat16'] or 'available'}",
+        "engines",
+        *(f"  {name:<12} {reason or 'available'}" for name, reason in facts["engines"].items()),
         "backends",
     ]
     for op, backends in facts["backends"].items():

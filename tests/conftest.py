@@ -65,7 +65,7 @@ LONGEST = (
 )
 
 # A skip is counted and printed; with any other reason it fails the session.
-KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:", "chromium:", "gradio:", "rerun:")
+KNOWN_SKIPS = ("real frames:", "gpu:", "gcc:", "nvcc:", "nvrtc:", "chromium:", "gradio:", "rerun:", "openvino:")
 
 
 class _Executed(collections.Counter):

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from mdepth_fast.bench.measure import Calls, in_blocks, peak_bytes, precision, seconds
 from mdepth_fast.bench.report import ran_text
-from mdepth_fast.engines.runtimes import OF_ONNX
+from mdepth_fast.engines import OF_ONNX
 from mdepth_fast.models import DepthModel, Model
 
 __all__ = [

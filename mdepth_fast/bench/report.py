@@ -6,7 +6,8 @@ alone. The keys of a file:
     case, size, date, versions
     device: {kind: "cpu" or "cuda", name, and for a CPU instruction_set, threads, load (when the run began)}
     rows: the variants of a comparison as `Measurement`s; of an op with floor_seconds, copy_bytes_per_second,
-        arithmetic_per_second
+        arithmetic_per_second; of a network with parameters, published, or of a training step ("step"), as
+        `InferenceSpeed`s or `StepSpeed`s, with machine and engines: the kind of CPU and the versions of the runtimes
     or errors: {op: {scene: {variant: [error of each seed]}}} with seeds
     or seconds, metrics: of a training run
     or training: runs on ray-cast rooms, each with preset, system, backend, precision, seed, steps, minutes, abs_rel,
@@ -225,10 +226,14 @@ def results_markdown(records: list[Record]) -> str:
         devices.setdefault(device_text(record["device"]), []).append(record)
     for device, those in sorted(devices.items()):
         lines += ["", f"## {device}"]
-        if any("rows" in record for record in those):
+        ops = [record for record in those if "rows" in record and "machine" not in record]
+        if ops:
             lines += ["", *_RESULT_TABLE]
-        for record in those:
+        for record in ops:
             lines += [_result_line(record, row) for row in _measured(record).values()]
+        for record in those:
+            if "machine" in record:
+                lines += ["", *_runtime_table(record)]
         for record in those:
             if "errors" in record:
                 lines += ["", *_error_table(record)]
@@ -263,6 +268,28 @@ def _result_line(record: Record, row: dict[str, Any]) -> str:
         "-" if row["error"] is None else f"{row['error']:.1e}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _runtime_table(record: Record) -> list[str]:
+    """A network on several runtimes, or a training step with its parts."""
+    rows = list(_measured(record).values())
+    versions = "".join(f", {name} {version}" for name, version in record["engines"].items())
+    if record["case"] == "step":
+        parts = list(rows[0]["parts"])
+        lines = [f"A training step of Monodepth2, ResNet-18, {record['size']}, float32 unless it says otherwise:", ""]
+        head = ["variant", "step", "x eager", *parts]
+        cells = [[_milliseconds(part) for part in row["parts"].values()] for row in rows]
+        times = [row["seconds"] for row in rows]
+    else:
+        lines = [f"`{record['case']}` {record['size']}, {record['machine']}{versions}:", ""]
+        head = ["variant", "one image", "x eager", "images/s, best batch", "error"]
+        cells = [[f"{r['batch'] / r['batch_seconds']:.4g} ({r['batch']})", f"{r['error']:.1e}"] for r in rows]
+        times = [row["latency"] for row in rows]
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row, seconds, rest in zip(rows, times, cells, strict=True):
+        line = [row["variant"], _milliseconds(seconds), f"{row['ratio']:.2f}", *rest]
+        lines.append(f"| {' | '.join(line)} |")
+    return lines
 
 
 def _error_table(record: Record, whole: bool = False) -> list[str]:

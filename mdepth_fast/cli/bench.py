@@ -154,8 +154,8 @@ def _run_networks(arguments: argparse.Namespace, names: list[str], device: Any, 
     from mdepth_fast.bench.published import PUBLISHED
     from mdepth_fast.bench.report import as_record, device_text, write_record
     from mdepth_fast.cli._common import progress
-    from mdepth_fast.engines import fastest
-    from mdepth_fast.engines.runtimes import DTYPES, machine_kind
+    from mdepth_fast.engines import DTYPES, fastest
+    from mdepth_fast.engines.runtimes import machine_kind
     from mdepth_fast.inference.export import settle
     from mdepth_fast.models import create_model, list_models
 

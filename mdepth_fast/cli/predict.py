@@ -7,6 +7,7 @@ from typing import Any
 
 from mdepth_fast.cli._common import add_checkpoint, camera, count, counter, pick_device, progress, report_left_out, size
 from mdepth_fast.cli.weights import add_licence, download_bar
+from mdepth_fast.engines import DTYPES, ENGINES, OF_ONNX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--optimize", action="store_true", help="fold batch norms into convolutions: faster, equal up to rounding"
     )
+    network.add_argument(
+        "--engine",
+        choices=("auto", *ENGINES),
+        help="what runs the network: native is --optimize, torch PyTorch as it is, onnxruntime and openvino are extras "
+        "for the CPU; auto takes the fastest that is installed and was measured on this kind of machine (default: "
+        "torch)",
+    )
+    network.add_argument(
+        "--precision",
+        choices=DTYPES,
+        help="bfloat16 only on hardware with units for it, good to 2 or 3 digits (default: that of the weights)",
+    )
     network.add_argument("--half", action="store_true", help="half precision: faster on a GPU, good to 2 or 3 digits")
     network.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 
@@ -115,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     if device == "auto" and "LOCAL_RANK" in os.environ and _gpus():
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % _gpus()}"
     device = pick_device(device)
+    engine = _engine(arguments)
     with download_bar(arguments.weights) as bar:
         trained = load_trained(
             arguments.weights,
@@ -123,12 +137,14 @@ def run(arguments: argparse.Namespace) -> int:
             accept_licence=arguments.accept_licence,
             progress=bar,
         )
+    if engine:
+        trained.net = trained.net.optimize_for_inference(engine=engine, dtype=arguments.precision or "auto")
+    if arguments.engine == "auto":
+        print(f"engine: {trained.net.runs_on[0]}")
     if not isinstance(trained.net, DepthModel):
         return _run_pairs(trained, sources, formats, arguments)
 
     net = trained.net
-    if arguments.optimize:
-        net = net.optimize_for_inference()
     ranks, K = Ranks(), camera(arguments.K)
     code = 0
     for source in sources:
@@ -158,6 +174,17 @@ def run(arguments: argparse.Namespace) -> int:
             _report(done, options)
     ranks.close()
     return code
+
+
+def _engine(arguments: argparse.Namespace) -> str | None:
+    """The engine that the arguments ask for, None for the network as it was loaded."""
+    engine: str | None = arguments.engine or ("native" if arguments.optimize else None)
+    if arguments.optimize and engine != "native":
+        raise ValueError(f"--optimize: is --engine native, expected it without --engine {engine}")
+    if arguments.half and (arguments.precision or engine in (*OF_ONNX, "auto")):
+        other = f"--precision {arguments.precision}" if arguments.precision else f"--engine {engine}"
+        raise ValueError(f"--half: expected it without {other}")
+    return engine or ("torch" if arguments.precision else None)
 
 
 def _run_pairs(trained: Any, sources: list[Any], formats: list[str], arguments: argparse.Namespace) -> int:

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdepth_fast.engines import OF_ONNX
 from mdepth_fast.engines.onnx_file import PACKAGES, missing
 
 __all__ = [
-    "DTYPES",
-    "ENGINES",
     "bfloat16_reason",
     "machine_kind",
     "onnxruntime_session",
@@ -27,11 +26,6 @@ __all__ = [
     "versions",
     "why_not",
 ]
-
-# native: this package's own fused and folded copy; torch: PyTorch as it is; the others read ONNX.
-ENGINES = ("native", "torch", "onnxruntime", "openvino")
-DTYPES = ("float32", "bfloat16")
-OF_ONNX = ("onnxruntime", "openvino")
 
 Session = Callable[[Sequence[Tensor]], list[Tensor]]
 

@@ -361,6 +361,9 @@ class _Run:
             "temporal": options.temporal,
             "half": options.half,
         }
+        runs_on = getattr(self.net, "runs_on", None)
+        if runs_on not in (None, ("native", "float32")):
+            settings["engine"], settings["precision"] = runs_on
         old = {key: state.runs.get(key) for key in keys}
         runs = [run for run in old.values() if run]
         same = all(run and run["settings"] == settings and run["file"] == keys[key] for key, run in old.items())
@@ -697,7 +700,8 @@ def _reason(settings: dict[str, Any], keys: dict[str, Any], old: dict[str, Any])
     for key, run in old.items():
         if run is None:
             continue
-        for name, value in settings.items():
+        for name in {**settings, **run["settings"]}:
+            value = settings.get(name)
             if run["settings"].get(name) != value:
                 if name == "weights":
                     return "predicted with other weights"

@@ -139,6 +139,7 @@ class Model(Pretrained):
     published_options: ClassVar[Mapping[str, Any]] = {}
     engine_method: ClassVar[str] = "forward"  # what another engine computes; it takes and gives tensors
     float32_only: ClassVar[bool] = False  # autocast changes nothing
+    runs_on: tuple[str, str] | None = None  # engine and precision of a copy of `optimize_for_inference`
 
     def optimize_for_inference(self: M, *, engine: str = "native", dtype: str = "auto") -> M:
         """A copy for inference only, in eval mode: same output within rounding, without gradients.

@@ -10,9 +10,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..engines import DTYPES, ENGINES, OF_ONNX
 from ..engines.engine import Autocast, Engine
 from ..engines.fastest import fastest
-from ..engines.runtimes import DTYPES, ENGINES, OF_ONNX, machine_kind, why_not
+from ..engines.runtimes import machine_kind, why_not
 
 if TYPE_CHECKING:
     from .base import Model
@@ -49,6 +50,7 @@ def optimized(model: "Model", engine: str, dtype: str) -> Any:
         setattr(made, made.engine_method, Engine(made, made.engine_method, engine, wanted))
     elif wanted == "bfloat16":
         setattr(made, made.engine_method, Autocast(made, made.engine_method))
+    made.runs_on = (engine, wanted if own == "float32" else own)
     return made
 
 

@@ -18,6 +18,7 @@ from mdepth_fast.bench.network import (
     network_table,
 )
 from mdepth_fast.bench.published import PUBLISHED
+from mdepth_fast.bench.report import read_records, results_markdown
 from mdepth_fast.cli import main
 from mdepth_fast.models import create_model, list_models
 
@@ -139,6 +140,7 @@ class TestCommand:
         net = create_model("fastdepth", **SMALL, input_size=(64, 96))
         net.save_pretrained(tmp_path / "net")
         words = [str(tmp_path / "net"), "tiny_depth", "--rounds=1", f"--json={tmp_path / 'r.json'}", "--device=cpu"]
+        words.append(f"--save={tmp_path / 'results'}")
         assert main(["bench", *words]) == 0
         out = capsys.readouterr().out
         assert f"{tmp_path / 'net'}  64x96, 0.00" in out and "tiny_depth  192x640, 0.00" in out
@@ -147,6 +149,9 @@ class TestCommand:
         assert (first["case"], first["size"], second["size"]) == ("fastdepth", "64x96", "192x640")
         assert [row["variant"] for row in first["rows"]] == list(VARIANTS) and first["device"]["threads"] >= 1
         assert first["machine"] and "onnxruntime" in first["engines"]
+        records = read_records(tmp_path / "results")
+        assert [record["case"] for record in records] == ["network_fastdepth", f"network_{second['case']}"]
+        assert results_markdown(records).count("| native | ") == 2
         assert first["published"][0]["device"] == "the GPU of a Jetson TX2 (max-N)"
 
     def test_a_name_of_both_is_a_case_with_variants(self, tmp_path, capsys, monkeypatch):
