@@ -37,6 +37,11 @@ class PlainBlock(nn.Module):
 
 
 class PlainResNet(nn.Module):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, layers: int, images: int) -> None:
         super().__init__()
         counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}[layers]

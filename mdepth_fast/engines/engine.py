@@ -146,11 +146,12 @@ class Engine:
         if (size := sum(value.nbytes for value in self.net.state_dict().values())) > LARGEST:
             held = f"{size / 2**30:.1f} GiB"
             raise ValueError(f"engine: a file of ONNX holds 2 GiB, the weights of {self.name} are {held}; take native")
-        example = tuple(torch.cat([value[:1], value[:1]]) for value in inputs)
+        with torch.inference_mode(False):
+            example = tuple(torch.cat([value[:1], value[:1]]) for value in inputs)
         shapes = [{0: "batch"} for _ in inputs]
         names = ["first", "second"][: len(inputs)]
         try:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 graph = capture(_Part(self.net, self.method), example, shapes)
                 with replacing(path) as temporary:
                     write_onnx(graph, temporary, inputs=names, outputs=None, shapes=shapes, metadata={}, opset=_OPSET)

@@ -23,6 +23,7 @@ __all__ = ["fold_batch_norms", "optimized"]
 M = TypeVar("M", bound=nn.Module)
 
 
+@torch.inference_mode(False)
 def optimized(model: "Model", engine: str, dtype: str) -> Any:
     """What `Model.optimize_for_inference` gives."""
     for name, value, known in (("engine", engine, ("auto", *ENGINES)), ("dtype", dtype, ("auto", *DTYPES))):
