@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdepth_fast import use_backend
+from mdepth_fast._dispatch import use_backend
 from mdepth_fast.bench.cases import scene
 from mdepth_fast.bench.plain_monodepth2 import PlainDepthNet, PlainPoseNet, copy_weights
 from mdepth_fast.engines.runtimes import bfloat16_reason
