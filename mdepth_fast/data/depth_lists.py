@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.kitti import CAMERA, Tree, parse_line, read_split
-from mdepth_fast.data.samples import Crop, DataError, DepthDataset, natural_key, read_depth, read_image
+from mdepth_fast.data.samples import Crop, DataError, DepthDataset, natural_key, read_depth, read_image, within
 
 __all__ = ["DepthList", "KittiDepth", "RgbdFolder"]
 
@@ -51,7 +51,8 @@ class _Pairs(DepthDataset):
 class DepthList(_Pairs):
     """Frames that a list of the BTS form names (arXiv 1907.10326): a line "image depth focal" each, focal optional.
 
-    Paths are relative to `image_root` and `depth_root` (by default the same), with or without a slash in front. Depth
+    Paths are relative to `image_root` and `depth_root` (by default the same), with or without a slash in front, or
+    absolute and inside of them. Depth
     that is not there is also looked for under `train/` and `val/` of its root, as the official KITTI tree has them.
     A line whose depth is the word None is left out and counted in `without_depth`.
     units_per_metre: of 16-bit depth, 1000 for NYU, 256 for KITTI; a .npy holds metres.
@@ -87,7 +88,7 @@ class DepthList(_Pairs):
             if words[1] == "None":
                 self.without_depth += 1
                 continue
-            image, depth = (word.lstrip("/") for word in words[:2])
+            image, depth = within(image_root, words[0], place), within(depth_root or image_root, words[1], place)
             names.append(image)
             files.append((image_root / image, self._depth_root / depth))
             places.append(f"{place}: ")

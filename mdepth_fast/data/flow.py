@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image
+from mdepth_fast.data.samples import DataError, check_pixels, list_images, natural_key, read_image
 from mdepth_fast.files import replacing
 
 __all__ = [
@@ -86,6 +86,7 @@ def _read_png16(path: Path) -> NDArray[np.uint16]:
         # Pillow keeps 8 bits of 16: the high byte of each big-endian sample; read as little-endian, the low one.
         for mode in ("RGB;16B", "RGB;16L"):
             with Image.open(path, formats=["PNG"]) as image:
+                check_pixels(path, *image.size)
                 (tile,) = image.tile  # type: ignore[attr-defined]
                 stored = tile[3] if isinstance(tile[3], str) else tile[3][0]
                 if stored != "RGB;16B":

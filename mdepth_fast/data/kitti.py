@@ -1,5 +1,6 @@
 """KITTI raw recordings: frames, calibration, LiDAR and annotated ground truth (Geiger et al., IJRR 2013)."""
 
+import re
 import tempfile
 import warnings
 import zipfile
@@ -25,6 +26,7 @@ from mdepth_fast.data.samples import (
     read_image,
 )
 from mdepth_fast.weights.numpy_pickle import read_numpy_pickle
+from mdepth_fast.weights.read import check_archive
 
 __all__ = [
     "KittiCalibration",
@@ -431,9 +433,13 @@ def read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, 
     return where, numbered
 
 
+# Not absolute, and no part of it the parent folder.
+_DRIVE = re.compile(r"(?!\.\./)[^/]+(/(?!\.\.(/|$))[^/]+)+")
+
+
 def parse_line(line: str, where: str) -> tuple[str, int, str]:
     words = line.split()
-    if len(words) != 3 or not words[1].isdecimal() or words[2] not in CAMERA or "/" not in words[0]:
+    if len(words) != 3 or not words[1].isdecimal() or words[2] not in CAMERA or not _DRIVE.fullmatch(words[0]):
         raise DataError(f"{where}: expected 'date/drive index l|r', got {line.strip()!r}")
     return words[0], int(words[1]), words[2]
 
@@ -465,6 +471,7 @@ def read_ground_truth(path: str | Path) -> list[NDArray[np.float32]]:
     """
     path = Path(path)
     try:
+        check_archive(path, checksums=False)
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             member = Path(archive.extract("data.npy", folder))
             try:

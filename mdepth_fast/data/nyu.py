@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.samples import Crop, DataError, DepthDataset, clean_depth, natural_key
+from mdepth_fast.weights.read import check_expansion
 
 __all__ = ["NYU_BORDER", "NYU_TRAINING_CROP", "FastDepthH5", "NyuLabelled"]
 
@@ -17,6 +18,8 @@ NYU_BORDER = (7, 474, 7, 632)
 NYU_TRAINING_CROP = (45, 472, 43, 608)
 """(top, bottom, left, right) of the 427x565 pixels that BTS-style training keeps (arXiv 1907.10326)."""
 
+MAX_SPLITS = 2**20
+"""Bytes of a `splits.mat`, whose compressed arrays are read whole; the published one has 2626."""
 _KEYS = {"train": "trainNdxs", "test": "testNdxs"}
 
 
@@ -46,12 +49,29 @@ def _require(path: Path, file: Any, name: str, kind: type[Any], shape: tuple[int
     """The array `name` of a file, if it has that kind of numbers and that shape (None: any length)."""
     if name not in file:
         raise DataError(f"{path}: expected an array {name!r}, got {sorted(file)}")
-    array = file[name]
+    array = _inside(path, file, name)
     found = tuple(getattr(array, "shape", ()))
     fits = len(found) == len(shape) and all(n in (None, m) for n, m in zip(shape, found))
     if not fits or not np.issubdtype(array.dtype, kind):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise DataError(f"{path}: expected {name!r} of ({wanted}), {kind.__name__}, got {found}, {array.dtype}")
+    return array
+
+
+def _inside(path: Path, file: Any, name: str) -> Any:
+    """The array of that name. Links, and arrays that only say where their numbers are, may name any file there is."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    array = None if isinstance(link, h5py.ExternalLink) else file[name]
+    elsewhere = array is None or array.file.filename != file.filename
+    if elsewhere or getattr(array, "external", None) or getattr(array, "is_virtual", False):
+        raise DataError(f"{path}: refused: {name!r} lies in another file")
+    if isinstance(array, h5py.Dataset):
+        try:
+            check_expansion(path, array.size * array.dtype.itemsize)
+        except ValueError as error:
+            raise DataError(f"{path}: {name!r}: {error}") from None
     return array
 
 
@@ -134,6 +154,8 @@ def _read_mat(path: Path, key: str) -> list[int]:
     except ImportError as error:
         raise ImportError("reading splits.mat needs SciPy; or give a text file of frame numbers as splits") from error
     try:
+        if path.stat().st_size > MAX_SPLITS:
+            raise ValueError(f"expected at most {MAX_SPLITS} bytes")
         with path.open("rb") as file:
             return [int(number) for number in np.asarray(loadmat(file)[key]).flatten()]
     except FileNotFoundError:

@@ -27,6 +27,7 @@ __all__ = [
     "Sample",
     "SkipBroken",
     "SourceName",
+    "check_pixels",
     "kb_crop",
     "list_images",
     "make_sample",
@@ -37,6 +38,7 @@ __all__ = [
     "resize_image",
     "upright_frame",
     "upright_rgb",
+    "within",
 ]
 
 SourceName = int | str
@@ -84,6 +86,33 @@ class DataError(ValueError):
     """A file of the data set is missing, truncated or malformed. The message names the file, and the line if any."""
 
 
+MAX_PIXELS = int(os.environ.get("MDEPTH_MAX_PIXELS", 2**26))
+"""Images with more pixels are refused before they are decoded; what is made of an image takes many times its memory."""
+
+
+def check_pixels(path: Path | str, width: int, height: int) -> None:
+    """`DataError` for an image of more than `MAX_PIXELS` pixels."""
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: refused: expected at most {MAX_PIXELS} pixels, got {width}x{height}; the environment variable "
+            "MDEPTH_MAX_PIXELS allows more"
+        )
+
+
+def within(root: Path | str, entry: str, place: str) -> str:
+    """The path that a list names, relative to `root`: with or without a slash in front, or absolute and inside of it.
+
+    `DataError`, which begins with `place`, for one that leads out of `root`.
+    """
+    inside, whole = os.path.abspath(root), os.path.normpath(entry)
+    if os.path.isabs(entry) and whole.startswith(inside.rstrip("/") + "/"):
+        return os.path.relpath(whole, inside)
+    path = os.path.normpath(entry.lstrip("/"))
+    if path.split("/")[0] == "..":
+        raise DataError(f"{place}: refused: {entry} leads out of {root}")
+    return path
+
+
 def _pillow() -> Any:
     try:
         from PIL import Image
@@ -101,9 +130,12 @@ def open_image(path: Any, name: str | None = None) -> Iterator[Any]:
     image_module, name = _pillow(), name or str(path)
     try:
         with image_module.open(path) as image:
+            check_pixels(name, *image.size)
             yield image
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
+    except DataError:
+        raise
     # Pillow reports damage as OSError, SyntaxError (PNG chunks), ValueError or DecompressionBombError.
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot be read as an image ({error})") from error
@@ -111,7 +143,8 @@ def open_image(path: Any, name: str | None = None) -> Iterator[Any]:
 
 def read_npy(path: Path | str) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
+        # Mapped first: a header may declare more than there is.
+        return np.array(np.load(path, allow_pickle=False, mmap_mode="r"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:

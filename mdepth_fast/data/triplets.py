@@ -16,6 +16,7 @@ from mdepth_fast.data.samples import (
     make_sample,
     read_image,
     read_matrices,
+    within,
 )
 
 __all__ = ["Triplets"]
@@ -63,6 +64,7 @@ class Triplets(Dataset[Sample]):
             if words and len(words) != 2:
                 raise DataError(f"{where}, line {number}: expected 'folder frame', got {line.strip()!r}")
             if words:
+                within(root, "/".join(words), f"{where}, line {number}")
                 self._frames.append((words[0], words[1]))
         if not self._frames:
             raise DataError(f"{where}: expected lines 'folder frame', got none")

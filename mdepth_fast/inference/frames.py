@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdepth_fast.data.samples import DataError, list_images, natural_key, read_image, upright_frame, upright_rgb
+from mdepth_fast.data.samples import (
+    DataError,
+    check_pixels,
+    list_images,
+    natural_key,
+    read_image,
+    upright_frame,
+    upright_rgb,
+)
 from mdepth_fast.data.shards import SHARD_SUFFIX, ends_early, members
 
 __all__ = ["Camera", "Frame", "ImageFiles", "Shards", "Source", "Unreadable", "VideoFile", "open_sources"]
@@ -192,7 +200,10 @@ class Shards(Source):
 
         try:
             with pillow.open(io.BytesIO(file.read())) as image:
+                check_pixels(where, *image.size)
                 return Frame(index, name, upright_rgb(image))
+        except DataError as error:
+            return Unreadable(index, where, str(error))
         except (SyntaxError, ValueError, pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
             return Unreadable(index, where, f"{where}: cannot be read as an image ({error})")
         except OSError as error:  # Pillow's word for a truncated image, and the tar's for a truncated file
@@ -440,5 +451,6 @@ def _pictures(container: Any, title: str) -> Any:
 
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
+            check_pixels(title, stream.width or 0, stream.height or 0)
             return stream
     raise DataError(f"{title}: expected a video, got a file without pictures")

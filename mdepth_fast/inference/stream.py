@@ -33,6 +33,7 @@ from mdepth_fast.inference.temporal import TemporalAlignment
 from mdepth_fast.inference.writers import MAP_FORMATS, DepthMap, write_map
 from mdepth_fast.kinds import UNITS, Kind, is_inverse
 from mdepth_fast.visualize import color_pixels, color_range, colorize, valid_values, write_png
+from mdepth_fast.weights.read import check_archive
 
 __all__ = ["FORMATS", "Predicted", "Ranks", "StreamOptions", "predict_source"]
 
@@ -632,6 +633,7 @@ class _Run:
         stored = [path for path in self._alignments() if int(path.stem) <= first]
         if not stored:
             return 0
+        check_archive(stored[-1])
         with np.load(stored[-1]) as state:
             self.align.restore(dict(state), self.device)
         return int(stored[-1].stem)

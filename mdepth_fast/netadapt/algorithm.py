@@ -14,6 +14,7 @@ from mdepth_fast.files import replacing
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.netadapt.graph import ChannelGraph
 from mdepth_fast.netadapt.resources import LatencyTable, resource
+from mdepth_fast.weights.read import read_torch
 
 __all__ = ["Adapted", "Step", "netadapt"]
 
@@ -216,7 +217,7 @@ class _Store:
             raise ValueError(f"{self.record}: the run had other settings: {', '.join(different)}")
         state = None
         if steps:
-            state = torch.load(self.folder / f"iteration_{len(steps)}.pt", weights_only=True, map_location="cpu")
+            state = read_torch(self.folder / f"iteration_{len(steps)}.pt")
         return self.content["initial"], tuple(self.content["line"]), steps, state
 
     def _write(self) -> None:

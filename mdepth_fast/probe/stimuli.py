@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdepth_fast.data.samples import DataError
+from mdepth_fast.data.samples import DataError, check_pixels
 
 __all__ = [
     "RECOLOURED",
@@ -73,6 +73,7 @@ def read_obstacle(path: str | Path) -> Obstacle:
 
     try:
         with Image.open(path) as image:
+            check_pixels(path, *image.size)
             if "A" not in image.getbands() and "transparency" not in image.info:
                 raise DataError(f"{path}: expected an image with transparency around the object, got mode {image.mode}")
             rgba = np.asarray(image.convert("RGBA"), np.float64) / 255

@@ -4,6 +4,7 @@ The dataclasses are the only schema: `load_config` lets jsonargparse read types,
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mdepth_fast.systems.names import get_system
@@ -114,6 +115,14 @@ class Config:
     protocol: str = "motorcycle"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def folder(self) -> Path:
+        """<output>/<run>, where the numbered folders are; ValueError if `run` leads out of `output`."""
+        run = Path(self.run)
+        if run.is_absolute() or ".." in run.parts or not run.parts:
+            raise ValueError(f"run: expected a name, whose folder lies in that of output, got {self.run!r}")
+        return Path(self.output) / run
 
     def to_dict(self) -> dict[str, Any]:
         """The plain nested dict that checkpoints and YAML files store."""

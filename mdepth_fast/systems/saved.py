@@ -4,25 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from mdepth_fast.weights.read import read_torch
 
 __all__ = ["first_not_finite", "read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a file of `torch.save` that contains only tensors and plain values.
+    """Reads a file of `torch.save` that contains only tensors and plain values, see `weights.read.read_torch`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, or not a checkpoint; the message names it.
+        ValueError: it is damaged, or not a checkpoint; the message names it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        values = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError ...
-        raise ValueError(f"{path}: cannot be read as a checkpoint, it is truncated or of another kind") from error
+    values = read_torch(path, map_location)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a dictionary, got {type(values).__name__}")
     return values

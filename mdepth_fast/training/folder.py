@@ -23,7 +23,7 @@ _owned: set[Path] = set()  # by this process, which its own lock does not keep o
 
 def new_run_folder(config: Config) -> Path:
     """Makes <output>/<run>/<next free number>."""
-    parent = Path(config.output) / config.run
+    parent = config.folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -45,7 +45,7 @@ def find_checkpoint(config: Config, resume: str) -> Path | None:
     None for "auto" where there is none yet: then a run begins.
     """
     if resume == "auto":
-        parent = Path(config.output) / config.run
+        parent = config.folder
         found = sorted(parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
         return found[-1] if found else None
     path = Path(resume)

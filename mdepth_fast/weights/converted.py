@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mdepth_fast.files import replacing
+from mdepth_fast.weights.read import CHECKSUM, checksum, read_metadata
 
 __all__ = ["converted_model", "is_resized", "write_converted"]
 
@@ -31,13 +32,15 @@ def write_converted(
     if resized:
         metadata["mdepth_fast.resized"] = "true"
     metadata["mdepth_fast.options"] = json.dumps(dict(options))
+    tensors = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    metadata[CHECKSUM] = checksum(tensors, metadata)
     with replacing(path) as temporary:
-        save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, temporary, metadata)
+        save_file(tensors, temporary, metadata)
 
 
 def converted_model(path: Path) -> tuple[str | None, dict[str, Any]]:
     """Name and options of the model that a file of `mdepth-fast convert` is for; (None, {}) for another file."""
-    metadata = _metadata(path)
+    metadata = read_metadata(path)
     options = json.loads(metadata.get("mdepth_fast.options", "{}"))
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return metadata.get("mdepth_fast.model"), options
@@ -45,11 +48,4 @@ def converted_model(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 def is_resized(path: Path) -> bool:
     """Whether the network has other numbers of channels than the options of its file give."""
-    return "mdepth_fast.resized" in _metadata(path)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    return "mdepth_fast.resized" in read_metadata(path)

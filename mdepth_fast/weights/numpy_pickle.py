@@ -1,9 +1,11 @@
 """NumPy arrays in pickles (`.npy` of an object, `.pk`, `.pkl`; Python 2's too), read without running what they name."""
 
 import io
+import itertools
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["read_numpy_pickle"]
+__all__ = ["RefusedPickle", "read_numpy_pickle"]
+
+
+class RefusedPickle(ValueError):
+    """A pickle names what is not read from pickles; nothing of it has run."""
+
+    def __init__(self, path: str | os.PathLike[str], name: str, way: str = "") -> None:
+        super().__init__(
+            f"{path}: refused: it holds Python objects, such as {name}; {way}a pickle can run code, so trust its source"
+        )
 
 
 def read_numpy_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -31,7 +42,10 @@ def read_numpy_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
             dtype = read_header(stream)[2]
             if dtype.kind != "O":
                 raise ValueError(f"expected a pickled dictionary, got one array of {dtype}")
-        content = _plain(_Unpickler(stream, encoding="latin1").load())
+        # Every entry takes a byte at least, unless it stands for many by reference.
+        content = _plain(_Unpickler(stream, encoding="latin1").load(), itertools.count(), len(raw))
+    except _Foreign as error:
+        raise RefusedPickle(path, str(error)) from error
     except Exception as error:  # a pickle is a program: damaged, it can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: damaged, truncated or not a pickle of NumPy arrays ({reason})") from error
@@ -108,22 +122,28 @@ _GLOBALS = {
 }
 
 
+class _Foreign(Exception):
+    """The name of something that is not in the table."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"refused: it names {module}.{name}")
+            raise _Foreign(f"{module}.{name}")
         return _GLOBALS[module, name]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, visited: Iterator[int], most: int) -> Any:
+    if next(visited) > most:
+        raise pickle.UnpicklingError("refused: it unfolds to more entries than it has bytes")
     if isinstance(value, _Array):
         value = value.value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _plain(entry, visited, most) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return {str(n): _plain(entry) for n, entry in enumerate(value)}
+        return {str(n): _plain(entry, visited, most) for n, entry in enumerate(value)}
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise pickle.UnpicklingError(f"refused: a {type(value).__name__}")

@@ -87,7 +87,7 @@ def test_a_truncated_checkpoint_is_named_in_one_error(tmp_path: Path) -> None:
     result = train(config)
     assert result is not None
     result.checkpoint.write_bytes(result.checkpoint.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"last\.ckpt: cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: damaged, truncated or not a checkpoint"):
         train(config, resume="auto")
 
 
