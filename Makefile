@@ -1,4 +1,4 @@
-.PHONY: install test test-fast docs bench readme-picture readme-figures bench-figures parity kills lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast docs bench readme-picture readme-figures bench-figures parity kills fuzz sanitize-cpu lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -38,6 +38,19 @@ parity:
 # A run of twelve steps, killed at every pair of them: minutes. The tests try some of the pairs.
 kills:
 	MDEPTH_KILLS=all pytest tests/training/test_kills.py -k two_kills
+
+# Random cases of every op, for so many minutes; one that fails is printed as a program that repeats it.
+fuzz:
+	python tests/support/fuzz.py --minutes $(or $(MINUTES),30)
+
+# The CPU kernels under AddressSanitizer and UBSan, which tell what torch's own memory is from what lies around it.
+sanitize-cpu:
+	MDEPTH_CUDA=0 CMAKE_ARGS=-DMDEPTH_SANITIZE=1 \
+	    python setup.py -q build_ext --build-lib build/sanitized --build-temp build/sanitize
+	LD_PRELOAD="$$(for name in asan ubsan stdc++; do g++ -print-file-name=lib$$name.so; done | xargs)" \
+	    ASAN_OPTIONS=detect_leaks=0 python tests/support/sanitized.py build/sanitized/mdepth_fast/_C*.so -q \
+	    -p no:cacheprovider tests/ops/test_fuzz.py tests/ops/test_contract.py -k "random_cases or beside_each_other or \
+	    double or every_instruction_set or layouts or strided or empty_batch or large_batch or written or threads"
 
 # On a machine with a GPU, in minutes: every test that needs one, the sanitizers on a small run, the benches. The later
 # ones run whatever becomes of the first. They need no more than torch, triton and pytest, and CuPy for nvrtc.

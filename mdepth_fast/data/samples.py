@@ -104,9 +104,9 @@ def within(root: Path | str, entry: str, place: str) -> str:
 
     `DataError`, which begins with `place`, for one that leads out of `root`.
     """
-    inside, whole = os.path.abspath(root), os.path.normpath(entry)
-    if os.path.isabs(entry) and whole.startswith(inside.rstrip("/") + "/"):
-        return os.path.relpath(whole, inside)
+    inside, whole = (Path(os.path.normpath(path)) for path in (Path(root).absolute(), entry))
+    if whole.is_absolute() and whole.is_relative_to(inside):
+        return str(whole.relative_to(inside))
     path = os.path.normpath(entry.lstrip("/"))
     if path.split("/")[0] == "..":
         raise DataError(f"{place}: refused: {entry} leads out of {root}")

@@ -70,6 +70,19 @@ def preset_notes(name: str) -> list[str]:
     return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
+MAX_ENTRIES = 10_000
+"""Settings in a YAML file, those that an alias repeats among them: a few lines can unfold to more than fits in memory."""
+
+
+def _check_entries(path: Any, values: Any) -> None:
+    waiting, seen = [values], 0
+    while waiting:
+        value, seen = waiting.pop(), seen + 1
+        if seen > MAX_ENTRIES:
+            raise ValueError(f"{path}: refused: it unfolds to more than {MAX_ENTRIES} entries")
+        waiting += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _read_yaml(preset: str | Config, above: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
     """A preset's path and values; those of its `base`, another preset or file, fill in what it leaves out."""
     import yaml
@@ -89,6 +102,7 @@ def _read_yaml(preset: str | Config, above: tuple[str, ...] = ()) -> tuple[str, 
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {_one_line(error)}") from error
+    _check_entries(path, values)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     if unnamed := [key for key in values if not isinstance(key, str)]:

@@ -65,6 +65,11 @@ def read_pickled_module(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if _is_archive(path):
+        try:
+            check_archive(path)
+        except Exception as error:
+            raise ValueError(f"{path}: no module could be read from it ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "tensors.safetensors"
         # -I: neither the current folder nor PYTHON* variables decide what the process imports.
@@ -125,11 +130,15 @@ _TRUST = "`mdepth-fast convert --trust-pickle` takes the tensors out of a pickle
 
 
 def _load_torch(path: Path, map_location: Any = "cpu") -> Any:
-    with path.open("rb") as file:
-        archive = file.read(4) == b"PK\x03\x04"
-    if archive:
+    if _is_archive(path):
         check_archive(path)
     return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _is_archive(path: Path) -> bool:
+    """As `torch.load` tells them apart."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def check_expansion(path: Path, unpacked: int) -> None:
