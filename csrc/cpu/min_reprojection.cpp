@@ -213,8 +213,9 @@ struct Kernel {
                      TileBuffers<T>& tile, double* grad_projection) const {
     const int n = t.n;
     const WarpedRow<T>& warped = source.warped[q % 3];
-    const Coefficients<T>*above = &source.sums[(q + 2) % 3], *here = &source.sums[q % 3],
-          *below = &source.sums[(q + 1) % 3];
+    // Beyond the border the ring has rows of another tile: weight 0 would not silence a NaN of theirs.
+    const Coefficients<T>*here = &source.sums[q % 3], *above = q > 0 ? &source.sums[(q + 2) % 3] : here,
+          *below = q < height - 1 ? &source.sums[(q + 1) % 3] : here;
     const T w_above = T(weight_above(q)), w_below = T(weight_below(q, height));
     const T* RESTRICT wins = source.wins[q % 3] + kLead;
     const T w_l1 = l1_third;

@@ -119,7 +119,9 @@ void backward_tile(const PhotometricLossParams& p, const Tile& t, Buffers<T>& b)
       const int q = y - 1;
       if (q < t.y0) continue;
       const T w0 = T(weight_above(q)), w2 = T(weight_below(q, height));
-      const auto &s0 = b.sums[(q + 2) % 3], &s1 = b.sums[q % 3], &s2 = b.sums[(q + 1) % 3];
+      // Beyond the border the ring has rows of another tile: weight 0 would not silence a NaN of theirs.
+      const auto &s1 = b.sums[q % 3], &s0 = q > 0 ? b.sums[(q + 2) % 3] : s1,
+                 &s2 = q < height - 1 ? b.sums[(q + 1) % 3] : s1;
       const T *RESTRICT x = b.x[q % 3] + kLead, *RESTRICT v = b.y[q % 3] + kLead, *RESTRICT g = b.grad[q % 3] + kLead;
       for (const bool by_x : {true, false}) {
         T* out = static_cast<T*>(by_x ? p.grad_prediction : p.grad_target);
