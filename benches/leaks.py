@@ -92,7 +92,10 @@ def main() -> int:
         training, predicting = Watched("train", steps), Watched("predict", steps)
         trainer = {"max_steps": steps, "max_epochs": -1, "log_every_n_steps": 50, "checkpoint_every_n_steps": 250}
         config = tiny_config(
-            output=folder, data__height=32, data__width=48, **{f"trainer__{key}": value for key, value in trainer.items()}
+            output=folder,
+            data__height=32,
+            data__width=48,
+            **{f"trainer__{key}": value for key, value in trainer.items()},
         )
         result = train(config, callbacks=[Steps(training)])
         assert result is not None

@@ -270,8 +270,11 @@ def _backward(
 
 
 def _times(matrix: Tensor, pixels: Tensor) -> Tensor:
-    """(O, C) times each of (B, C, pixels). On the CPU the last bits of one product depend on the number of threads, those
-    of several at a time do not: one image is two halves."""
+    """(O, C) times each of (B, C, pixels).
+
+    On the CPU the last bits of one product depend on the number of threads, those of several at a time do not: one
+    image is two halves.
+    """
     if len(pixels) != 1 or pixels.device.type != "cpu":
         return torch.matmul(matrix, pixels)
     _, channels, count = pixels.shape

@@ -71,7 +71,7 @@ def preset_notes(name: str) -> list[str]:
 
 
 MAX_ENTRIES = 10_000
-"""Settings in a YAML file, those that an alias repeats among them: a few lines can unfold to more than fits in memory."""
+"""Settings in a YAML file, with those that an alias repeats: a few lines can unfold to more than fits in memory."""
 
 
 def _check_entries(path: Any, values: Any) -> None:

@@ -33,15 +33,15 @@ def _png(path, width, height):
 def test_images_of_enormous_size(tmp_path, reader):
     path = tmp_path / "large.png"
     _png(path, 10_000, 10_000)
-    with pytest.raises(DataError, match=r"large\.png: refused: expected at most \d+ pixels, got 10000x10000; .*MAX_PIX"):
+    with pytest.raises(
+        DataError, match=r"large\.png: refused: expected at most \d+ pixels, got 10000x10000; .*MAX_PIX"
+    ):
         reader(path)
     _png(path, 2**20, 2**20)
     with pytest.raises(DataError, match=r"large\.png: "):
         reader(path)
     with (tmp_path / "large.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)}
-        )
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)})
     with pytest.raises(DataError, match=r"large\.npy: cannot be read as a NumPy array"):
         reader(tmp_path / "large.npy")
 
@@ -159,5 +159,5 @@ def test_lists_stay_in_their_folder(tmp_path):
 def test_a_run_stays_in_output(tmp_path):
     for run in ("../x", "/tmp/x", "a/../../x", "", "."):
         with pytest.raises(ValueError, match="run: expected a name, whose folder lies in that of output"):
-            Config(run=run, output=str(tmp_path)).folder
+            _ = Config(run=run, output=str(tmp_path)).folder
     assert Config(run="a/b", output=str(tmp_path)).folder == tmp_path / "a" / "b"

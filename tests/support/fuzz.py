@@ -30,7 +30,10 @@ EXACT = {
 }  # fmt: skip
 COUPLED = {"berhu_loss", "silog_loss", "ordinal_loss", "view_synthesis_loss"}
 WEIGHTED = {"flow_warp", "inverse_warp"}  # a neighbour of weight 0 may be NaN
-KINKED = {"flow_warp", "flow_photometric_loss"}  # a flow of half precision hits whole pixels, where there are two slopes
+KINKED = {
+    "flow_warp",
+    "flow_photometric_loss",
+}  # in half precision a flow hits whole pixels: two slopes
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,15 @@ class Draw:
     threads: tuple[int, int] = (1, 2)
 
     def program(self, backend: str, why: str) -> str:
-        fields = ", ".join(
-            f"{entry.name}={getattr(self, entry.name)!r}"
-            for entry in dataclasses.fields(self)
-            if getattr(self, entry.name) != entry.default
-        ).replace("nan", "NAN").replace("inf)", "INF)")
+        fields = (
+            ", ".join(
+                f"{entry.name}={getattr(self, entry.name)!r}"
+                for entry in dataclasses.fields(self)
+                if getattr(self, entry.name) != entry.default
+            )
+            .replace("nan", "NAN")
+            .replace("inf)", "INF)")
+        )
         return "\n".join([
             "# " + why.replace("\n", "\n# "),
             "import sys",
@@ -200,7 +207,7 @@ def _spoiled_images(drawn: Draw, values: dict[str, torch.Tensor]) -> torch.Tenso
 def _check_spread(op: str, name: str, got: torch.Tensor, eager: torch.Tensor, images: torch.Tensor) -> None:
     lost, bound = ~got.isfinite(), ~eager.isfinite()
     if op in EXACT or not images.any():
-        assert torch.equal(lost, bound), f"{name}: {int(lost.sum())} numbers are not finite, eager has {int(bound.sum())}"
+        assert torch.equal(lost, bound), f"{name}: {int(lost.sum())} numbers not finite, eager has {int(bound.sum())}"
     elif name.startswith("output") and op not in WEIGHTED:
         if got.dim() and len(got) == len(images):
             lost, bound = lost.flatten(1).any(1), bound.flatten(1).any(1)
@@ -230,7 +237,13 @@ def side_by_side(draws: list[Draw], backend: str = "cpu") -> None:
 
 
 def many(
-    backend: str, *, seconds: float, names: tuple[str, ...] = tuple(BY_NAME), seed: int = 0, count: int = 10**9, **sizes: int
+    backend: str,
+    *,
+    seconds: float,
+    names: tuple[str, ...] = tuple(BY_NAME),
+    seed: int = 0,
+    count: int = 10**9,
+    **sizes: int,
 ) -> tuple[Counter[str], list[str]]:
     """Cases until the time is over or there are `count`: how many of each op, and a program for each that fails."""
     done: Counter[str] = Counter()
