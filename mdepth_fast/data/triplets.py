@@ -64,8 +64,8 @@ class Triplets(Dataset[Sample]):
             if words and len(words) != 2:
                 raise DataError(f"{where}, line {number}: expected 'folder frame', got {line.strip()!r}")
             if words:
-                within(root, "/".join(words), f"{where}, line {number}")
-                self._frames.append((words[0], words[1]))
+                folder, _, frame = within(root, "/".join(words), f"{where}, line {number}").rpartition("/")
+                self._frames.append((folder, frame))
         if not self._frames:
             raise DataError(f"{where}: expected lines 'folder frame', got none")
 

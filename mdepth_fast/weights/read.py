@@ -120,7 +120,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     except Exception as error:  # a damaged file can fail in any way that its reader can
         if unknown := re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error)):
             raise RefusedPickle(path, unknown[1], _TRUST) from error
-        if "pickle" in type(error).__name__.lower() and (name := _first_global(path)):
+        if "pickl" in type(error).__name__.lower() and (name := _first_global(path)):
             raise RefusedPickle(path, name, _TRUST) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint of plain tensors ({reason})") from error
@@ -176,18 +176,25 @@ def _first_global(path: Path) -> str | None:
         return None
 
 
-_HARMLESS = ("torch", "collections", "numpy", "_codecs")  # as names in a message; what is read is decided elsewhere
+# Modules that a message need not name; what is read is decided elsewhere.
+_HARMLESS = {"collections", "_codecs", "torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter"}
 
 
 def _foreign(file: IO[bytes]) -> str | None:
     words: list[str] = []
+    memo: dict[int, str] = {}
     for code, argument, _ in pickletools.genops(file):
         if code.name in ("GLOBAL", "INST"):
             words = str(argument).split(" ", 1)
         elif isinstance(argument, str):
             words = [*words[-1:], argument]
-        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and words[0].split(".")[0] not in _HARMLESS:
-            return ".".join(words)
+        elif code.name in ("BINGET", "LONG_BINGET"):
+            words = [*words[-1:], memo.get(argument, "")]
+        elif code.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if argument is None else argument] = words[-1] if words else ""
+        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and words[0] not in _HARMLESS:
+            if words[0].split(".")[0] != "numpy":
+                return ".".join(words)
     return None
 
 

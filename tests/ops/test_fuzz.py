@@ -6,7 +6,7 @@ import pytest
 from cases import CASES
 from fuzz import BY_NAME, Draw, check, draw, many, side_by_side
 
-COUNT = int(os.environ.get("MDEPTH_FUZZ_CASES", 6 * len(CASES)))
+COUNT = int(os.environ.get("MDEPTH_FUZZ_CASES", 4 * len(CASES)))
 
 
 def test_random_cases():

@@ -200,8 +200,12 @@ def _spoiled_images(drawn: Draw, values: dict[str, torch.Tensor]) -> torch.Tenso
     images = torch.zeros(drawn.batch, dtype=torch.bool)
     for name, value in values.items():
         lost = ~value.isfinite()
-        images |= lost.any() if name in BY_NAME[drawn.op].shared else lost.flatten(1).any(1)
+        images |= lost.any() if name in BY_NAME[drawn.op].shared else _by_image(lost)
     return images
+
+
+def _by_image(mask: torch.Tensor) -> torch.Tensor:
+    return mask.flatten(1).any(1) if mask.dim() > 1 else mask
 
 
 def _check_spread(op: str, name: str, got: torch.Tensor, eager: torch.Tensor, images: torch.Tensor) -> None:
@@ -210,7 +214,7 @@ def _check_spread(op: str, name: str, got: torch.Tensor, eager: torch.Tensor, im
         assert torch.equal(lost, bound), f"{name}: {int(lost.sum())} numbers not finite, eager has {int(bound.sum())}"
     elif name.startswith("output") and op not in WEIGHTED:
         if got.dim() and len(got) == len(images):
-            lost, bound = lost.flatten(1).any(1), bound.flatten(1).any(1)
+            lost, bound = _by_image(lost), _by_image(bound)
         assert not (bound & ~lost).any(), f"{name}: finite numbers where eager has none"
 
 
