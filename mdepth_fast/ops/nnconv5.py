@@ -246,7 +246,7 @@ def _backward(
     depthwise = _depthwise(x, dw_weight).contiguous()
     inner = _affine(depthwise, dw_scale, dw_shift)
     active = F.relu(inner)
-    pointwise = _times(matrix, active.flatten(2)).reshape(batch, out_channels, height, width)
+    pointwise = torch.matmul(matrix, active.flatten(2)).view(batch, out_channels, height, width)
 
     grad = grad[..., ::2, :] + grad[..., 1::2, :]  # every pixel was written four times
     grad = grad[..., ::2] + grad[..., 1::2]
@@ -255,7 +255,7 @@ def _backward(
     grad_pointwise = grad * pw_scale[:, None, None]
     grad_pw_weight = pointwise_weight_gradient(grad_pointwise, active) if values["need_pw_weight"] else None
 
-    grad = _times(matrix.T, grad_pointwise.flatten(2)).reshape(batch, channels, height, width)
+    grad = torch.matmul(matrix.T, grad_pointwise.flatten(2)).view(batch, channels, height, width)
     grad = torch.ops.aten.threshold_backward(grad, inner, 0)
     grad_dw_shift, grad_dw_scale = grad.sum((0, 2, 3)), (grad * depthwise).sum((0, 2, 3))
     grad_depthwise = grad * dw_scale[:, None, None]
@@ -267,20 +267,6 @@ def _backward(
         one.to(values[name].dtype) if one is not None and values[f"need_{name}"] else None
         for name, one in zip(("x", *_WEIGHTS), grads)
     )
-
-
-def _times(matrix: Tensor, pixels: Tensor) -> Tensor:
-    """(O, C) times each of (B, C, pixels).
-
-    On the CPU the last bits of one product depend on the number of threads, those of several at a time do not: one
-    image is two halves.
-    """
-    if len(pixels) != 1 or pixels.device.type != "cpu":
-        return torch.matmul(matrix, pixels)
-    _, channels, count = pixels.shape
-    halves = F.pad(pixels, (0, count % 2)).view(channels, 2, -1).transpose(0, 1)
-    product = torch.bmm(matrix.expand(2, *matrix.shape), halves)
-    return product.transpose(0, 1).reshape(1, len(matrix), -1)[..., :count]
 
 
 def _depthwise_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

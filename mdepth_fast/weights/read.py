@@ -192,9 +192,9 @@ def _foreign(file: IO[bytes]) -> str | None:
             words = [*words[-1:], memo.get(argument, "")]
         elif code.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
             memo[len(memo) if argument is None else argument] = words[-1] if words else ""
-        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and words[0] not in _HARMLESS:
-            if words[0].split(".")[0] != "numpy":
-                return ".".join(words)
+        named = code.name in ("GLOBAL", "INST", "STACK_GLOBAL")
+        if named and words[0] not in _HARMLESS and not words[0].startswith("numpy"):
+            return ".".join(words)
     return None
 
 

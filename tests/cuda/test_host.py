@@ -1,6 +1,7 @@
 """The CUDA kernels, run on the host thread by thread, against the reference; through the ops and their launch plans."""
 
 import inspect
+import os
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from cases import (
     sparse_inputs,
     spoiled,
 )
+from fuzz import many
 from scenes import relative_error, scene
 
 from mdepth_fast import _native
@@ -620,3 +622,11 @@ def test_every_kernel_is_reached(host, host_library, monkeypatch):
     while name := host_library.kernel_name(len(names)):
         names.add(name.decode())
     assert names == set(host)
+
+
+def test_random_cases(host):
+    names = tuple(case.name for case in CASES)
+    count = int(os.environ.get("MDEPTH_FUZZ_CASES", len(names)))
+    done, failed = many("host", seconds=3600, names=names, count=count, pixels=600, largest=100)
+    assert not failed, "\n\n".join(failed)
+    assert set(done) == set(names)
