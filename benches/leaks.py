@@ -94,7 +94,7 @@ def main() -> int:
         config = tiny_config(
             output=folder,
             data__height=32,
-            data__width=48,
+            data__width=64,
             **{f"trainer__{key}": value for key, value in trainer.items()},
         )
         result = train(config, callbacks=[Steps(training)])
