@@ -108,7 +108,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         content = tensor.reshape(-1).view(torch.uint8)
         whole = content.numel() // 4096 * 4096
         sums = content[:whole].view(torch.int64).view(-1, 512).sum(1)
-        value = zlib.crc32(content[whole:].numpy(), zlib.crc32(sums.numpy(), value))
+        value = zlib.crc32(content[whole:].numpy().data, zlib.crc32(sums.numpy().data, value))
     return f"{value:08x}"
 
 
@@ -189,7 +189,7 @@ def _foreign(file: IO[bytes]) -> str | None:
         elif isinstance(argument, str):
             words = [*words[-1:], argument]
         elif code.name in ("BINGET", "LONG_BINGET"):
-            words = [*words[-1:], memo.get(argument, "")]
+            words = [*words[-1:], memo.get(argument or 0, "")]
         elif code.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
             memo[len(memo) if argument is None else argument] = words[-1] if words else ""
         named = code.name in ("GLOBAL", "INST", "STACK_GLOBAL")
