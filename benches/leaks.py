@@ -2,7 +2,7 @@
 
 Trains small networks for STEPS (2,000) steps and predicts as many images, all in this process, with the engines of
 `mdepth-fast train` and `predict`. A tenth of the way is warming up. Exits with 1 where resident memory grows by more
-than 2 % from then to the end, or the number of files or threads at all. Linux only.
+than 2 % from then to the end, or the number of files or threads. Linux only.
 """
 
 import gc
@@ -28,6 +28,7 @@ from tiny_run import tiny_config
 from mdepth_fast.training.run import train
 
 GROWTH = 1.02
+WRITERS = 2  # threads that may have a result open just then
 
 
 def state() -> tuple[int, int, int]:
@@ -51,8 +52,8 @@ class Watched:
     def flat(self) -> bool:
         for step, (memory, files, threads) in zip(self.at, self.states, strict=True):
             print(f"{self.title} {step:5}: {memory / 2**20:7.1f} MiB, {files} files, {threads} threads", flush=True)
-        (first, *counts), (last, *counts_last) = self.states[0], self.states[-1]
-        good = last <= GROWTH * first and counts_last == counts
+        (first, files, threads), (last, files_last, threads_last) = self.states[0], self.states[-1]
+        good = last <= GROWTH * first and files_last <= files + WRITERS and threads_last <= threads
         print(f"{self.title}: memory {last / first:.3f}x, {'flat' if good else 'NOT FLAT'}", flush=True)
         return good
 

@@ -92,7 +92,7 @@ def test_nothing_is_run(tmp_path, protocol, function, name):
     target = tmp_path / "made"
     argument = str(target) if function is os.mkdir else f"__import__('os').mkdir({str(target)!r})"
     (tmp_path / "evil.pk").write_bytes(pickle.dumps({"w": np.ones(2), "x": Runs(function, argument)}, protocol))
-    with pytest.raises(ValueError, match=rf"evil\.pk: .*refused: it names ({name})"):
+    with pytest.raises(ValueError, match=rf"evil\.pk: .*refused: it holds Python objects, such as ({name})"):
         read_numpy_pickle(tmp_path / "evil.pk")
     assert not target.exists()
 
@@ -104,7 +104,7 @@ def test_nothing_is_run(tmp_path, protocol, function, name):
         (np.array(["text"]), "refused: an array of dtype 'U4'"),
         (np.array([[None, 1], [2, 3]], dtype=object), r"refused: objects in an array of shape \(2, 2\)"),
         ({"a": {1, 2}}, "refused"),
-        ({"a": Path("x")}, r"refused: it names pathlib"),
+        ({"a": Path("x")}, r"refused: it holds Python objects, such as pathlib"),
         (np.ones(3), "expected a dictionary or a list of arrays, got Tensor"),
         ("text", "expected a dictionary or a list of arrays, got str"),
     ],
