@@ -83,6 +83,13 @@ class DataConfig:
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
         nominal_K: kitti, kitti_odometry: the published intrinsics 0.58, 1.92, 0.5, 0.5 (of width and height) for all
             drives in place of the calibrated ones.
+        aspect_tolerance: kitti: share by which width / height of resized images may differ from the calibrated one.
+        intrinsics_size: folder: [height, width] of the images that the camera matrix is for, or null for those of the
+            frames; it is scaled to resized ones.
+        intrinsics_normalized: folder: the camera matrix is in fractions of width and height.
+        encoding: folder: of whole numbers in depth images: metres (times 1000), sunrgbd, or uint8 for those of 8 bits.
+        invalid_value: folder: what depth images hold where there is none, besides 0, such as 65535.
+        white_level: folder: value that is white in images of more than 8 bits, such as 4095; null for their type's.
     """
 
     name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets"] = "motorcycle"
@@ -105,6 +112,12 @@ class DataConfig:
     skip_bad: bool = False
     nominal_K: bool = False
     poses: str | None = None
+    aspect_tolerance: float = 0.02
+    intrinsics_size: list[int] | None = None
+    intrinsics_normalized: bool = False
+    encoding: Literal["metres", "sunrgbd", "uint8"] = "metres"
+    invalid_value: float | None = None
+    white_level: float | None = None
 
 
 @dataclass
@@ -146,10 +159,21 @@ def training_views(data: DataConfig, seed: int) -> Any:
         offsets = tuple(source for source in sources if isinstance(source, int))
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
-        return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
+        options: dict[str, Any] = {"nominal_K": data.nominal_K, "skip_missing": data.skip_bad}
+        if data.name == "kitti":
+            options["aspect_tolerance"] = data.aspect_tolerance
+        return kind(root, split, **size, sources=sources, **options)
     if data.name == "triplets":
         return Triplets(root, data.split or root / "train.txt", **size, **given)
-    return FrameFolder(root, data.intrinsics or root / "K.txt", **size, **given, poses=data.poses, split=data.split)
+    return FrameFolder(
+        root,
+        data.intrinsics or root / "K.txt",
+        **size,
+        **given,
+        poses=data.poses,
+        split=data.split,
+        **_folder_reading(data),
+    )
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
@@ -169,6 +193,7 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             ground_truth=data.ground_truth,
             annotated_root=data.annotated_root,
             skip_missing=data.skip_bad,
+            aspect_tolerance=data.aspect_tolerance,
         )
     if data.name == "folder" and data.depth:
         root = root_folder(data)
@@ -180,8 +205,19 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             depth=data.depth,
             evaluation=True,
             split=data.val_split,
+            encoding=data.encoding,
+            invalid_value=data.invalid_value,
+            **_folder_reading(data),
         )
     return None
+
+
+def _folder_reading(data: DataConfig) -> dict[str, Any]:
+    size = data.intrinsics_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"data.intrinsics_size: expected [height, width], got {size}")
+    known = None if size is None else (size[0], size[1])
+    return {"normalized": data.intrinsics_normalized, "K_size": known, "white_level": data.white_level}
 
 
 def _size(data: DataConfig) -> dict[str, Any]:
