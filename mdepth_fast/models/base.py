@@ -13,6 +13,7 @@ from ..alignment import affine_from_reference, camera_matrices, scale_from_groun
 from ..geometry import depth_from_disparity
 from ..kinds import Kind, check_kind
 from ..ops.disparity_to_depth import disparity_to_depth
+from .lanczos import resize_lanczos
 from .pretrained import Pretrained
 
 __all__ = [
@@ -157,6 +158,12 @@ class Model(Pretrained):
         """
         return content
 
+    @classmethod
+    def options_of(cls, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options for the constructor that the names and shapes of a published file tell, those that differ from the
+        defaults; None for another file."""
+        return None
+
 
 # Of a network that does not say more.
 _KIND_BY_UNIT: dict[str | None, Kind] = {"m": "metric", "px": "disparity", None: "relative"}
@@ -223,11 +230,14 @@ class DepthModel(Model):
         if images.numel() and (images.amin() < -1e-3 or images.amax() > 1 + 1e-3):
             low, high = images.amin().item(), images.amax().item()
             raise ValueError(f"images: expected values in [0, 1], got {low:.4g} to {high:.4g}")
-        images = images.to(next(self.parameters()))
+        parameter = next(self.parameters())
+        # Resized in float32 at least: half precision has no antialiased resizing.
+        images = images.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         shape = (images.shape[-2], images.shape[-1])
         height, width = size or self.network_size(*shape)
         if (height, width) != shape:
             images = self.resize(images, (height, width))
+        images = images.to(parameter.dtype)
 
         with eval_mode(self):
             if flip:
@@ -235,6 +245,7 @@ class DepthModel(Model):
                 values = _blend_flipped(plain, mirrored.flip(-1))
             else:
                 values = self.infer(images)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         values = F.interpolate(values, shape, mode=self.interpolation, align_corners=False)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
@@ -278,6 +289,10 @@ class DisparityModel(DepthModel):
 
     def to_depth(self, values: Tensor) -> Tensor:
         return disparity_to_depth(values, min_depth=self.min_depth, max_depth=self.max_depth)
+
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Lanczos, as the data sets of views resize the images of the training."""
+        return resize_lanczos(images, size)
 
 
 class PoseModel(Model):

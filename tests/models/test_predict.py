@@ -1,12 +1,18 @@
 """`predict`: sizes, modes, range, flip post-processing, errors. `to_metric`: closed forms, and what is refused."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mdepth_fast.data.samples import resize_image
 from mdepth_fast.kinds import KINDS, UNITS
-from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
+from mdepth_fast.models import DepthModel, DepthPrediction, DisparityModel, create_model, list_models
+from mdepth_fast.models.lanczos import resize_lanczos
 from mdepth_fast.ops import disparity_to_depth
+from mdepth_fast.weights.identify import skeleton
 
 
 class Brightness(DisparityModel):
@@ -47,7 +53,7 @@ def test_depth_comes_from_the_finest_disparity_resized_bilinearly():
     prediction = model.predict(x)
     assert (prediction.kind, prediction.unit) == ("metric", "m")
     assert model.calls == [((2, 3, 96, 128), False, False)]
-    small = F.interpolate(x, (96, 128), mode="bilinear", align_corners=False, antialias=True)
+    small = resize_lanczos(x, (96, 128))
     back = F.interpolate(small[:, :1], (90, 130), mode="bilinear", align_corners=False)
     torch.testing.assert_close(prediction.depth, disparity_to_depth(back, min_depth=1.0, max_depth=10.0))
 
@@ -270,3 +276,38 @@ def test_what_cannot_make_a_kind_metric_is_refused(kind):
 def test_bad_arguments_of_to_metric(arguments, error, message):
     with pytest.raises(error, match=message):
         prediction("relative").to_metric(**arguments)
+
+
+@pytest.mark.parametrize("size", [(19, 64), (60, 41), (45, 200)])
+def test_lanczos_is_that_of_the_training_data(size):
+    image = np.random.default_rng(0).integers(0, 256, (37, 124, 3), dtype=np.uint8)
+    expected = resize_image(image, *size)
+    found = resize_lanczos(torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255, size)
+    error = (found[0].permute(1, 2, 0) * 255 - torch.from_numpy(expected)).abs()
+    assert error.max() < 1.6 and error.mean() < 0.4  # bytes are rounded twice
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_model_predicts_in_half_precision(packaged_only, dtype):
+    """Resizing comes before the cast: half precision has no antialiased resizing on a CPU."""
+    for name in list_models():
+        net = copy.copy(skeleton(name))
+        if not isinstance(net, DepthModel):
+            continue
+        seen = []
+
+        def infer(images, seen=seen):
+            seen.append(images.dtype)
+            return images[:, :1] + 1
+
+        net.parameters = lambda: iter([torch.zeros((), dtype=dtype)])
+        net.infer = infer
+        depth = net.predict(torch.rand(3, 70, 101), flip=True).depth
+        assert seen == [dtype] and depth.dtype == torch.float32 and depth.isfinite().all(), name
+
+
+def test_a_network_in_bfloat16():
+    net = create_model("monodepth2_resnet18", input_size=(64, 64))
+    x = torch.rand(1, 3, 70, 101)
+    expected = net.predict(x).depth
+    assert (net.bfloat16().predict(x).depth / expected).log().abs().mean() < 0.02
