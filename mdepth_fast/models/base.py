@@ -13,7 +13,6 @@ from ..alignment import affine_from_reference, camera_matrices, scale_from_groun
 from ..geometry import depth_from_disparity
 from ..kinds import Kind, check_kind
 from ..ops.disparity_to_depth import disparity_to_depth
-from .lanczos import resize_lanczos
 from .pretrained import Pretrained
 
 __all__ = [
@@ -289,10 +288,6 @@ class DisparityModel(DepthModel):
 
     def to_depth(self, values: Tensor) -> Tensor:
         return disparity_to_depth(values, min_depth=self.min_depth, max_depth=self.max_depth)
-
-    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Lanczos, as the data sets of views resize the images of the training."""
-        return resize_lanczos(images, size)
 
 
 class PoseModel(Model):
