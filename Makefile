@@ -1,4 +1,4 @@
-.PHONY: install test test-fast docs bench readme-picture readme-figures bench-figures parity lint format gpu gpu-test gpu-sanitize gpu-bench
+.PHONY: install test test-fast docs bench readme-picture readme-figures bench-figures parity kills lint format gpu gpu-test gpu-sanitize gpu-bench
 
 install:
 	pip install -e ".[dev]"
@@ -34,6 +34,10 @@ bench-figures:
 # docs/fidelity.md: against the original repositories, whose clones lie in the folder PEERS.
 parity:
 	python benches/parity.py $(or $(PEERS),$(error PEERS: expected a folder with clones: make parity PEERS=folder))
+
+# A run of twelve steps, killed at every pair of them: minutes. The tests try some of the pairs.
+kills:
+	MDEPTH_KILLS=all pytest tests/training/test_kills.py -k two_kills
 
 # On a machine with a GPU, in minutes: every test that needs one, the sanitizers on a small run, the benches. The later
 # ones run whatever becomes of the first. They need no more than torch, triton and pytest, and CuPy for nvrtc.

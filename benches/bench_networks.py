@@ -8,8 +8,9 @@ from torch import nn
 
 from mdepth_fast import ops
 from mdepth_fast.bench.cases import CASES
-from mdepth_fast.models import DPT
+from mdepth_fast.models import DPT, DepthAnythingV2
 from mdepth_fast.models.dpt import GEOMETRIES, DPTGeometry
+from mdepth_fast.models.vit import as_published
 
 ROUNDS = int(os.environ.get("MDEPTH_BENCH_ROUNDS", "5"))
 CHANNELS = (1024, 512, 256, 128, 64)
@@ -49,6 +50,72 @@ def test_dpt_large(in_turn, device, full):
     torch.testing.assert_close(got, expected, **({} if device.type == "cpu" else {"rtol": 0.05, "atol": 0.05}))
     title = "DPT-Large, `optimize_for_inference()`" if full else ""
     in_turn("dpt_large" if full else "dpt_large_reduced", f"1x{side}x{side}", steps, title=title)
+
+
+@torch.no_grad()
+def test_depth_anything(in_turn, device, full):
+    """Depth Anything V2, batch 1, against transformers' DepthAnythingForDepthEstimation with the same random weights.
+
+    In float32 they agree within 1e-5 of each value on a CPU. --full runs small, base and large at 518x518, 518x686 and
+    252x336, and small in bfloat16; the default is small at 252x336.
+    """
+    transformers = pytest.importorskip("transformers")
+    sizes = [(518, 518), (518, 686), (252, 336)]
+    cases = [(name, size, torch.float32) for name in ("small", "base", "large") for size in sizes]
+    cases += [("small", (518, 518), torch.bfloat16)]
+    for name, size, dtype in cases if full else [("small", (252, 336), torch.float32)]:
+        torch.manual_seed(0)
+        ours = DepthAnythingV2(name, position_offset=None).eval()
+        for key, value in ours.named_parameters():
+            if value.dim() > 1:
+                value.normal_(0, value[0].numel() ** -0.5)
+            elif "norm" not in key and "gamma" not in key:
+                value.normal_(0, 0.1)
+        ours.depth_head.scratch.output_conv2[2].bias.fill_(6)
+        geometry = ours.geometry
+        backbone = transformers.Dinov2Config(
+            image_size=518,
+            hidden_size=geometry.dim,
+            num_hidden_layers=geometry.depth,
+            num_attention_heads=geometry.heads,
+            out_indices=[tap + 1 for tap in geometry.taps],
+            reshape_hidden_states=False,
+        )
+        config = transformers.DepthAnythingConfig(
+            backbone_config=backbone,
+            reassemble_hidden_size=geometry.dim,
+            neck_hidden_sizes=list(geometry.widths),
+            fusion_hidden_size=geometry.features,
+        )
+        plain = transformers.DepthAnythingForDepthEstimation(config).eval()
+        ours.load_state_dict(ours.translate(plain_state(plain, ours)))
+        ours, plain = ours.to(device), plain.to(device)
+        x = torch.rand(1, 3, *size, device=device)
+        mean, std = (x.new_tensor(one).view(3, 1, 1) for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        expected, got = plain((x - mean) / std).predicted_depth, ours(x)[:, 0]
+        difference = ((got - expected).abs() / expected.abs()).max().item()
+        print(f"\n{name} at {size[0]}x{size[1]}: largest relative difference {difference:.2g}")
+        assert expected.std() > 0.01 and (difference <= 1e-5 or device.type == "cuda")
+        ours, plain, x = ours.to(dtype), plain.to(dtype), x.to(dtype)
+        fast, prepared = ours.optimize_for_inference(), ((x - mean) / std).to(dtype)
+        steps = {
+            "transformers": torch.inference_mode()(lambda: plain(prepared).predicted_depth),  # noqa: B023
+            "mdepth_fast eager": torch.inference_mode()(lambda: ours(x)[:, 0]),  # noqa: B023
+            "mdepth_fast": torch.inference_mode()(lambda: fast(x)[:, 0]),  # noqa: B023
+        }
+        suffix = "" if dtype == torch.float32 else "_bf16"
+        in_turn(f"depth_anything_v2_{name}{suffix}", f"1x{size[0]}x{size[1]}", steps)
+
+
+def plain_state(plain, ours):
+    """The weights of `ours` under the names that transformers has in memory, which `plain` takes; then its state."""
+    own = plain.state_dict()
+    state = ours.transformers_state_dict()
+    for name in own:
+        published = name if name in state else next(iter(as_published({name: None})))
+        own[name] = state[published]
+    plain.load_state_dict(own)
+    return plain.state_dict()
 
 
 def plain_block(inputs, folded):

@@ -1,6 +1,7 @@
 """Every file of a result appears whole or not at all, whichever part of the package writes it."""
 
 import ast
+import os
 import resource
 from contextlib import contextmanager
 from functools import partial
@@ -36,6 +37,45 @@ def test_a_block_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         other.write_text("other")
         assert path.read_text() == "old"
     assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_names_the_file_and_the_cause(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"expected a folder, got a file: '.*file'"):
+        replacing(tmp_path / "file" / "map.png").__enter__()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as error, replacing(tmp_path / "folder") as temporary:
+        temporary.write_text("text")
+    assert error.value.filename == str(tmp_path / "folder")
+    with pytest.raises(OSError, match="File name too long") as error, replacing(tmp_path / ("x" * 256)) as temporary:
+        temporary.write_text("text")
+    assert error.value.filename == str(tmp_path / ("x" * 256))
+    long = tmp_path / ("x" * 250 + ".png")
+    with replacing(long) as temporary:  # whose own name is longer, were it not cut
+        temporary.write_text("text")
+    other = OSError(2, "No such file or directory", "frame7.png")
+    with pytest.raises(OSError, match=r"frame7\.png"), replacing(tmp_path / "map.png"):
+        raise other
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "folder", long.name}
+
+
+def test_what_must_last_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    flush, rename = os.fsync, Path.replace
+
+    def note_flush(handle):
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        flush(handle)
+
+    def note_rename(path, target):
+        done.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    with replacing(tmp_path / "last.ckpt", durable=True) as temporary:
+        temporary.write_text("weights")
+    assert done == [temporary.name, "rename", tmp_path.name]
 
 
 def write_latencies(path):
@@ -94,6 +134,11 @@ def full_disk(limit):
 def test_a_full_disk_leaves_what_was_there(name, tmp_path):
     path = tmp_path / name
     WRITERS[name](path)
+    # As the umask says, whatever the writer gives its files.
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    plain.unlink()
     size = path.stat().st_size
     assert size > 200
     for file in tmp_path.iterdir():
@@ -101,9 +146,9 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
     for old in (None, b"what was there"):
         if old is not None:
             path.write_bytes(old)
-        # OSError, but torch.save raises RuntimeError and safetensors an error of its own.
-        with full_disk(size // 2), pytest.raises(Exception, match=r"File too large|requested and|unexpected pos"):
+        with full_disk(size // 2), pytest.raises(OSError, match="File too large") as error:
             WRITERS[name](path)
+        assert error.value.filename == str(path)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({} if old is None else {name: old})
     WRITERS[name](path)
     assert path.stat().st_size == size
@@ -111,11 +156,13 @@ def test_a_full_disk_leaves_what_was_there(name, tmp_path):
 
 # Written in place, and why that is right.
 IN_PLACE = {
+    "mdepth_fast/files.py": "the temporary file itself, to see whether the disk is full",
     "mdepth_fast/data/cache.py": "in a folder that is renamed when whole; samples by a checksum that is written last",
     "mdepth_fast/data/prepare.py": "in a folder that is renamed when whole",
     "mdepth_fast/inference/export.py": "to a temporary name, renamed once the file has passed its check",
     "mdepth_fast/inference/clip.py": "a temporary file that is open from one frame to the next, renamed when whole",
     "benches/predict_video.py": "into a temporary folder",
+    "mdepth_fast/training/folder.py": "a lock, which says who holds it",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
 }
 FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}

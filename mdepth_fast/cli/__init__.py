@@ -31,8 +31,9 @@ _EXTRAS = {"lightning", "jsonargparse", "tensorboard", "rich", "PIL", "skimage",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand and returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C, or 3 for work
-    that is done but for a part of the input that could not be read.
+    """Runs a subcommand and returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C (training:
+    also 143 for SIGTERM, 129 for SIGHUP), or 3 for work that is done but for a part of the input that could not be
+    read.
 
     An error is one line on stderr; `--debug`, before or after the subcommand, shows the traceback instead.
     """
@@ -55,11 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int | None = command.run(parsed)
         sys.stdout.flush()
         return code or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("mdepth-fast: interrupted", file=sys.stderr)
-        return 130
+        try:
+            print(f"mdepth-fast: {' '.join(str(stop).split()) or 'interrupted'}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        except OSError:  # after SIGHUP the terminal is gone
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + getattr(stop, "number", 2)  # as a shell counts it: 130 for Ctrl-C
     except BrokenPipeError:
         # The reader of our output has gone (`mdepth-fast info | head -1`): no error, and nothing left to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"mdepth-fast: error: {_describe(error)}", file=sys.stderr)
+        for line in getattr(error, "lines", [_describe(error)]):  # several faults have one each
+            print(f"mdepth-fast: error: {line}", file=sys.stderr)
         return 1
 
 

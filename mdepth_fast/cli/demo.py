@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-megapixels", type=count, default=25, metavar="N", help="largest image to take (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", type=size, metavar="HxW", help="size of the networks' input, multiples of 32 (default: as trained)"
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="size of the networks' input, multiples of 32, for Depth Anything of 14 (default: as trained)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 

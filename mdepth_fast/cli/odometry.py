@@ -147,7 +147,7 @@ def _predict(arguments: argparse.Namespace, rows: int | None) -> tuple[Any, Any,
     data = system.config.data
     frames = arguments.frames
     if frames is None:
-        if data.name != "folder" or not data.root:
+        if data.name != "folder" or not isinstance(data.root, str):
             raise ValueError(f"--frames: expected a folder of video frames, as the run's data are {data.name}")
         frames = Path(data.root)
     if not frames.is_dir():

@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=size,
         metavar="HxW",
-        help="size of the network input, multiples of 32, for flow of 64 (default: as trained)",
+        help="size of the network input, multiples of 32, for flow of 64, for Depth Anything of 14 (default: as "
+        "trained)",
     )
     network.add_argument(
         "--K",

@@ -43,14 +43,22 @@ def _packaged_presets() -> dict[str, dict[str, str]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network. If there is ground truth, evaluate before and after."
-    parser.usage = "mdepth-fast train PRESET [--resume WHERE] [--SECTION.SETTING VALUE ...]"
+    parser.usage = "mdepth-fast train PRESET [--resume WHERE [--allow-changed KEYS]] [--SECTION.SETTING VALUE ...]"
     parser.epilog = (
         "You can change every setting: `mdepth-fast train motorcycle --optimizer.lr 1e-3 --trainer.max_epochs 5`; "
         "`mdepth-fast train PRESET --help` lists them and says what data the preset needs."
     )
     parser.add_argument("preset", help="a preset (`mdepth-fast train --help` lists them) or a .yaml file")
     parser.add_argument(
-        "--resume", metavar="WHERE", help="a checkpoint, a run folder, or auto for the newest run of this preset"
+        "--resume",
+        metavar="WHERE",
+        help="a checkpoint, a run folder, or auto: the newest run of this preset, or a new one if there is none",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        metavar="KEYS",
+        default="",
+        help="with --resume: settings or sections that may differ from those of the run, such as optimizer.lr,augment",
     )
     parser.add_argument(
         "-h", "--help", action=_Help, nargs=0, help="show this help and the settings of PRESET, if given"
@@ -64,7 +72,10 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.training.run import train
 
     started = time.perf_counter()
-    result = train(config, resume=arguments.resume, say=lambda line: print(line, flush=True))
+    allowed = [key for key in arguments.allow_changed.split(",") if key]
+    if allowed and not arguments.resume:
+        raise ValueError("--allow-changed: goes with --resume")
+    result = train(config, resume=arguments.resume, allow_changed=allowed, say=lambda line: print(line, flush=True))
     if result is None:
         return
     print(f"finished in {time.perf_counter() - started:.0f} s")

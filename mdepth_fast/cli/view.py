@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "--size", type=size, metavar="HxW", help="size of the network's input, multiples of 32 (default: as trained)"
+        "--size",
+        type=size,
+        metavar="HxW",
+        help="size of the network's input, multiples of 32, for Depth Anything of 14 (default: as trained)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
 

@@ -322,6 +322,8 @@ _RECIPES = {
     "bts_nyu": "dpt_nyu",
     "bts_kitti": "dpt_kitti",
     "dpt": "augmentations/dpt",  # Ranftl et al., ICCV 2021
+    "depth_anything_nyu": "depth_anything_nyu",  # Yang et al., NeurIPS 2024
+    "depth_anything_kitti": "depth_anything_kitti",
 }
 
 

@@ -1,6 +1,8 @@
 """Folders of video frames with given intrinsics, and poses and depth where somebody has them."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ class FrameFolder(Dataset[Sample]):
         pose_files = _per_clip(poses, len(clips), "poses")
         for clip, folder in enumerate(clips):
             frames = list_clip(folder)
+            _check_one_size(frames)
             self._frames.append(frames)
             if pose_files:
                 self._poses.append(_read_poses(pose_files[clip], len(frames)))
@@ -183,6 +186,22 @@ def _size_of(clips: list[list[Path]]) -> tuple[int, int] | None:
         except DataError:
             continue
     return None
+
+
+def _check_one_size(frames: list[Path]) -> None:
+    """DataError for the first frame of a clip of another size than most have, by the headers of the files."""
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in frames:
+        with suppress(DataError), open_image(path) as image:  # what cannot be read is told, or left out, on reading
+            sizes[path] = image.size
+    counts = Counter(sizes.values())
+    if len(counts) > 1:
+        (width, height), number = counts.most_common(1)[0]
+        path, (odd_width, odd_height) = next(item for item in sizes.items() if item[1] != (width, height))
+        raise DataError(
+            f"{path}: expected the size of the other frames of its clip, {width}x{height} (width x height; {number} of "
+            f"{len(sizes)}), got {odd_width}x{odd_height}"
+        )
 
 
 def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = None, name: str = "") -> list[Path]:

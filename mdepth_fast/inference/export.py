@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from mdepth_fast import __version__
 from mdepth_fast._dispatch import use_backend
 from mdepth_fast.files import replacing
-from mdepth_fast.models import DORN, DPT, DepthModel, FlowModel, Model, PoseExpNet, PoseModel
+from mdepth_fast.models import DORN, DepthModel, FlowModel, Model, PoseExpNet, PoseModel
 from mdepth_fast.models.base import eval_mode
+from mdepth_fast.models.dpt import TokenDepthModel
 from mdepth_fast.models.monodepth import Monodepth
 
 __all__ = ["TOLERANCE", "Exported", "Target", "default_size", "export", "settle"]
@@ -169,7 +170,7 @@ def settle(net: Model, size: tuple[int, int] | None = None) -> None:
 def default_size(net: Model) -> tuple[int, int] | None:
     """The size that a network was trained at, or that its paper resizes to; None if it does not say one."""
     size = getattr(net, "input_size", None)
-    if size is None and isinstance(net, DPT):
+    if size is None and isinstance(net, TokenDepthModel):
         size = net.network_size(*net.target_size)
     return None if size is None else (size[0], size[1])
 
@@ -279,7 +280,8 @@ class _Depth(_Program):
         net = self.net
         values = net.infer(images if self.fixed else net.resize(images, self.size))
         if not self.fixed or values.shape[-2:] != self.size:
-            values = F.interpolate(values, images.shape[-2:], mode=net.interpolation, align_corners=False)
+            corners = net.align_corners
+            values = F.interpolate(values, images.shape[-2:], mode=net.interpolation, align_corners=corners)
         depth: Tensor = net.to_depth(values)
         return depth if K is None else net.at_focal_length(depth, K, images.shape[-1])
 

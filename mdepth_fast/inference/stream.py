@@ -596,6 +596,8 @@ class _Run:
         if self.align and not self.source.live:
             self._store_alignment(batch[0].index)
         for frame, values in zip(batch, self._predict([frame.image for frame in batch], self.align)):
+            if np.isnan(values).any():
+                raise ValueError(f"{frame.name}: the network predicts NaN; its weights or their precision are no good")
             yield frame, DepthMap(values, self.result.kind, self.result.unit, self.options.K, frame.image)
 
     @torch.inference_mode()

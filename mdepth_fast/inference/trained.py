@@ -18,7 +18,7 @@ from mdepth_fast.models.monodepth2 import PUBLISHED_RANGE, STEREO_UNIT
 from mdepth_fast.models.resnet import VARIANTS, Bottleneck
 from mdepth_fast.systems import Config, SelfSupervisedSystem, system_for, system_of
 from mdepth_fast.systems.depth import evaluate_sample, predict_sample
-from mdepth_fast.systems.saved import read_checkpoint
+from mdepth_fast.systems.saved import first_not_finite, read_checkpoint
 from mdepth_fast.weights import create_converted
 from mdepth_fast.weights.hub import WEIGHTS, is_on_hub
 from mdepth_fast.weights.match import peeled
@@ -48,11 +48,11 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu", *, checkp
     run folder and has no such choice.
 
     The published stereo models predict metres: their depth range is stretched by the 5.4 m that their unit stands for.
+    ValueError where weights are not finite.
     """
     trained = _load(path, device, checkpoint)
-    for name, value in trained.net.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"{path}: expected finite weights, {name} holds others: its training has diverged")
+    if name := first_not_finite(trained.net.state_dict()):
+        raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}: the training has diverged")
     return trained
 
 

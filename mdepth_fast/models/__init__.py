@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mdepth_fast.weights.encoder import load_encoder_weights
 
 from .base import DepthModel, DepthPrediction, DisparityModel, Model, PoseModel
+from .depth_anything import DepthAnythingV2
 from .dorn import DORN, sid_thresholds, ud_thresholds
 from .dpt import DPT, DPTGeometry
 from .eigen2014 import Eigen2014
@@ -26,6 +27,7 @@ __all__ = [
     "DPT",
     "FCRN",
     "DPTGeometry",
+    "DepthAnythingV2",
     "DepthModel",
     "DepthPrediction",
     "DispNet",

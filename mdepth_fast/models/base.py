@@ -181,6 +181,7 @@ class DepthModel(Model):
     takes_views: ClassVar[bool] = False  # trained on images that a data set of views has resized
     takes_intrinsics: ClassVar[bool] = False  # `predict` takes the camera matrix as `K`
     interpolation: ClassVar[str] = "bilinear"  # of the map back to the size of the images
+    align_corners: ClassVar[bool] = False  # in this interpolation
 
     def __init__(self, *, unit: str | None, input_size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ class DepthModel(Model):
             else:
                 values = self.infer(images)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        values = F.interpolate(values, shape, mode=self.interpolation, align_corners=False)
+        values = F.interpolate(values, shape, mode=self.interpolation, align_corners=self.align_corners)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -317,7 +318,7 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 
     bfloat16 has eight binary digits: a disparity of 30 pixels would move in steps of an eighth of a pixel.
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
         return layer(x)  # type: ignore[no-any-return]
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(next(layer.parameters()).dtype))  # type: ignore[no-any-return]

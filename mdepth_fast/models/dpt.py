@@ -8,7 +8,7 @@ its kernel is a matrix product; the residual unit that the first fusion block ne
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -23,10 +23,10 @@ from .base import DepthModel, Kind, check_images
 from .doubled_conv import doubled_conv
 from .registry import register_model
 from .resnetv2 import ResNetV2
-from .vit import PATCH, PatchEmbed, VisionTransformer, gelu
+from .vit import PATCH, PatchEmbed, VisionTransformer, gelu, renamed
 from .winograd import WinogradConv2d, fits
 
-__all__ = ["DPT", "DPTGeometry"]
+__all__ = ["DPT", "DPTGeometry", "FusionDecoder", "TokenDepthModel"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,18 @@ GEOMETRIES = {
     "base": DPTGeometry(768, 12, 12, (2, 5, 8, 11), (96, 192, 384, 768)),
     "hybrid": DPTGeometry(768, 12, 12, (8, 11), (256, 512, 768, 768), trunk=(3, 4, 9)),
 }
+
+
+def checked_geometry(geometry: str | DPTGeometry, known: Mapping[str, DPTGeometry]) -> DPTGeometry:
+    """The geometry itself, or that of this name in `known`; ValueError for another name, or for wrong taps."""
+    if isinstance(geometry, str):
+        if geometry not in known:
+            raise ValueError(f"geometry: expected one of {', '.join(known)} or a DPTGeometry, got {geometry!r}")
+        geometry = known[geometry]
+    count, taps, last = 4 if geometry.trunk is None else 2, list(geometry.taps), geometry.depth - 1
+    if len(taps) != count or taps != sorted({*taps} & {*range(last + 1)}):
+        raise ValueError(f"geometry.taps: expected {count} ascending blocks out of 0..{last}, got {geometry.taps}")
+    return geometry
 
 
 class _HybridEmbed(nn.Module):
@@ -93,34 +105,44 @@ class _Reassemble(nn.Module):
 
     def __init__(self, dim: int, width: int, scale: float) -> None:
         super().__init__()
-        self.scale = scale
-        resample: dict[float, Callable[[], nn.Module]] = {
-            4: lambda: nn.ConvTranspose2d(width, width, 4, 4),
-            2: lambda: nn.ConvTranspose2d(width, width, 2, 2),
-            1: nn.Identity,
-            0.5: lambda: nn.Conv2d(width, width, 3, 2, 1),
-        }
         self.add_module("0", _Readout(dim))
         self.add_module("3", nn.Conv2d(dim, width, 1))
-        self.add_module("4", resample[scale]())
+        self.add_module("4", resample_layer(width, scale))
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 1 + h * w, dim) to (B, width, scale * h, scale * w), channels_last."""
         readout, project, resample = cast(list[Any], list(self.children()))
-        x = F.linear(readout(tokens), project.weight.flatten(1), project.bias)
-        if self.scale == 1:
-            return x.transpose(1, 2).unflatten(2, size)
-        # Few pixels and many channels, or windows that do not overlap: matrix products do it fastest.
-        weight = resample.weight.permute(0, 2, 3, 1).flatten(1)
-        x = x.unflatten(1, size)
-        if self.scale < 1:
-            windows = F.pad(x, (0, 0, 1, 0, 1, 0)).unfold(1, 3, 2).unfold(2, 3, 2)  # (B, h/2, w/2, width, 3, 3)
-            x = F.linear(windows.permute(0, 1, 2, 4, 5, 3).flatten(3), weight, resample.bias)
-        else:
-            k = int(self.scale)
-            x = F.linear(x, weight.t(), resample.bias.repeat(k * k)).unflatten(3, (k, k, len(resample.bias)))
-            x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x.permute(0, 3, 1, 2)
+        return resampled(F.linear(readout(tokens), project.weight.flatten(1), project.bias), resample, size)
+
+
+def resample_layer(width: int, scale: float) -> nn.Module:
+    """The layer that resizes a map of `width` channels by `scale`: 4, 2, 1 or 0.5."""
+    layers: dict[float, Callable[[], nn.Module]] = {
+        4: lambda: nn.ConvTranspose2d(width, width, 4, 4),
+        2: lambda: nn.ConvTranspose2d(width, width, 2, 2),
+        1: nn.Identity,
+        0.5: lambda: nn.Conv2d(width, width, 3, 2, 1),
+    }
+    return layers[scale]()
+
+
+def resampled(x: Tensor, layer: Any, size: tuple[int, int]) -> Tensor:
+    """Tokens (B, h * w, width), `size` = (h, w), through a `resample_layer`, to (B, width, H, W) as channels_last."""
+    if isinstance(layer, nn.Identity):
+        return x.transpose(1, 2).unflatten(2, size)
+    # Few pixels and many channels, or windows that do not overlap: matrix products do it fastest.
+    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    x = x.unflatten(1, size)
+    enlarges = isinstance(layer, nn.ConvTranspose2d)
+    if enlarges:
+        k = layer.stride[0]
+        x = F.linear(x, weight.t(), layer.bias.repeat(k * k)).unflatten(3, (k, k, len(layer.bias)))
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    else:
+        bottom, right = (length % 2 for length in size)
+        windows = F.pad(x, (0, 0, 1, right, 1, bottom)).unfold(1, 3, 2).unfold(2, 3, 2)  # (B, h/2, w/2, width, 3, 3)
+        x = F.linear(windows.permute(0, 1, 2, 4, 5, 3).flatten(3), weight, layer.bias)
+    return x.permute(0, 3, 1, 2)
 
 
 class _ResidualConvUnit(nn.Module):
@@ -142,9 +164,9 @@ class _Fusion(nn.Module):
 
     def forward(self, lateral: Tensor, path: Tensor | None = None) -> Tensor:
         """Map of the backbone (B, features, h, w) and the last block's result (B, features, h/2, w/2) to one like the
-        first; the published block returns it doubled."""
+        first; the published block returns it resized to the next."""
         if path is not None:
-            path = F.interpolate(path, scale_factor=2, mode="bilinear", align_corners=True)
+            path = F.interpolate(path, lateral.shape[-2:], mode="bilinear", align_corners=True)
             lateral = self.resConfUnit1(lateral).add_(path)
         return self.out_conv(self.resConfUnit2(lateral))
 
@@ -171,16 +193,30 @@ class _Encoder(nn.Module):
         return maps
 
 
-class _Decoder(nn.Module):
-    """Four maps, finest first, to inverse depth; named `scratch` in the published files."""
+class FusionDecoder(nn.Module):
+    """Four maps, finest first, to one of the size of the finest; the published decoders return it doubled."""
 
     def __init__(self, geometry: DPTGeometry) -> None:
         super().__init__()
-        features = geometry.features
         for n, width in enumerate(geometry.widths, 1):
-            self.add_module(f"layer{n}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
+            self.add_module(f"layer{n}_rn", nn.Conv2d(width, geometry.features, 3, padding=1, bias=False))
         for n in range(1, 5):
-            self.add_module(f"refinenet{n}", _Fusion(features))
+            self.add_module(f"refinenet{n}", _Fusion(geometry.features))
+
+    def fused(self, maps: list[Tensor]) -> Tensor:
+        laterals = [self.get_submodule(f"layer{n}_rn")(x) for n, x in enumerate(maps, 1)]
+        x: Tensor = self.get_submodule("refinenet4")(laterals[3])
+        for n in (3, 2, 1):
+            x = self.get_submodule(f"refinenet{n}")(laterals[n - 1], x)
+        return x
+
+
+class _Decoder(FusionDecoder):
+    """Four maps, finest first, to inverse depth; named `scratch` in the published files."""
+
+    def __init__(self, geometry: DPTGeometry) -> None:
+        super().__init__(geometry)
+        features = geometry.features
         self.output_conv = nn.Sequential(
             nn.Conv2d(features, features // 2, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
@@ -193,15 +229,66 @@ class _Decoder(nn.Module):
         nn.init.ones_(self.get_parameter("output_conv.4.bias"))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        laterals = [self.get_submodule(f"layer{n}_rn")(x) for n, x in enumerate(maps, 1)]
-        x = self.get_submodule("refinenet4")(laterals[3])
-        for n in (3, 2, 1):
-            x = self.get_submodule(f"refinenet{n}")(laterals[n - 1], x)
         head: Any = self.output_conv
-        return head[3:](doubled_conv(doubled_conv(x, head[0]), head[2]))
+        return head[3:](doubled_conv(doubled_conv(self.fused(maps), head[0]), head[2]))
 
 
-class DPT(DepthModel):
+class TokenDepthModel(DepthModel):
+    """What DPT and its descendants share: an encoder of tokens, a `FusionDecoder`, weights that travel to transformers.
+
+    A subclass says which of its modules are encoder and decoder, and what its tensors are called in transformers.
+    """
+
+    target_size: tuple[int, int]  # (H, W) that `network_size` aims at
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The pretrained part, which learns at a tenth of the rate."""
+        raise NotImplementedError
+
+    @property
+    def decoder(self) -> FusionDecoder:
+        raise NotImplementedError
+
+    def transformers_keys(self) -> dict[str, tuple[str, ...]]:
+        """Key of `state_dict()` to that in published files of transformers; to three where query, key and value are
+        apart there: the rows of ours, in that order."""
+        raise NotImplementedError
+
+    def transformers_state_dict(self) -> dict[str, Tensor]:
+        """The weights as transformers' published files hold them: views of the parameters, no copies."""
+        state = self.state_dict()
+        return {
+            name: part
+            for key, names in self.transformers_keys().items()
+            for name, part in zip(names, state[key].chunk(len(names)), strict=True)
+        }
+
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(images, size, mode="bicubic", align_corners=False)
+
+    def optimize_for_inference(self) -> "TokenDepthModel":
+        """A copy for inference only, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
+
+        Faster on a CPU only. The transformed filters of these convolutions take an eighth more memory (DPT-Large).
+        """
+        net = copy.deepcopy(self).eval().requires_grad_(False)
+        for name, module in list(net.decoder.named_modules()):
+            # On the coarsest maps there are too few tiles to win anything.
+            if fits(module) and not name.startswith(("layer4", "refinenet4", "output_conv")):
+                parent, _, child = name.rpartition(".")
+                setattr(net.decoder.get_submodule(parent), child, WinogradConv2d(module))
+        return net
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups: `lr` for the decoder, a tenth of it for the encoder, as published."""
+        encoder = list(self.encoder.parameters())
+        known = set(encoder)
+        decoder = [parameter for parameter in self.parameters() if parameter not in known]
+        return [{"params": encoder, "lr": lr / 10}, {"params": decoder, "lr": lr}]
+
+
+class DPT(TokenDepthModel):
     """DPT-Large, -Base or -Hybrid, relative or metric.
 
     `forward` takes images (B, 3, H, W) in [0, 1], H and W multiples of 32, and returns (B, 1, H, W): inverse depth up
@@ -239,16 +326,9 @@ class DPT(DepthModel):
         weight_eps: float = 1e-5,
     ) -> None:
         super().__init__(unit=None if scale is None else "m", input_size=input_size)
-        if isinstance(geometry, str):
-            if geometry not in GEOMETRIES:
-                names = ", ".join(GEOMETRIES)
-                raise ValueError(f"geometry: expected one of {names} or a DPTGeometry, got {geometry!r}")
-            geometry = GEOMETRIES[geometry]
+        geometry = checked_geometry(geometry, GEOMETRIES)
         if (scale is None) != (shift is None):
             raise ValueError(f"scale, shift: expected both or neither, got {scale} and {shift}")
-        count, taps, last = 4 if geometry.trunk is None else 2, list(geometry.taps), geometry.depth - 1
-        if len(taps) != count or taps != sorted({*taps} & {*range(last + 1)}):
-            raise ValueError(f"geometry.taps: expected {count} ascending blocks out of 0..{last}, got {geometry.taps}")
         of_trunk = (4 * geometry.trunk_width, 8 * geometry.trunk_width)
         if geometry.trunk is not None and tuple(geometry.widths[:2]) != of_trunk:
             raise ValueError(f"geometry.widths: expected {of_trunk}, as the trunk has, first, got {geometry.widths}")
@@ -262,6 +342,14 @@ class DPT(DepthModel):
     @property
     def kind(self) -> Kind:
         return "metric" if self.unit else "affine_inverse"
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.pretrained.model
+
+    @property
+    def decoder(self) -> FusionDecoder:
+        return self.scratch
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, "images")
@@ -290,65 +378,43 @@ class DPT(DepthModel):
         rows, columns = (max(32, 32 * round(factor * length / 32)) for length in (height, width))
         return rows, columns
 
-    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(images, size, mode="bicubic", align_corners=False)
-
-    def optimize_for_inference(self) -> "DPT":
-        """A copy for inference only, in eval mode: same output within rounding, 3x3 convolutions by minimal filtering.
-
-        Faster on a CPU only. The transformed filters of these convolutions take an eighth more memory (DPT-Large).
-        """
-        net = copy.deepcopy(self).eval().requires_grad_(False)
-        for name, module in list(net.scratch.named_modules()):
-            # On the coarsest maps there are too few tiles to win anything.
-            if fits(module) and not name.startswith(("layer4", "refinenet4", "output_conv")):
-                parent, _, child = name.rpartition(".")
-                setattr(net.scratch.get_submodule(parent), child, WinogradConv2d(module))
-        return net
-
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups: `lr` for the decoder, a tenth of it for the backbone (published: 1e-4 and 1e-5)."""
-        backbone = list(self.pretrained.model.parameters())
-        known = set(backbone)
-        decoder = [parameter for parameter in self.parameters() if parameter not in known]
-        return [{"params": backbone, "lr": lr / 10}, {"params": decoder, "lr": lr}]
-
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Translates a published file ({"model": ...} or a state dict) or transformers' DPTForDepthEstimation."""
         if isinstance(content.get("model"), Mapping):
             content = content["model"]
         # The ImageNet classifier is in the files, but not in the net.
         content = {key: value for key, value in content.items() if not key.startswith("pretrained.model.head.")}
-        for key, theirs in self.transformers_keys().items():
-            parts = [content[name] for name in theirs if isinstance(content.get(name), Tensor)]
-            if len(parts) == len(theirs):
-                content[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
-                for name in theirs:
-                    del content[name]
-        return content
+        return renamed(content, self.transformers_keys())
 
     def transformers_keys(self) -> dict[str, tuple[str, ...]]:
-        """Key of `state_dict()` to that of transformers' DPTForDepthEstimation; to three where query, key and value are
-        apart there: the rows of ours, in that order."""
-        modules = _transformers_modules(self.geometry)
-        keys: dict[str, tuple[str, ...]] = {}
-        for key in self.state_dict():
-            module = key
-            while module not in modules:
-                module = module.rpartition(".")[0]
-            rest = key.removeprefix(module)
-            parts = (".query", ".key", ".value") if module.endswith(".qkv") else ("",)
-            keys[key] = tuple(f"{modules[module]}{part}{rest}" for part in parts)
-        return keys
+        return transformers_names(self.state_dict(), _transformers_modules(self.geometry))
 
-    def transformers_state_dict(self) -> dict[str, Tensor]:
-        """The weights as transformers' DPTForDepthEstimation loads them: views of the parameters, no copies."""
-        state = self.state_dict()
-        return {
-            name: part
-            for key, names in self.transformers_keys().items()
-            for name, part in zip(names, state[key].chunk(len(names)), strict=True)
-        }
+
+def transformers_names(keys: Iterable[str], modules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Key to those that transformers has for it, by the names of modules; ".qkv" becomes query, key and value."""
+    names = {}
+    for key in keys:
+        module = key
+        while module not in modules:
+            module = module.rpartition(".")[0]
+        rest = key.removeprefix(module)
+        parts = (".query", ".key", ".value") if module.endswith(".qkv") else ("",)
+        names[key] = tuple(f"{modules[module]}{part}{rest}" for part in parts)
+    return names
+
+
+def decoder_modules(prefix: str) -> dict[str, str]:
+    """The modules of a `FusionDecoder` behind `prefix`, and what they are called in transformers."""
+    modules = {}
+    for n in range(4):  # lists count from 0 there, and the fusion blocks from the coarsest
+        refinenet, fusion = f"{prefix}refinenet{n + 1}", f"neck.fusion_stage.layers.{3 - n}"
+        modules |= {f"{prefix}layer{n + 1}_rn": f"neck.convs.{n}", f"{refinenet}.out_conv": f"{fusion}.projection"}
+        for unit in (1, 2):
+            for conv in (1, 2):
+                modules[f"{refinenet}.resConfUnit{unit}.conv{conv}"] = (
+                    f"{fusion}.residual_layer{unit}.convolution{conv}"
+                )
+    return modules
 
 
 def _transformers_modules(geometry: DPTGeometry) -> dict[str, str]:
@@ -376,21 +442,14 @@ def _transformers_modules(geometry: DPTGeometry) -> dict[str, str]:
             f"{block}.mlp.fc1": f"{layer}.intermediate.dense",
             f"{block}.mlp.fc2": f"{layer}.output.dense",
         }
-    for n in range(4):  # lists count from 0 there, and the fusion blocks from the coarsest
-        reassemble, fusion = f"pretrained.act_postprocess{n + 1}", f"neck.fusion_stage.layers.{3 - n}"
+    for n in range(4):
+        reassemble, stage = f"pretrained.act_postprocess{n + 1}", "neck.reassemble_stage"
         modules |= {
-            f"{reassemble}.0.project.0": f"neck.reassemble_stage.readout_projects.{n}.0",
-            f"{reassemble}.3": f"neck.reassemble_stage.layers.{n}.projection",
-            f"{reassemble}.4": f"neck.reassemble_stage.layers.{n}.resize",
-            f"scratch.layer{n + 1}_rn": f"neck.convs.{n}",
-            f"scratch.refinenet{n + 1}.out_conv": f"{fusion}.projection",
+            f"{reassemble}.0.project.0": f"{stage}.readout_projects.{n}.0",
+            f"{reassemble}.3": f"{stage}.layers.{n}.projection",
+            f"{reassemble}.4": f"{stage}.layers.{n}.resize",
         }
-        for unit in (1, 2):
-            for conv in (1, 2):
-                modules[f"scratch.refinenet{n + 1}.resConfUnit{unit}.conv{conv}"] = (
-                    f"{fusion}.residual_layer{unit}.convolution{conv}"
-                )
-    return modules
+    return modules | decoder_modules("scratch.")
 
 
 for _name in GEOMETRIES:

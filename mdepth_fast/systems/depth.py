@@ -56,7 +56,8 @@ def evaluate_sample(net: Any, batch: dict[str, Any], evaluator: Evaluator) -> No
     if prediction.kind != "metric" and protocol.alignment == "none" and protocol.scale == 1:
         warnings.warn(
             f"protocol {protocol.name} compares {describe(prediction.kind)} with metres as it is: its figures mean "
-            "something only if the network's unit happens to be the metre. Take a protocol that aligns, or a scale",
+            "something only if the network's unit happens to be the metre. Take a protocol that aligns, such as median "
+            "(whole images) or kitti_eigen, or give a scale: --protocol median, --scale X",
             stacklevel=2,
         )
     evaluator.update(prediction.depth, batch["depth"], batch["name"][0], inverse=is_inverse(prediction.kind))

@@ -1,11 +1,12 @@
 """Reading the files that training writes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["read_checkpoint"]
+__all__ = ["first_not_finite", "read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -25,3 +26,16 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a dictionary, got {type(values).__name__}")
     return values
+
+
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity, or None. It waits for the device once."""
+    named = [(name, value) for name, value in tensors.items() if value.is_floating_point() or value.is_complex()]
+    if not named:
+        return None
+    # A sum is finite only if all are; that of finite numbers may overflow, so what is not is looked at itself.
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for _, value in named]).cpu()
+    for index in (~sums.isfinite()).nonzero()[:, 0].tolist():
+        if not named[index][1].isfinite().all():
+            return named[index][0]
+    return None

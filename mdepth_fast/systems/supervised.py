@@ -279,6 +279,9 @@ class Supervised(DepthSystem[SupervisedConfig]):
     about = "supervised, from measured depth"
     config_class = SupervisedConfig
     presets = packaged_presets(
+        "depth_anything_folder",
+        "depth_anything_kitti",
+        "depth_anything_nyu",
         "dorn_kitti",
         "dorn_nyu",
         "dpt_kitti",

@@ -1,7 +1,8 @@
 """Samples with several views of a scene: their configuration, their data sets, and the batch of a training step."""
 
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from mdepth_fast.data import FrameFolder, KittiOdometry, KittiRaw, MotorcycleStereo, SyntheticScenes, Triplets
 from mdepth_fast.data.kitti import list_frames
 from mdepth_fast.data.kitti_odometry import list_odometry_frames
+from mdepth_fast.data.samples import list_images, natural_key
 
 __all__ = ["AugmentConfig", "DataConfig", "Views", "evaluation_views", "training_views"]
 
@@ -58,7 +60,8 @@ class DataConfig:
         name: motorcycle (embedded stereo pair), synthetic (ray-cast scenes), kitti (raw data), kitti_odometry
             (sequences/ of the odometry benchmark), folder (your frames), triplets (sequences prepared by SfMLearner or
             vid2depth).
-        root: folder of the data, required for kitti, kitti_odometry, folder and triplets.
+        root: folder of the data, required for kitti, kitti_odometry, folder and triplets. folder: also several clips,
+            which sources never cross: a folder of such folders, a pattern such as "clips/*", or a list of either.
         height: height of the network input, a multiple of 32.
         width: width of the network input, a multiple of 32.
         sources: frame offsets relative to the target, and "stereo"; empty for the data set's default.
@@ -93,7 +96,7 @@ class DataConfig:
     """
 
     name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets"] = "motorcycle"
-    root: str | None = None
+    root: str | list[str] | None = None
     height: int = 192
     width: int = 640
     sources: list[int | Literal["stereo"]] = field(default_factory=list)
@@ -153,27 +156,25 @@ def training_views(data: DataConfig, seed: int) -> Any:
         return MotorcycleStereo(**size)
     if data.name == "synthetic":
         return SyntheticScenes(data.length, **size, **given, seed=2 * seed, motion=data.motion, keep=data.keep)
+    if data.name == "folder":
+        clips = _clips(data)
+        options = _folder_reading(data)
+        return FrameFolder(
+            clips, _intrinsics(data, clips), **size, **given, poses=data.poses, split=data.split, **options
+        )
     root = root_folder(data)
     if data.name in ("kitti", "kitti_odometry"):
         sources = given.get("sources", (-1, 1))
         offsets = tuple(source for source in sources if isinstance(source, int))
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
-        options: dict[str, Any] = {"nominal_K": data.nominal_K, "skip_missing": data.skip_bad}
+        options = {"nominal_K": data.nominal_K, "skip_missing": data.skip_bad}
         if data.name == "kitti":
             options["aspect_tolerance"] = data.aspect_tolerance
         return kind(root, split, **size, sources=sources, **options)
     if data.name == "triplets":
         return Triplets(root, data.split or root / "train.txt", **size, **given)
-    return FrameFolder(
-        root,
-        data.intrinsics or root / "K.txt",
-        **size,
-        **given,
-        poses=data.poses,
-        split=data.split,
-        **_folder_reading(data),
-    )
+    raise ValueError(f"data.name: expected a data set of views, got {data.name!r}")
 
 
 def evaluation_views(data: DataConfig, seed: int) -> Any:
@@ -196,13 +197,15 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             aspect_tolerance=data.aspect_tolerance,
         )
     if data.name == "folder" and data.depth:
-        root = root_folder(data)
+        clips = _clips(data)
+        # Of several clips each has its folder there.
+        depth = [Path(data.depth) / clip.name for clip in clips] if len(clips) > 1 else data.depth
         return FrameFolder(
-            root,
-            data.intrinsics or root / "K.txt",
+            clips,
+            _intrinsics(data, clips),
             **size,
             sources=(),
-            depth=data.depth,
+            depth=depth,
             evaluation=True,
             split=data.val_split,
             encoding=data.encoding,
@@ -227,8 +230,48 @@ def _size(data: DataConfig) -> dict[str, Any]:
     return {"height": data.height, "width": data.width}
 
 
+def _clips(data: DataConfig) -> list[Path]:
+    """The folders of frames that `data.root` names: itself, its sub-folders, those of a pattern, of each in a list."""
+    if isinstance(data.root, list) and not data.root:
+        raise ValueError("data.root: expected at least one folder of frames, got an empty list")
+    clips: list[Path] = []
+    for name in data.root if isinstance(data.root, list) else [data.root]:
+        if name and glob.has_magic(name) and not Path(name).exists():
+            anchor = Path(Path(name).anchor)
+            found = anchor.glob(str(Path(name).relative_to(anchor)))
+            roots = sorted((path for path in found if path.is_dir()), key=lambda path: natural_key(str(path)))
+            if not roots:
+                raise FileNotFoundError(f"data.root: no folder is matched by {name}")
+        else:
+            roots = [root_folder(replace(data, root=name))]
+        for root in roots:
+            inside = sorted(
+                (entry for entry in root.iterdir() if entry.is_dir()), key=lambda one: natural_key(one.name)
+            )
+            several = [] if list_images(root) else [folder for folder in inside if list_images(folder)]
+            clips += several or [root]
+    if data.poses and len(clips) > 1:
+        raise ValueError(f"data.poses: expected one clip, whose poses the file has, got {len(clips)}")
+    return clips
+
+
+def _intrinsics(data: DataConfig, clips: list[Path]) -> str | Path:
+    """The file of the camera matrix: as given, or K.txt beside the frames or in the folder above the clips."""
+    if data.intrinsics:
+        return data.intrinsics
+    above = clips[0].parent / "K.txt"
+    if len(clips) > 1 and above.is_file():
+        return above
+    files = [clip / "K.txt" for clip in clips if (clip / "K.txt").is_file()]
+    if len({file.read_bytes() for file in files}) > 1:
+        raise ValueError("data.intrinsics: expected one camera for all clips, got K.txt that differ from clip to clip")
+    return files[0] if files else clips[0] / "K.txt"
+
+
 def root_folder(data: Any) -> Path:
     """The folder that `data.root` names; ValueError or FileNotFoundError if there is none."""
+    if isinstance(data.root, list):
+        raise ValueError(f"data.root: expected one folder of the {data.name} data, got a list")
     if not data.root:
         raise ValueError(f"data.root: expected the folder of the {data.name} data, got none; give --data.root=FOLDER")
     if not Path(data.root).is_dir():

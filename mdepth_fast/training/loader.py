@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mdepth_fast.systems import system_of
+from mdepth_fast.training.interruption import keep_working
 
 __all__ = ["BatchSampler", "TrainLoader", "build_loader", "evaluation_loader"]
 
@@ -89,6 +90,7 @@ def build_loader(
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=keep_working,
         collate_fn=system_of(config).collate,
     )
 
@@ -113,4 +115,5 @@ class _Share(Dataset[Any]):
 
 def evaluation_loader(config: Any, dataset: Any, *, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
     """One process's share of the evaluation data, a sample a batch; empty batches are to be passed over."""
-    return DataLoader(_Share(dataset, rank, world_size), num_workers=config.data.workers)
+    share = _Share(dataset, rank, world_size)
+    return DataLoader(share, num_workers=config.data.workers, worker_init_fn=keep_working)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
 from mdepth_fast.systems import Config, OptimizerConfig, StepInfo, System
-from mdepth_fast.training.checkpoint import LAST, read_checkpoint
+from mdepth_fast.training.checkpoint import LAST, Diverged, first_not_finite, read_checkpoint
 from mdepth_fast.training.randomness import seeded
+from mdepth_fast.training.resume import batches_done, place_of
 
 __all__ = ["TrainingModule", "load_moments", "make_optimizer"]
 
@@ -67,6 +68,12 @@ class TrainingModule(LightningModule):
         # Sum and number of the losses since the last epoch that a plateau was looked for in.
         self._epoch_loss: Tensor | float = 0.0
         self._epoch_steps = 0
+        # The step, from 1 on, whose loss was the first that was not finite, or 0: a number on the device.
+        self._bad_step: Tensor | None = None
+        # What a step changes before the optimiser does, as it was after the step before; None while that is at work.
+        self._whole: tuple[Tensor | float, int] | None = None
+        self._statistics: list[Tensor] = []
+        self._statistics_before: list[Tensor] = []
 
     @property
     def depth_net(self) -> Any:
@@ -89,21 +96,74 @@ class TrainingModule(LightningModule):
         return torch.Generator().manual_seed(self._seed(batch_idx))
 
     def _report(self, loss: Tensor, names: list[str], **parts: Tensor) -> None:
-        """Logs a step's loss and its parts, and stops the run where the loss is not finite."""
+        """Logs a step's loss and its parts, and stops the run where the loss is not finite.
+
+        On a CPU that is seen at once. A GPU would have to be waited for: it keeps the number of the first such step,
+        which is read where numbers are looked at anyway, and before anything is saved.
+        """
         options: dict[str, Any] = {"batch_size": len(names)}
         mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
         self._epoch_loss, self._epoch_steps = self._epoch_loss + mean, self._epoch_steps + 1
-        if self._looks() and not loss.isfinite():
-            raise ValueError(
-                f"loss: expected a finite number at step {self.global_step}, got {loss.item()}; samples {names}"
-            )
+        bad = (~mean.isfinite()).int() * (self.global_step + 1)
+        self._bad_step = bad if self._bad_step is None else torch.where(self._bad_step == 0, bad, self._bad_step)
+        if self._looks() or self.device.type == "cpu":
+            self.check_finite(f", got {loss.item()}; samples {names}")
         self.log("loss", mean, prog_bar=True, **options)
         for name, value in parts.items():
             self.log(name, value.detach(), sync_dist=self.trainer.world_size > 1, **options)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(names))
 
     def _looks(self) -> bool:
         """Whether numbers of this step are looked at, which waits for the device."""
-        return self.global_step % self.config.trainer.log_every_n_steps == 0
+        return bool(self.global_step % self.config.trainer.log_every_n_steps == 0)
+
+    def check_finite(self, more: str = "") -> None:
+        """Raises Diverged if a loss since the start, or a weight, is not finite."""
+        step = 0 if self._bad_step is None else int(self._bad_step)
+        if not step and more:
+            return
+        name = first_not_finite(self.system.state_dict())
+        if step:
+            first = f"; the first tensor that is not finite: {name}" if name else "; all weights are finite"
+            raise Diverged(f"loss: expected a finite number at step {step}{more}{first}")
+        if name:
+            raise Diverged(f"{name}: expected finite weights after step {self.global_step}")
+
+    def on_train_start(self) -> None:
+        learnt = {*dict(self.system.named_parameters())}
+        saved = self.system.state_dict(keep_vars=True)
+        self._statistics = [value for name, value in saved.items() if name not in learnt]
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self._whole = (self._epoch_loss, self._epoch_steps)
+
+    def on_train_batch_end(self, *step: Any) -> None:
+        if self._whole is None:
+            self._whole = (self._epoch_loss, self._epoch_steps)
+            if self._statistics:
+                torch._foreach_copy_(self._statistics_before, self._statistics)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self._whole = None
+
+    def roll_back(self) -> bool:
+        """Takes back what a step that failed has changed, or says that it cannot: that the optimiser was at work."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        if progress.processed == progress.ready and not self.trainer.fit_loop._should_accumulate():
+            return True
+        if self._whole is None:
+            return False
+        self._epoch_loss, self._epoch_steps = self._whole
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._statistics_before)
+        return True
+
+    @property
+    def batches_done(self) -> int:
+        """Batches of the run whose steps are done: those of a step that gathers gradients count with its last one."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        done, current = progress.total.processed, progress.current.processed
+        gathered = current % self.trainer.accumulate_grad_batches if current < self.trainer.num_training_batches else 0
+        return int(done - gathered)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         main = self.trainer.is_global_zero
@@ -189,7 +249,10 @@ class TrainingModule(LightningModule):
                 dist.broadcast(buffer, 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()
         checkpoint["mdepth_fast"] = {
+            "batches": self.batches_done,
+            "epoch_batches": int(self.trainer.num_training_batches),
             "config": self.config.to_dict(),
             "epoch_loss": (float(self._epoch_loss), self._epoch_steps),
             **self.system.extra_state(),
@@ -197,6 +260,11 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._apply_optimizer_settings(checkpoint)
+        trainer = self.trainer
+        source: Any = trainer.fit_loop._data_source.instance
+        length, done, steps = len(source), batches_done(checkpoint), checkpoint["global_step"]
+        over = 0 <= trainer.max_steps <= steps or 0 <= (trainer.max_epochs or 0) <= done // length
+        place_of(checkpoint["loops"]["fit_loop"], done, steps, length, trainer.accumulate_grad_batches, over=over)
         self._epoch_loss, self._epoch_steps = checkpoint["mdepth_fast"].get("epoch_loss", (0.0, 0))
 
     def _apply_optimizer_settings(self, checkpoint: dict[str, Any]) -> None:

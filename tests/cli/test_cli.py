@@ -447,6 +447,16 @@ def test_help_and_info_need_torch_and_numpy_only() -> None:
     assert prediction == "mdepth-fast: error: .: no images in this folder", "it comes as far as that without them"
 
 
+def test_info_lists_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--models", "depth_anything_v2_small*"]) == 0
+    head, relative, *metric = (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())
+    assert head == ["model", "parameters", "input", "output"] and len(metric) == 2
+    about = ["24,785,089", "about 518x518", "inverse depth up to scale and shift"]
+    assert relative == ["depth_anything_v2_small", *about] and metric[0][-1] == "depth in m"
+    assert main(["info", "--models", "nothing*"]) == 1
+    assert "no network is called like 'nothing*'" in capsys.readouterr().err
+
+
 def test_wrong_usage_exits_with_2() -> None:
     for words in (["fly"], [], ["predict"], ["info", "now"]):
         with pytest.raises(SystemExit) as stop:
@@ -499,4 +509,8 @@ def test_ctrl_c_ends_a_training_run_with_130_and_one_line(tmp_path: Path) -> Non
         finally:
             guard.cancel()
     assert process.returncode == 130, errors
-    assert errors == "mdepth-fast: interrupted\n"
+    assert re.fullmatch(
+        r"mdepth-fast: interrupted by SIGINT at step \d+; "
+        r"(no checkpoint yet|checkpoint: \S+last\.ckpt \(step \d+\); go on with --resume \S+001)\n",
+        errors,
+    )

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from mdepth_fast.cli import main
 from mdepth_fast.inference import export
-from mdepth_fast.models import DORN, DisparityModel, FlowNetS, MonodepthVGG, PoseExpNet, create_model, list_models
+from mdepth_fast.models import (
+    DORN,
+    DepthAnythingV2,
+    DisparityModel,
+    DPTGeometry,
+    FlowNetS,
+    MonodepthVGG,
+    PoseExpNet,
+    create_model,
+    list_models,
+)
 
 ROOT = Path(__file__).parents[2]
 module: Any = sys.modules["mdepth_fast.inference.export"]  # the package's attribute is the function
@@ -100,6 +110,12 @@ CASES = {
         {"intrinsics": True},
         ("images", "K"),
         ("depth",),
+    ),
+    "tokens": (
+        lambda: DepthAnythingV2(DPTGeometry(24, 4, 2, (0, 1, 2, 3), (8, 8, 8, 8), features=8), target_size=(70, 98)),
+        {"size": None},
+        ("images",),
+        ("inverse_depth",),
     ),
     "frames": (lambda: PoseExpNet(width_multiplier=0.2), {"size": (32, 64)}, ("frames",), ("vectors",)),
 }

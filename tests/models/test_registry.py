@@ -10,6 +10,11 @@ from mdepth_fast.models import DepthModel, FlowModel, PoseModel, create_model, l
 
 # What people use: none of these may go.
 NAMES = [
+    *(
+        f"depth_anything_v2_{size}{scene}"
+        for size in ("base", "large", "small")
+        for scene in ("", "_indoor", "_outdoor")
+    ),
     "dorn_resnet101_kitti",
     "dorn_resnet101_nyu",
     *(f"dpt_{size}{data}" for size in ("base", "hybrid", "large") for data in ("", "_kitti", "_nyu")),

@@ -9,12 +9,17 @@ import numpy as np
 from scipy.io import savemat
 
 from mdepth_fast.data.samples import read_depth, read_image
-from mdepth_fast.models import DPTGeometry, register_model
+from mdepth_fast.models import DepthAnythingV2, DPTGeometry, register_model
 from mdepth_fast.models.dpt import DPT
 
 _GEOMETRY = DPTGeometry(48, 4, 2, (1, 3), (128, 256, 64, 64), features=32, trunk=(1, 1, 1), trunk_width=32)
 register_model("tiny_dpt_nyu", partial(DPT, _GEOMETRY, scale=3.05e-4, shift=0.1378, target_size=(480, 640)))
 register_model("tiny_dpt_kitti", partial(DPT, _GEOMETRY, scale=6.016e-5, shift=0.00579, target_size=(352, 1216)))
+
+_TOKENS = DPTGeometry(24, 4, 2, (0, 1, 2, 3), (8, 8, 8, 8), features=8)
+register_model("tiny_depth_anything", partial(DepthAnythingV2, _TOKENS))
+register_model("tiny_depth_anything_indoor", partial(DepthAnythingV2, _TOKENS, max_depth=20.0))
+register_model("tiny_depth_anything_outdoor", partial(DepthAnythingV2, _TOKENS, max_depth=80.0))
 
 # Without ImageNet weights nothing may be frozen.
 _DORN = ["--model.options={layers: 50, width: 8, freeze_stem: false, freeze_norm: false}"]
@@ -31,6 +36,9 @@ SMALL: dict[str, list[str]] = {
     ],
     "dpt_nyu": ["--model.name=tiny_dpt_nyu"],
     "dpt_kitti": ["--model.name=tiny_dpt_kitti"],
+    "depth_anything_folder": ["--model.name=tiny_depth_anything"],
+    "depth_anything_kitti": ["--model.name=tiny_depth_anything_outdoor"],
+    "depth_anything_nyu": ["--model.name=tiny_depth_anything_indoor"],
 }
 
 
@@ -53,6 +61,16 @@ def write_nyu(real: Path, root: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with h5py.File(folder / f"{index + 2:05d}.h5", "w") as file:
             file["rgb"], file["depth"] = images[index].transpose(2, 0, 1), depth[index]
+    return root
+
+
+def write_folder(real: Path, root: Path) -> Path:
+    """`root`, with images/ and depth/ of two real frames, and val/ with those of a third."""
+    for folder, number in ((root, 3), (root, 4), (root / "val", 5)):
+        for part in ("images", "depth"):
+            link = folder / part / f"{number:05d}.png"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(real / "indoor_rgbd" / part / link.name)
     return root
 
 

@@ -216,6 +216,12 @@ class Recorder(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stop_as_killed(trainer: Any) -> None:
+    """Ends a run by an error, much faster than a kill and the same for what is on the disk: nothing more is saved."""
+    trainer.lightning_module.roll_back = lambda: False
+    raise RuntimeError("stopped")
+
+
 class Untouched(Callback):
     """Fails where a training step changes the global random numbers of torch, NumPy or Python; counts the steps."""
 

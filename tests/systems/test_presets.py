@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback
-from small_systems import SMALL, write_kitti, write_nyu
+from small_systems import SMALL, write_folder, write_kitti, write_nyu
 from tiny_run import Untouched
 
 from mdepth_fast.data import AUGMENTATIONS, Augment, DepthAugment
@@ -25,7 +25,7 @@ PRESETS = list_presets("supervised")
 
 
 def test_there_is_a_preset_for_every_system_and_data_set() -> None:
-    systems = {"dorn": 2, "dpt": 2, "eigen2014": 2, "fastdepth": 1, "fcrn": 1}
+    systems = {"depth_anything": 3, "dorn": 2, "dpt": 2, "eigen2014": 2, "fastdepth": 1, "fcrn": 1}
     assert {system: sum(name.startswith(system) for name in PRESETS) for system in systems} == systems
     assert len(PRESETS) == sum(systems.values())
 
@@ -52,8 +52,14 @@ RECIPES: dict[str, tuple[Any, ...]] = {
     "fastdepth_nyu": ("sgd", 1e-2, 0.9, 1e-4, 8, "step", None),
     "dpt_nyu": ("adamw", 1e-4, 0.0, 1e-2, 4, "poly", None),
     "dpt_kitti": ("adamw", 1e-4, 0.0, 1e-2, 4, "poly", None),
+    # The rate of the head, ten times that of the encoder.
+    **dict.fromkeys(
+        ("depth_anything_folder", "depth_anything_kitti", "depth_anything_nyu"),
+        ("adamw", 5e-5, 0.0, 1e-2, 4, "poly", None),
+    ),
 }
 EPOCHS = {"fcrn_nyu": 20, "fastdepth_nyu": 20, "dpt_nyu": 50, "dpt_kitti": 50}
+EPOCHS |= {"depth_anything_folder": 40, "depth_anything_kitti": 40, "depth_anything_nyu": 40}
 # Published: size of the network's input, of the resized image, range of the scale, largest rotation, and what else is
 # not Eigen's.
 _PLAIN = (1.0, 1.0)
@@ -85,8 +91,12 @@ AUGMENTS: dict[str, tuple[Any, ...]] = {
         {"recolor": 0.5, "gamma": (0.9, 1.1), "brightness": (0.9, 1.1), "color": (0.9, 1.1), "max_depth": 80.0},
     ),
 }
+for _preset, _farthest in (("folder", 20.0), ("kitti", 80.0), ("nyu", 20.0)):
+    _others = {"recolor": 0.0, "min_depth": 1e-3, "max_depth": _farthest}
+    AUGMENTS[f"depth_anything_{_preset}"] = ((518, 518), 518, _PLAIN, 0.0, _others)
 RECIPES_OF_DATA = {"eigen2014_nyu": "eigen_nyu", "eigen2014_kitti": "eigen_kitti"}
 RECIPES_OF_DATA |= {"dpt_nyu": "bts_nyu", "dpt_kitti": "bts_kitti"}
+RECIPES_OF_DATA |= {"depth_anything_folder": "depth_anything_nyu"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -159,6 +169,11 @@ def kitti(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kitti(real_data, tmp_path_factory.mktemp("kitti"))
 
 
+@pytest.fixture(scope="module")
+def folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(real_data, tmp_path_factory.mktemp("folder"))
+
+
 class Losses(Callback):
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -173,9 +188,10 @@ RUN = ["--data.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_few_steps_on_real_frames(preset: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """The preset with its data as they are published, its sizes, augmentation and protocol; a narrow network."""
-    root = request.getfixturevalue("kitti" if preset.endswith("kitti") else "nyu")
+    data = preset.rpartition("_")[2]
+    root = request.getfixturevalue(data)
     words = [*RUN, *SMALL[preset], f"--data.root={root}", "--data.batch_size=2", f"--output={tmp_path}"]
-    words += ["--data.val_split=val"] if preset.endswith("kitti") else []
+    words += {"kitti": ["--data.val_split=val"], "folder": [f"--data.val_split={root / 'val'}"]}.get(data, [])
     staged = preset.startswith("eigen")
     words += ["--stages={coarse: 1, fine: 1}"] if staged else ["--trainer.max_steps=2"]
     losses, untouched, lines = Losses(), Untouched(), []

@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from tiny_run import Recorder, read_record, spawn, tiny_config, tiny_supervised, write_frames
+from tiny_run import Recorder, read_record, spawn, stop_as_killed, tiny_config, tiny_supervised, write_frames
 from torch import Tensor
 
 from mdepth_fast.inference import load_trained
 from mdepth_fast.systems import load_config
 from mdepth_fast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from mdepth_fast.training.resume import ChangedSettings
 from mdepth_fast.training.run import train
 
 
@@ -41,13 +42,13 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path: Path, every: int, 
 
 
 class _Stop(Recorder):
-    """Records, and ends the run by an error instead of a kill: the same for what is on the disk, and much faster."""
+    """Records, and ends the run by an error in place of a kill."""
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
         stop, self.kill_after = self.kill_after, None
         super().on_train_batch_end(trainer, *rest)
         if trainer.global_step == stop:
-            raise RuntimeError("stopped")
+            stop_as_killed(trainer)
         self.kill_after = stop
 
 
@@ -87,12 +88,6 @@ def test_a_truncated_checkpoint_is_named_in_one_error(tmp_path: Path) -> None:
     assert result is not None
     result.checkpoint.write_bytes(result.checkpoint.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"last\.ckpt: cannot be read as a checkpoint"):
-        train(config, resume="auto")
-
-
-def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
-    config = tiny_config(output=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"resume: no last\.ckpt in any run under .*tiny"):
         train(config, resume="auto")
 
 
@@ -153,17 +148,34 @@ def test_a_resumed_run_takes_the_rate_and_the_schedule_of_its_configuration(tmp_
     train(tiny_config(**settings))
     rates = _Rates()
     settings |= {"optimizer__lr": 1e-4, "optimizer__step_size": 3, "optimizer__gamma": 0.1, "trainer__max_epochs": 4}
-    train(tiny_config(**settings, optimizer__weight_decay=0.01), callbacks=[rates], resume="auto")
+    changed = tiny_config(**settings, optimizer__weight_decay=0.01)
+    with pytest.raises(ChangedSettings) as refused:
+        train(changed, resume="auto")
+    assert refused.value.lines == [
+        f"{key}: expected {old!r}, as the run to resume has it, got {new!r}; --allow-changed {key} takes it"
+        for key, old, new in (
+            ("optimizer.lr", 1e-3, 1e-4),
+            ("optimizer.weight_decay", 0.0, 0.01),
+            ("optimizer.step_size", 2, 3),
+            ("optimizer.gamma", 0.5, 0.1),
+        )
+    ]
+    with pytest.raises(ValueError, match=r"allow_changed: expected a setting such as optimizer\.lr, or .* 'rates'"):
+        train(changed, resume="auto", allow_changed=["rates"])
+    with pytest.raises(ValueError, match=r"allow_changed: model\.name cannot change within a run"):
+        train(changed, resume="auto", allow_changed=["model.name"])
+    train(changed, callbacks=[rates], resume="auto", allow_changed=["optimizer"])
     assert rates.rates == pytest.approx([1e-4] * 2 + [1e-5])
     values = read_checkpoint(tmp_path / "tiny" / "001" / "last.ckpt")
     assert values["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.01
     config = (tmp_path / "tiny" / "001" / "config.yaml").read_text()
     for change, message in (
         ({"optimizer__schedule": "poly"}, r"optimizer\.schedule: expected 'step', as the run to resume has it, got"),
+        ({"data__batch_size": 1}, r"data\.batch_size: expected 2, as the run to resume has it, got 1$"),
         ({"model__name": "monodepth2_resnet18"}, r"model\.name: expected '.*', as the run to resume has it, got"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(tiny_config(**settings, **change), resume="auto")
+            train(tiny_config(**settings, **change), resume="auto", allow_changed=["optimizer"])
     assert (tmp_path / "tiny" / "001" / "config.yaml").read_text() == config
 
 
