@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class CMakeBuild(build_ext):
             f"-DMDEPTH_OUTPUT_NAME={target.name}",
             f"-DMDEPTH_CUDA={os.environ.get('MDEPTH_CUDA', 'auto')}",
             f"-DMDEPTH_SOURCES={runpy.run_path(str(ROOT / 'mdepth_fast' / '_source_tree.py'))['digests']()}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         if archs := os.environ.get("MDEPTH_CUDA_ARCHS"):
             configure.append(f"-DMDEPTH_CUDA_ARCHS={archs}")

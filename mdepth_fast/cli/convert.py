@@ -26,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="registered name of the model (default: the one that fits the file)"
     )
+    parser.add_argument(
+        "--model-args",
+        nargs="+",
+        metavar="NAME=VALUE",
+        default=[],
+        help="options of the model that the file does not tell, such as --model fastdepth --model-args "
+        "decoder=blconv5dw",
+    )
     add_checkpoint(parser)
     parser.add_argument(
         "--license",
@@ -107,10 +115,17 @@ def _read(arguments: argparse.Namespace) -> _Source:
     whole = is_on_hub(arguments.input) or source.is_dir()
     if arguments.checkpoint and (name or not source.is_dir()):
         raise ValueError(f"--checkpoint: expected a run folder, and no --model, got {arguments.input}")
+    given = _model_options(arguments.model_args)
+    if given and not name:
+        raise ValueError(f"--model-args: goes with --model, got {' '.join(arguments.model_args)}")
     if whole and name:
-        model = create_model(name)
+        if (source / "encoder.pth").is_file() and not given:  # what the folder tells counts
+            net = load_trained(source).net
+            if net.recipe()[0] == name:
+                return _Source(name, net.recipe()[1], net.state_dict())
+        model = create_model(name, **given)
         load_checkpoint(model, arguments.input)
-        return _Source(name, {}, model.state_dict())
+        return _Source(name, given, model.state_dict())
     content: dict[str, Any] = {}
     if not whole:
         try:
@@ -124,4 +139,18 @@ def _read(arguments: argparse.Namespace) -> _Source:
         net = load_trained(arguments.input, checkpoint=arguments.checkpoint).net
         name, options, resized = net.recipe()
         return _Source(name, options, net.state_dict(), resized, net)
-    return _Source(*convert_content(content, source, name))
+    return _Source(*convert_content(content, source, name, given))
+
+
+def _model_options(words: list[str]) -> dict[str, Any]:
+    """The options of NAME=VALUE words, values in YAML."""
+    import yaml
+
+    options = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ValueError(f"--model-args: expected NAME=VALUE, got {word!r}")
+        value = yaml.safe_load(text)
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return options

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from mdepth_fast.cli._common import count
 
@@ -91,6 +92,19 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intrinsics", type=Path, metavar="FILE", help="3x3 camera matrix (default: K.txt in the folder)"
     )
+    parser.add_argument("--depth", type=Path, metavar="FOLDER", help="measured depth: report range, median and share")
+    parser.add_argument(
+        "--units-per-metre", type=float, default=1000.0, metavar="X", help="of 16-bit depth (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=("metres", "sunrgbd", "uint8"),
+        default="metres",
+        help="of whole numbers in depth images (default: metres times the units)",
+    )
+    parser.add_argument(
+        "--invalid-value", type=float, metavar="X", help="stored where there is no depth, besides 0, such as 65535"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to a JSON file")
 
 
@@ -99,12 +113,21 @@ def _check(arguments: argparse.Namespace) -> None:
 
     from mdepth_fast.cli._common import progress
     from mdepth_fast.data.check import check_folder
+    from mdepth_fast.data.samples import read_depth
     from mdepth_fast.files import replacing
 
     if arguments.intrinsics and not arguments.intrinsics.is_file():
         raise FileNotFoundError(f"--intrinsics: no such file: {arguments.intrinsics}")
+
+    def metres(path: Path) -> Any:
+        return read_depth(
+            path, arguments.units_per_metre, encoding=arguments.encoding, invalid_value=arguments.invalid_value
+        )
+
     with progress("reading") as track:
-        report = check_folder(arguments.folder, arguments.intrinsics, track=track)
+        report = check_folder(
+            arguments.folder, arguments.intrinsics, depth=arguments.depth, read_depth=metres, track=track
+        )
     if arguments.json:
         with replacing(arguments.json) as temporary:
             temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n")

@@ -97,6 +97,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         where = "--data.val_split, --data.val_root or --data.depth (folder)"
         raise ValueError(f"no ground truth in the data of {config.run}: set {where}")
     evaluator = _evaluator(system.evaluator, arguments, config.protocol)
+    if isinstance(evaluator, Evaluator):
+        evaluator.ground_truth = _ground_truth(config, dataset, evaluator.protocol)
     if arguments.save_disparities and not isinstance(evaluator, Evaluator):
         raise ValueError(f"--save-disparities: expected a system that predicts depth, got {system.name}")
     kept: list[Any] = []
@@ -108,6 +110,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.save_disparities:
         write_maps(arguments.save_disparities, kept)
     _print_table(evaluator, f"the data of {config.run}")
+
+
+_KITTI_TRUTH = {
+    "lidar": "raw LiDAR, depth along the camera's axis (lidar)",
+    "lidar_x": "raw LiDAR, its forward coordinate, as published for kitti_eigen (lidar_x)",
+    "annotated": "annotated depth of the KITTI depth benchmark (annotated)",
+}
+
+
+def _ground_truth(config: Any, dataset: Any, protocol: Any) -> str:
+    """What the ground truth is, and how many frames are left out; a warning where the protocol is for another."""
+    import warnings
+
+    data = config.data
+    name = getattr(data, "name", config.run)
+    kind = {"kitti": getattr(data, "ground_truth", ""), "kitti_depth": "annotated"}.get(name)
+    words = _KITTI_TRUTH.get(kind or "", name)
+    if name == "nyu_labelled":
+        words = f"{name}, {'filled' if data.filled else 'raw'} depth"
+    if kind in ("lidar", "lidar_x") and "benchmark" in protocol.name:
+        warnings.warn(
+            f"protocol {protocol.name} is for annotated depth, the ground truth is raw LiDAR: its figures compare with "
+            "no published ones; give --data.ground_truth annotated --data.annotated_root FOLDER",
+            stacklevel=2,
+        )
+    missing = getattr(getattr(dataset, "dataset", dataset), "missing", 0)
+    return f"{words}, {missing} frames of missing files left out" if missing else words
 
 
 def _evaluator(create: Any, arguments: argparse.Namespace, default: str) -> Any:
@@ -148,13 +177,13 @@ def _evaluate_disparities(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from mdepth_fast.data.kitti import read_ground_truth
-    from mdepth_fast.evaluation import Evaluator
+    from mdepth_fast.evaluation import Evaluator, get_protocol
     from mdepth_fast.systems import load_config, system_of
 
     path = Path(arguments.weights)
     disparities = _read_disparities(path)
 
-    default, truths = "kitti_eigen", None
+    default, truths, told = "kitti_eigen", None, str(arguments.ground_truth)
     if arguments.data:
         if arguments.ground_truth:
             raise ValueError("--ground-truth: expected this or --data, got both")
@@ -167,6 +196,7 @@ def _evaluate_disparities(arguments: argparse.Namespace) -> None:
         default, dataset = config.protocol, system.evaluation_data(config)
         if dataset is None:
             raise ValueError(f"no ground truth in the data of {config.run}: set --data.val_split")
+        told = _ground_truth(config, dataset, get_protocol(arguments.protocol or config.protocol))
         truths = ((sample["name"], sample["depth"]) for sample in dataset)
         count = len(dataset)
     elif arguments.ground_truth:
@@ -179,6 +209,7 @@ def _evaluate_disparities(arguments: argparse.Namespace) -> None:
     if count != len(disparities):
         raise ValueError(f"{path}: expected a map for each of the {count} of the ground truth, got {len(disparities)}")
     evaluator = _evaluator(Evaluator, arguments, default)
+    evaluator.ground_truth = told
     with progress("evaluating") as track:
         for index, (name, truth) in zip(track(range(count)), truths):
             # A copy in memory, in this machine's byte order.

@@ -76,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that take it",
     )
     network.add_argument(
+        "--white-level",
+        type=float,
+        metavar="VALUE",
+        help="value that is white in images of more than 8 bits, such as 4095 for a camera of 12 bits (default: 65535, "
+        "or 1 in floating point)",
+    )
+    network.add_argument(
         "--temporal",
         action="store_true",
         help="align the scale of each frame (and the shift of inverse depth) to the frames before it",
@@ -122,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in arguments.input):
         raise ValueError(f"--output: expected another folder than the input, got {output}")
-    sources = open_sources(arguments.input, limit=arguments.frames)
+    sources = open_sources(arguments.input, limit=arguments.frames, white_level=arguments.white_level)
     formats = [name.strip() for text in arguments.format or () for name in text.split(",")]
     device = arguments.device
     if device == "auto" and "LOCAL_RANK" in os.environ and _gpus():

@@ -35,7 +35,7 @@ def _packaged_presets() -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         (system,) = [line.removeprefix("system: ") for line in lines if line.startswith("system: ")]
         found.setdefault(system, {})[path.stem] = lines[0].removeprefix("# ")
     return dict(sorted(found.items()))

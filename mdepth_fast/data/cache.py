@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class Cached(Dataset[DepthSample]):
     Storage: 0.54 MB per sample at 240x320, 2.2 MB at 480x640, 3.0 MB at 352x1216, that is 13 GB, 52 GB and 69 GB for
     24,000; the files have their full length at once but take space as they fill.
 
-    `folder` is made if it is not there. One that holds the cache of another data set (other names, settings, size) is a
-    ValueError. Files that were changed since are not noticed.
+    `folder` is made if it is not there. One that holds the cache of another data set (other names, settings, size;
+    files in another place, of another length or changed since) is a ValueError.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Cached(Dataset[DepthSample]):
             "length": len(dataset),
             "names": hashlib.sha256("\n".join(self.names).encode()).hexdigest(),
             "settings": dataset.settings,
+            "files": _state_of_files(dataset),
             "size": None if size is None else check_size(*size),
             "depth_dtype": depth_dtype,
         }
@@ -71,6 +73,12 @@ class Cached(Dataset[DepthSample]):
         stored = self._read_meta()
         if meta["size"] is None:
             meta["size"] = stored["size"]
+        if "files" not in stored:  # made by an earlier version
+            warnings.warn(
+                f"{self.folder} does not say from which files it was made; delete it if they may have changed",
+                stacklevel=2,
+            )
+            del meta["files"]
         different = [key for key in meta if stored.get(key) != meta[key]]
         if different:
             old, new = ({key: values.get(key) for key in different} for values in (stored, meta))
@@ -211,6 +219,27 @@ class Cached(Dataset[DepthSample]):
                 file.write(values.tobytes())
         except OSError as error:
             raise OSError(error.errno, f"the cache cannot be written: {error.strerror}", str(path)) from error
+
+
+def _state_of_files(dataset: Any) -> str:
+    """A digest of the places, lengths and times of change of the files of a data set."""
+    files = getattr(dataset, "files", lambda index: ())
+    digest, folders = hashlib.sha256(), dict[Path, Path]()
+    seen: set[Path] = set()
+    for index in range(len(dataset)):
+        for path in files(index):
+            if path in seen:
+                continue
+            seen.add(path)
+            if path.parent not in folders:
+                folders[path.parent] = path.parent.resolve()
+            try:
+                status = path.stat()
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "none"
+            digest.update(f"{folders[path.parent] / path.name} {state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _checksum(image: NDArray[np.uint8], depth: NDArray[Any]) -> int:

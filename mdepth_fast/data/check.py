@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mdepth_fast.data.frames import read_intrinsics
 from mdepth_fast.data.intrinsics import implausible_intrinsics
-from mdepth_fast.data.samples import DataError, list_images, read_image, resize_image
+from mdepth_fast.data.samples import DataError, list_clip, read_depth, read_image, resize_image
 
 __all__ = ["STATIC", "FolderReport", "check_folder", "image_motion", "thumbnail"]
 
@@ -43,6 +43,7 @@ class FolderReport:
     exposure_jumps: list[str]
     cuts: list[str]
     problems: list[str] = field(default_factory=list)
+    depth: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -62,6 +63,11 @@ class FolderReport:
                 f"pairs: {self.static} static, {len(self.duplicates)} duplicates, {len(self.exposure_jumps)} jumps in "
                 f"exposure, {len(self.cuts)} without a match"
             )
+        if self.depth:
+            rows.append(
+                "depth: {files:.0f} maps, {minimum:.4g} to {maximum:.4g} m, median {median:.4g} m, {valid:.1%} of the "
+                "pixels measured".format(**self.depth)
+            )
         if self.suggested_sources:
             at = f", which move by {_share(self.motion_at_suggested)}" if self.motion_at_suggested is not None else ""
             rows.append(f"suggested: --data.sources={str(self.suggested_sources).replace(' ', '')}{at}")
@@ -70,22 +76,27 @@ class FolderReport:
 
 
 def check_folder(
-    folder: str | Path, intrinsics: str | Path | None = None, *, track: Callable[[Any], Iterable[Any]] = iter
+    folder: str | Path,
+    intrinsics: str | Path | None = None,
+    *,
+    depth: str | Path | None = None,
+    read_depth: Callable[[Path], NDArray[np.float32]] = read_depth,
+    track: Callable[[Any], Iterable[Any]] = iter,
 ) -> FolderReport:
     """Looks at every frame of a folder as the data set `folder` reads it, in natural order of the names.
 
     Args:
         folder: folder of images.
         intrinsics: file of the camera matrix; None for K.txt in the folder.
+        depth: folder of measured depth, of which the report gives range, median and share of pixels.
+        read_depth: reads one of its files as metres, 0 = none, see `data.samples.read_depth`.
         track: may wrap the list of files in a progress bar.
 
     Raises:
         DataError: there is no such folder, or it has no images.
     """
     folder = Path(folder)
-    paths = list_images(folder)
-    if not paths:
-        raise DataError(f"{folder}: expected image files, got none")
+    paths = list_clip(folder)
     sizes: Counter[tuple[int, int]] = Counter()
     report = FolderReport(str(folder), len(paths), {}, None, [], 0, None, None, None, 0, [], [], [])
     last: tuple[Path, NDArray[np.float32]] | None = None
@@ -106,6 +117,8 @@ def check_folder(
     if motions:
         report.motion = float(np.median(motions))
         _suggest(report, paths)
+    if depth is not None:
+        _depth(report, Path(depth), read_depth, track)
     _intrinsics(report, Path(intrinsics or folder / "K.txt"), sizes)
     _judge(report)
     return report
@@ -151,6 +164,38 @@ def _suggest(report: FolderReport, paths: list[Path]) -> None:
             if a.shape == b.shape and (motion := image_motion(a, b)) is not None:
                 found.append(motion)
         report.motion_at_suggested = float(np.median(found)) if found else None
+
+
+def _depth(report: FolderReport, folder: Path, read: Callable[[Path], NDArray[np.float32]], track: Any) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _DEPTH_SUFFIXES)
+    medians, lows, highs, valid, pixels = [], [], [], 0, 0
+    for path in track(paths):
+        try:
+            values = read(path)
+        except DataError as error:
+            report.unreadable.append(str(error))
+            continue
+        measured = values[values > 0]
+        pixels, valid = pixels + values.size, valid + measured.size
+        if measured.size:
+            medians.append(float(np.median(measured)))
+            lows.append(float(measured.min()))
+            highs.append(float(measured.max()))
+    if not medians:
+        report.problems.append(f"{folder}: no depth in any of {len(paths)} files")
+        return
+    report.depth = {
+        "files": len(paths),
+        "minimum": min(lows),
+        "median": float(np.median(medians)),
+        "maximum": max(highs),
+        "valid": valid / pixels,
+    }
+
+
+_DEPTH_SUFFIXES = {".png", ".tif", ".tiff", ".npy", ".pgm"}
 
 
 def _intrinsics(report: FolderReport, path: Path, sizes: Counter[tuple[int, int]]) -> None:

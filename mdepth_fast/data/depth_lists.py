@@ -3,13 +3,25 @@
 import re
 import warnings
 from collections.abc import Iterable
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdepth_fast.data.kitti import CAMERA, Tree, parse_line, read_split
-from mdepth_fast.data.samples import Crop, DataError, DepthDataset, natural_key, read_depth, read_image, within
+from mdepth_fast.data.samples import (
+    Crop,
+    DataError,
+    DepthDataset,
+    DepthEncoding,
+    natural_key,
+    read_depth,
+    read_image,
+    within,
+)
 
 __all__ = ["DepthList", "KittiDepth", "RgbdFolder"]
 
@@ -27,11 +39,20 @@ class _Pairs(DepthDataset):
         places: list[str],
         units_per_metre: float,
         crop: Crop,
+        *,
+        encoding: DepthEncoding = "metres",
+        invalid_value: float | None = None,
+        white_level: float | None = None,
     ) -> None:
-        if not units_per_metre > 0:
-            raise ValueError(f"units_per_metre: expected a positive number, got {units_per_metre}")
-        super().__init__(names, crop=crop, units_per_metre=units_per_metre)
+        _check_units(units_per_metre)
+        # A cache that was made without these choices stays valid.
+        chosen: dict[str, Any] = {"encoding": encoding} if encoding != "metres" else {}
+        chosen |= {"invalid_value": invalid_value} if invalid_value is not None else {}
+        chosen |= {"white_level": white_level} if white_level is not None else {}
+        super().__init__(names, crop=crop, units_per_metre=units_per_metre, **chosen)
         self._files, self._places, self._units = files, places, units_per_metre
+        self._white_level = white_level
+        self._depth = partial(read_depth, encoding=encoding, invalid_value=invalid_value)
 
     def files(self, index: int) -> tuple[Path, Path]:
         """Image and depth of a sample."""
@@ -40,7 +61,7 @@ class _Pairs(DepthDataset):
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         image, depth = self.files(index)
         try:
-            return read_image(image), read_depth(depth, self._units)
+            return read_image(image, white_level=self._white_level), self._depth(depth, self._units)
         except DataError as error:
             raise DataError(f"{self._places[index]}{error}") from error
 
@@ -48,14 +69,22 @@ class _Pairs(DepthDataset):
         return f"{self._places[index]}{self.files(index)[1]}"
 
 
+def _check_units(units_per_metre: float) -> None:
+    if not units_per_metre > 0:
+        raise ValueError(f"units_per_metre: expected a positive number, got {units_per_metre}")
+
+
 class DepthList(_Pairs):
     """Frames that a list of the BTS form names (arXiv 1907.10326): a line "image depth focal" each, focal optional.
 
     Paths are relative to `image_root` and `depth_root` (by default the same), with or without a slash in front, or
-    absolute and inside of them. Depth
-    that is not there is also looked for under `train/` and `val/` of its root, as the official KITTI tree has them.
+    absolute and inside of them. An image may have another suffix than the list says. Depth that is not there is also
+    looked for under `train/` and `val/` of its root, as the official KITTI tree has them, and in the folder of its
+    date, as Monodepth2 has it. A missing file is a `DataError` at once; `skip_missing` leaves the line out, counts it in
+    `missing` and warns once.
     A line whose depth is the word None is left out and counted in `without_depth`.
-    units_per_metre: of 16-bit depth, 1000 for NYU, 256 for KITTI; a .npy holds metres.
+    units_per_metre: of 16-bit depth, 1000 for NYU, 256 for KITTI; a .npy holds metres. encoding, invalid_value: see
+    `read_depth`; white_level: see `read_image`.
     """
 
     def __init__(
@@ -66,18 +95,24 @@ class DepthList(_Pairs):
         *,
         units_per_metre: float = 1000.0,
         crop: Crop = None,
+        encoding: DepthEncoding = "metres",
+        invalid_value: float | None = None,
+        white_level: float | None = None,
+        skip_missing: bool = False,
     ) -> None:
+        _check_units(units_per_metre)
         image_root = Path(image_root)
-        self._depth_root = image_root if depth_root is None else Path(depth_root)
-        for argument, root in (("image_root", image_root), ("depth_root", self._depth_root)):
+        depth_root = image_root if depth_root is None else Path(depth_root)
+        for argument, root in (("image_root", image_root), ("depth_root", depth_root)):
             if not root.is_dir():
                 raise DataError(f"{argument}: no such folder: {root}")
         try:
-            lines = Path(list_file).read_text().splitlines()
+            lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{list_file}: cannot be read as a list of frames ({error})") from error
-        self.without_depth = 0
-        names, files, places = [], [], []
+        self.without_depth = self.missing = 0
+        first_missing, there = "", _Listings()
+        listed, names, files, places = [], [], [], []
         for number, line in enumerate(lines, 1):
             words = line.split()
             if not words:
@@ -88,22 +123,43 @@ class DepthList(_Pairs):
             if words[1] == "None":
                 self.without_depth += 1
                 continue
-            image, depth = within(image_root, words[0], place), within(depth_root or image_root, words[1], place)
-            names.append(image)
-            files.append((image_root / image, self._depth_root / depth))
-            places.append(f"{place}: ")
+            listed.append((place, within(image_root, words[0], place), within(depth_root, words[1], place)))
+        for place, image, depth in listed:
+            wanted = image_root / image, depth_root / depth
+            others = (wanted[0].with_suffix(suffix) for suffix in sorted(_SUFFIXES))
+            parts = (depth_root / part / depth for part in (*_ANNOTATED_PARTS, depth[:10]))
+            found = [next(filter(there.has, chain([path], rest)), None) for path, rest in zip(wanted, (others, parts))]
+            if found[0] is not None and found[1] is not None:
+                names.append(image)
+                files.append((found[0], found[1]))
+                places.append(f"{place}: ")
+                continue
+            missing = wanted[0] if found[0] is None else wanted[1]
+            if not skip_missing:
+                raise DataError(f"{place}: {missing}: no such file")
+            self.missing += 1
+            first_missing = first_missing or f"{place}: {missing}"
+        if self.missing:
+            warnings.warn(f"left out {self.missing} lines of missing files, first {first_missing}", stacklevel=2)
         if not names:
             raise DataError(f"{list_file}: expected lines 'image depth focal', got none with depth")
-        super().__init__(names, files, places, units_per_metre, crop)
+        reading: Any = {"encoding": encoding, "invalid_value": invalid_value, "white_level": white_level}
+        super().__init__(names, files, places, units_per_metre, crop, **reading)
 
-    def files(self, index: int) -> tuple[Path, Path]:
-        image, depth = super().files(index)
-        # Looked for only now: a list has tens of thousands of lines.
-        if not depth.is_file():
-            within = depth.relative_to(self._depth_root)
-            candidates = [self._depth_root / part / within for part in _ANNOTATED_PARTS]
-            depth = next((path for path in candidates if path.is_file()), depth)
-        return image, depth
+
+class _Listings:
+    """Which files there are, each folder listed once: a list has tens of thousands of lines."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        if path.parent not in self._names:
+            try:
+                self._names[path.parent] = {found.name for found in path.parent.iterdir()}
+            except OSError:
+                self._names[path.parent] = set()
+        return path.name in self._names[path.parent]
 
 
 def _is_number(text: str) -> bool:
@@ -118,7 +174,8 @@ class KittiDepth(_Pairs):
 
     root: the raw data, `2011_09_26/2011_09_26_drive_0001_sync/image_02/data/...`, PNG or JPEG.
     annotated_root: the folder with `train/` and `val/`, and in them
-    `2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/...`.
+    `2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/...`; with a split file also a folder of these drives,
+    or that of the raw data with `proj_depth` in its drives.
     split: "train" or "val", all frames of that part of the annotation; a file of lines "date/drive index side"; or the
     lines themselves. sides: cameras of the former two, "l" (image_02) and "r" (image_03).
 
@@ -142,7 +199,14 @@ class KittiDepth(_Pairs):
             if not folder.is_dir():
                 raise DataError(f"{argument}: no such folder: {folder}")
         if split in _ANNOTATED_PARTS:
-            where, lines = str(annotated_root / str(split)), _annotated_lines(annotated_root / str(split), sides)
+            # The part itself may be given as the root.
+            part = annotated_root if annotated_root.name == split else annotated_root / str(split)
+            if not part.is_dir():
+                raise DataError(
+                    f"{part}: no such folder; where train/ and val/ are merged, or the depth lies in the drives of the "
+                    "raw data, expected a file of lines as the split"
+                )
+            where, lines = str(part), _annotated_lines(part, sides)
         else:
             where, lines = read_split(split)
         tree = Tree()
@@ -161,9 +225,9 @@ class KittiDepth(_Pairs):
                 places.append(f"{place}: " if number else "")
             elif skip_missing:
                 self.missing += 1
-                first_missing = first_missing or f"{place}: {missing}"
+                first_missing = first_missing or f"{place}: {tree.name(missing)}"
             else:
-                raise DataError(f"{place}: {line.strip()!r} needs {missing}, which does not exist")
+                raise DataError(f"{place}: {line.strip()!r} needs {tree.name(missing)}, which does not exist")
         if self.missing:
             warnings.warn(f"left out {self.missing} frames of missing files, first {first_missing}", stacklevel=2)
         if not names:
@@ -173,8 +237,6 @@ class KittiDepth(_Pairs):
 
 def _annotated_lines(folder: Path, sides: tuple[str, ...]) -> list[tuple[int, str]]:
     """Lines "date/drive index side", numbered 0, of all annotated frames below a folder."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
     lines = []
     for drive in sorted(path.name for path in folder.glob("*_sync")):
         for side in sides:
@@ -189,11 +251,20 @@ class RgbdFolder(_Pairs):
 
     images, depth: a folder each, or a pattern such as "scene/rgb_*.jpg". There must be as many of both, and the numbers
     in the names of a pair must be the same (rgb_00050.jpg and sync_depth_00050.png), so that a gap pairs nothing wrong.
-    units_per_metre: of 16-bit depth; a .npy holds metres.
+    units_per_metre: of 16-bit depth; a .npy holds metres. encoding, invalid_value: see `read_depth`; white_level: see
+    `read_image`.
     """
 
     def __init__(
-        self, images: str | Path, depth: str | Path, *, units_per_metre: float = 1000.0, crop: Crop = None
+        self,
+        images: str | Path,
+        depth: str | Path,
+        *,
+        units_per_metre: float = 1000.0,
+        crop: Crop = None,
+        encoding: DepthEncoding = "metres",
+        invalid_value: float | None = None,
+        white_level: float | None = None,
     ) -> None:
         pictures, maps = _list_files(images), _list_files(depth)
         if len(pictures) != len(maps):
@@ -205,7 +276,8 @@ class RgbdFolder(_Pairs):
             if _numbers(image) != _numbers(measured):
                 raise DataError(f"{measured}: expected the depth of {image.name}, whose numbers are {_numbers(image)}")
         names = [f"{path.parent.name}/{path.name}" for path in pictures]
-        super().__init__(names, files, [""] * len(names), units_per_metre, crop)
+        reading: Any = {"encoding": encoding, "invalid_value": invalid_value, "white_level": white_level}
+        super().__init__(names, files, [""] * len(names), units_per_metre, crop, **reading)
 
 
 def _numbers(path: Path) -> list[int]:

@@ -246,7 +246,7 @@ class FlyingChairs(FlowPairs):
             places = [folder / name, folder.parent / name]
             listed = Path(split_file) if split_file else next((path for path in places if path.is_file()), places[0])
             try:
-                words = listed.read_text().split()
+                words = listed.read_text(encoding="utf-8-sig").split()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{listed}: cannot be read as the list of training and test pairs ({error})") from error
             if len(words) != len(stems) or not set(words) <= {"1", "2"}:

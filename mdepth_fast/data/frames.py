@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch.utils.data import Dataset
 
 from mdepth_fast.data.samples import (
     DataError,
+    DepthEncoding,
     Sample,
     SourceName,
     check_size,
     check_sources,
-    list_images,
+    list_clip,
     make_sample,
     open_image,
     read_depth,
@@ -35,13 +37,15 @@ class FrameFolder(Dataset[Sample]):
 
     folders: one folder or several; sources never cross from one clip to another. Every frame that has all its
     sources (frame offsets) is a target.
-    K: a text file of 3x3 numbers, a 3x3 array, or (fx, fy, cx, cy), in pixels of the frames as stored; with
-    `normalized` as fractions of their width and height (cx = 0.5 is the middle of the image). None: not known, NaN in
-    every sample; a pose network does without.
+    K: a text file or an array in a form of `read_intrinsics`, in pixels of the frames as stored; with `normalized` as
+    fractions of their width and height (cx = 0.5 is the middle of the image). None: not known, NaN in every sample; a
+    pose network does without. K_size: (height, width) of the images that K is for, by default those of the first clip;
+    for resized copies it is scaled, and an image of another shape is a `DataError`.
     poses: a text file per clip, row i camera-to-world of frame i, in a format of `Trajectory.read`. Then T is known and
     the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames, value /
     `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`. split: a file with the names of the frames
-    that are targets, one per line; None takes every frame.
+    that are targets, one per line; None takes every frame. encoding, invalid_value: of the depth, see `read_depth`;
+    white_level: of the frames, see `read_image`.
     """
 
     def __init__(
@@ -58,6 +62,10 @@ class FrameFolder(Dataset[Sample]):
         depth_units_per_metre: float = 1000.0,
         evaluation: bool = False,
         split: PathLike | None = None,
+        encoding: DepthEncoding = "metres",
+        invalid_value: float | None = None,
+        white_level: float | None = None,
+        K_size: tuple[int, int] | None = None,
     ) -> None:
         self._size = check_size(height, width)
         offsets = check_sources(sources, ())
@@ -65,6 +73,8 @@ class FrameFolder(Dataset[Sample]):
         self.sources: tuple[SourceName, ...] = tuple("known" for _ in offsets) if poses is not None else offsets
         self._K, self._normalized = read_intrinsics(K), normalized
         self._evaluation, self._units = evaluation, depth_units_per_metre
+        self._read_depth = partial(read_depth, encoding=encoding, invalid_value=invalid_value)
+        self._read_image = partial(read_image, white_level=white_level)
         if not depth_units_per_metre > 0:
             raise ValueError(f"depth_units_per_metre: expected a positive number, got {depth_units_per_metre}")
         if evaluation and depth is None:
@@ -77,15 +87,20 @@ class FrameFolder(Dataset[Sample]):
         self._targets: list[tuple[int, int]] = []
         pose_files = _per_clip(poses, len(clips), "poses")
         for clip, folder in enumerate(clips):
-            frames = list_images(folder)
-            if not frames:
-                raise DataError(f"{folder}: expected image files, got none")
+            frames = list_clip(folder)
             _check_one_size(frames)
             self._frames.append(frames)
             if pose_files:
                 self._poses.append(_read_poses(pose_files[clip], len(frames)))
             inside = range(len(frames))
             self._targets += [(clip, i) for i in inside if all(i + offset in inside for offset in self._offsets)]
+        self._K_size = None if K is None or normalized else K_size or _size_of(self._frames)
+        if self._K_size and K_size is None and self._K[:2].max() < 10 < max(self._K_size):
+            raise ValueError(
+                f"K: expected pixels of {self._K_size[1]}x{self._K_size[0]} (width x height), got "
+                f"{self._K[:2].tolist()}, which look like fractions of it: give normalized=True, "
+                "--data.intrinsics_normalized true"
+            )
         if split is not None:
             chosen = self._chosen(Path(split))
             self._targets = [target for target in self._targets if target in chosen]
@@ -95,7 +110,7 @@ class FrameFolder(Dataset[Sample]):
     def _chosen(self, split: Path) -> set[tuple[int, int]]:
         """Clip and position of the frames that a split file names."""
         try:
-            lines = split.read_text().splitlines()
+            lines = split.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{split}: cannot be read as a split file ({error})") from error
         # With several clips a name may need its folder.
@@ -125,14 +140,22 @@ class FrameFolder(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         clip, position = self._targets[index]
         frames = self._frames[clip]
-        target = read_image(frames[position])
+        target = self._read_image(frames[position])
         positions = [position + offset for offset in self._offsets]
-        images = [read_image(frames[i]) for i in positions]
+        images = [self._read_image(frames[i]) for i in positions]
         for i, image in zip(positions, images):
             if image.shape != target.shape:
                 raise DataError(f"{frames[i]}: expected the size of {frames[position].name}, got {image.shape[:2]}")
         height, width = target.shape[:2]
         K = self._K.copy()
+        if self._K_size and self._K_size != (height, width):
+            of_height, of_width = self._K_size
+            # It holds for a resized copy, not for a cropped one.
+            if abs(height * of_width / (width * of_height) - 1) > _SAME_SHAPE:
+                raise DataError(
+                    f"{frames[position]}: K is for images of {of_width}x{of_height} (width x height) and holds for "
+                    f"resized copies, got {width}x{height}; give each camera its own run, or K_size"
+                )
         if self._normalized:
             K[0] *= width
             K[1] *= height
@@ -144,9 +167,25 @@ class FrameFolder(Dataset[Sample]):
             T = [np.eye(4)] * len(positions)
         depth = None
         if self._evaluation:
-            depth = read_depth(self._depth[clip] / f"{frames[position].stem}.png", self._units)
+            depth = self._read_depth(self._depth[clip] / f"{frames[position].stem}.png", self._units)
         name = f"{frames[position].parent.name}/{frames[position].name}"
-        return make_sample(name, target, images, K, [K] * len(images), T, self._size, depth=depth)
+        return make_sample(name, target, images, K, [K] * len(images), T, self._size, K_size=self._K_size, depth=depth)
+
+
+_SAME_SHAPE = 0.02  # of width / height
+
+
+def _size_of(clips: list[list[Path]]) -> tuple[int, int] | None:
+    """(height, width) of the first frame that can be read; reading tells what is wrong with the others."""
+    for path in (path for frames in clips for path in frames):
+        try:
+            if path.suffix == ".npy":
+                return None
+            with open_image(path) as image:
+                return int(image.height), int(image.width)
+        except DataError:
+            continue
+    return None
 
 
 def _check_one_size(frames: list[Path]) -> None:
@@ -177,25 +216,33 @@ def _per_clip(paths: PathLike | Sequence[PathLike] | None, clips: int | None = N
 
 
 def read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any] | None) -> NDArray[np.float64]:
-    """A camera matrix (3,3) in any form that `FrameFolder` takes."""
+    """A camera matrix (3,3).
+
+    K is an array or a text file: 3x3 numbers, the nine of them in a line, `fx fy cx cy`, or a 3x4 or 4x4 matrix with
+    the camera at the origin. None: not known, NaN.
+    """
     if K is None:
         return np.full((3, 3), np.nan)
-    if isinstance(K, (str, Path)):
-        matrix = read_matrices(K, (3,))
-        if matrix.shape != (3, 3):
-            raise DataError(f"{K}: expected 3 lines of 3 numbers, got {len(matrix)} lines")
-        where = str(K)
+    from_file = isinstance(K, (str, Path))
+    matrix = read_matrices(K, (3, 4, 9)) if isinstance(K, (str, Path)) else np.array(K, dtype=np.float64)
+    where, error = (str(K), DataError) if from_file else ("K", ValueError)
+    shape = matrix.shape
+    if matrix.size == 4:
+        fx, fy, cx, cy = matrix.flatten()
+        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    elif matrix.size == 9:
+        matrix = matrix.reshape(3, 3)
+    elif (
+        shape in ((3, 4), (4, 4)) and not matrix[:3, 3].any() and np.array_equal(matrix[3:], np.eye(4)[3 : len(matrix)])
+    ):
+        matrix = matrix[:3, :3]
     else:
-        matrix = np.array(K, dtype=np.float64)
-        where = "K"
-        if matrix.shape == (4,):
-            fx, fy, cx, cy = matrix
-            matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        if matrix.shape != (3, 3):
-            raise ValueError(f"K: expected (fx, fy, cx, cy) or a 3x3 matrix, got shape {matrix.shape}")
+        raise error(
+            f"{where}: expected 3x3 numbers, nine in a line, fx fy cx cy, or 3x4 or 4x4 with a last column of zeros, "
+            f"got {'x'.join(map(str, shape))}"
+        )
     plausible = np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0
     if not plausible or matrix[1, 0] != 0 or not np.array_equal(matrix[2], [0, 0, 1]):
-        error = DataError if isinstance(K, (str, Path)) else ValueError
         raise error(f"{where}: expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, got {matrix.tolist()}")
     return matrix
 

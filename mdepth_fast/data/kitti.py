@@ -41,6 +41,8 @@ __all__ = [
 CAMERA = {"l": "image_02", "r": "image_03"}
 _OTHER = {"l": "r", "r": "l"}
 _GROUND_TRUTH = ("lidar", "lidar_x", "annotated")
+# (height, width) to which KITTI is resized ahead of training, though it changes the shape.
+_RESIZED = ((320, 1024), (192, 640), (256, 512), (128, 416))
 # The intrinsics that Monodepth2 uses for every drive, as fractions of width and height.
 _NOMINAL_K = np.array([[0.58, 0, 0.5], [0, 1.92, 0.5], [0, 0, 1]])
 
@@ -111,7 +113,7 @@ class _CalibrationFile:
 
 def _read_calibration(path: Path) -> _CalibrationFile:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as calibration ({error})") from error
     values = {}
@@ -185,13 +187,15 @@ class Tree:
 
     def __init__(self) -> None:
         self._listings: dict[Path, dict[int, Path]] = {}
+        self._looked: dict[Path, list[Path]] = {}
 
     def find(self, folder: Path, index: int, suffix: str = ".png", digits: int = 10) -> Path:
         """The file of that frame index; where there is none, the name that is missing."""
         if folder not in self._listings:
             files: dict[int, Path] = {}
             if folder.is_dir():
-                for path in sorted(folder.iterdir(), reverse=True):  # png wins over jpg
+                # A png wins over a jpg.
+                for path in sorted(folder.iterdir(), key=lambda path: (path.suffix == suffix, path.name)):
                     if path.stem.isdecimal():
                         files[int(path.stem)] = path
             self._listings[folder] = files
@@ -199,12 +203,22 @@ class Tree:
         return found if found is not None else folder / f"{index:0{digits}d}{suffix}"
 
     def find_annotated(self, root: Path, drive: str, index: int, side: str) -> Path:
-        """That frame's annotated depth: in the official tree, which splits the drives into train/ and val/, or where
-        Monodepth2 expects it, in the drive of the raw data."""
+        """That frame's annotated depth: in the official tree, which splits the drives into train/ and val/; in a folder
+        of the drives, one of these two or both merged, as BTS has them; or where Monodepth2 expects it, in the drive of
+        the raw data."""
         within = Path("proj_depth") / "groundtruth" / CAMERA[side]
-        folders = [*(root / part / drive.split("/")[-1] for part in ("train", "val")), root / drive]
+        name = drive.split("/")[-1]
+        folders = [root / "train" / name, root / "val" / name, root / name, root / drive]
         candidates = [self.find(folder / within, index) for folder in folders]
-        return next(filter(self.has, candidates), candidates[0])
+        found = next(filter(self.has, candidates), candidates[0])
+        if not self.has(found):
+            self._looked[found] = candidates
+        return found
+
+    def name(self, missing: Path) -> str:
+        """A file that is not there, and where else it was looked for."""
+        others = self._looked.get(missing, [])[1:]
+        return f"{missing}{''.join(f' or {path}' for path in others)}"
 
     def has(self, path: Path) -> bool:
         return path in self._listings[path.parent].values()
@@ -225,6 +239,10 @@ class KittiRaw(Dataset[Sample]):
     ground truth: LiDAR's forward coordinate, pixels rounded minus one), or "annotated", the PNGs of the depth
     benchmark under `annotated_root` (with `train/` and `val/`).
 
+    Images may have been resized, as a whole: K is scaled along each axis. Of other sizes than 1024x320, 640x192,
+    512x256 and 416x128, width / height may differ from the calibrated one by the share `aspect_tolerance`: a
+    cropped image is a `DataError`.
+
     A line whose target, sources or ground truth are not on the disk is a `DataError` naming split, line and path;
     `skip_missing` leaves it out, counts it in `missing` and warns once.
     """
@@ -243,7 +261,9 @@ class KittiRaw(Dataset[Sample]):
         ground_truth: str = "lidar",
         annotated_root: str | Path | None = None,
         skip_missing: bool = False,
+        aspect_tolerance: float = 0.02,
     ) -> None:
+        self._aspect_tolerance = aspect_tolerance
         self._size = check_size(height, width)
         self._wanted = check_sources(sources, ("stereo",))
         self.sources: tuple[SourceName, ...] = self._wanted
@@ -271,9 +291,11 @@ class KittiRaw(Dataset[Sample]):
                 self._frames.append(frame)
             elif skip_missing:
                 self.missing += 1
-                first_missing = first_missing or f"{where}, line {number}: {missing}"
+                first_missing = first_missing or f"{where}, line {number}: {tree.name(missing)}"
             else:
-                raise DataError(f"{where}, line {number}: {line.strip()!r} needs {missing}, which does not exist")
+                raise DataError(
+                    f"{where}, line {number}: {line.strip()!r} needs {tree.name(missing)}, which does not exist"
+                )
         if self.missing:
             warnings.warn(f"left out {self.missing} lines of missing files, first {first_missing}", stacklevel=2)
         if not self._frames:
@@ -345,9 +367,11 @@ class KittiRaw(Dataset[Sample]):
         target = read_image(frame.target)
         size = calibration.size.get(side, target.shape[:2])
         # The intrinsics hold for a resized copy, not for a cropped one.
-        if abs(target.shape[0] * size[1] / (target.shape[1] * size[0]) - 1) > 0.02:
+        differs = abs(target.shape[0] * size[1] / (target.shape[1] * size[0]) - 1) > self._aspect_tolerance
+        if differs and target.shape[:2] not in _RESIZED:
             raise DataError(
-                f"{frame.target}: expected the calibrated size {size} or a resized copy, got {target.shape[:2]}"
+                f"{frame.target}: expected the calibrated size {size} or a resized copy, got {target.shape[:2]}; is it "
+                f"cropped? aspect_tolerance, {self._aspect_tolerance:g}, says how far its shape may differ"
             )
         sample = make_sample(
             f"{frame.drive} {frame.index} {side}",
@@ -422,7 +446,7 @@ def read_split(split: str | Path | Iterable[str]) -> tuple[str, list[tuple[int, 
     if isinstance(split, (str, Path)):
         where = str(split)
         try:
-            lines: Sequence[str] = Path(split).read_text().splitlines()
+            lines: Sequence[str] = Path(split).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{split}: cannot be read as a split file ({error})") from error
     else:

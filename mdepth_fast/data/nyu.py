@@ -104,6 +104,11 @@ class NyuLabelled(DepthDataset):
             # MATLAB stores the last index slowest: (frame, channel, column, row).
             count, _, width, height = _require(self._path, file, "images", np.uint8, (None, 3, None, None)).shape
             _require(self._path, file, self._key, np.floating, (count, width, height))
+        if width < height:
+            raise DataError(
+                f"{self._path}: expected MATLAB's axes, images (frame, 3, width, height) and {self._key} (frame, "
+                f"width, height) of landscape frames, got a width of {width} and a height of {height}: turned axes"
+            )
         if splits is None and split != "all":
             splits = self._path.with_name("splits.mat")
             if not splits.is_file():
@@ -116,6 +121,9 @@ class NyuLabelled(DepthDataset):
         with _open(self._path) as file:
             image, depth = file["images"][frame], file[self._key][frame]
         return image.transpose(2, 1, 0), clean_depth(depth.T)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (self._path,)
 
     def where(self, index: int) -> str:
         return f"{self._path}, frame {self._frames[index] + 1}"
@@ -130,7 +138,7 @@ def _read_splits(path: Path, split: str, count: int) -> list[int]:
         places = [f"{path}, {_KEYS[split]}"] * len(numbers)
     else:
         try:
-            lines = path.read_text().split("\n")
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as frame numbers ({error})") from error
         listed = [(f"{path}, line {line}", text.strip()) for line, text in enumerate(lines, 1) if text.strip()]
@@ -192,7 +200,12 @@ class FastDepthH5(DepthDataset):
         with _open(path) as file:
             rgb = _require(path, file, "rgb", np.uint8, (3, None, None))
             depth = _require(path, file, "depth", np.floating, (None, None))
+            if rgb.shape[1] > rgb.shape[2]:
+                raise DataError(f"{path}: expected rgb (3, height, width) of a landscape frame, got {rgb.shape}")
             return rgb[()].transpose(1, 2, 0), clean_depth(depth[()])
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (self._root / self.names[index],)
 
     def where(self, index: int) -> str:
         return str(self._root / self.names[index])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mdepth_fast.data.check import STATIC, image_motion, thumbnail
 from mdepth_fast.data.frames import read_intrinsics
-from mdepth_fast.data.samples import DataError, list_images, read_image, resize_image, upright_frame
+from mdepth_fast.data.samples import DataError, list_clip, read_image, resize_image, upright_frame
 from mdepth_fast.files import making_folder
 from mdepth_fast.geometry import scale_intrinsics
 
@@ -173,9 +173,7 @@ def split_blocks(count: int, share: float, *, period: int = 500) -> tuple[list[i
 
 def _frames(source: Path) -> Iterator[NDArray[np.uint8]]:
     if source.is_dir():
-        paths = list_images(source)
-        if not paths:
-            raise DataError(f"{source}: expected image files, got none")
+        paths = list_clip(source)
         return (read_image(path, upright=True) for path in paths)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such video or folder")

@@ -1,14 +1,16 @@
 """What a data set yields, how its files are read, and what happens to the files that cannot be."""
 
+import io
 import json
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -23,12 +25,14 @@ __all__ = [
     "Crop",
     "DataError",
     "DepthDataset",
+    "DepthEncoding",
     "DepthSample",
     "Sample",
     "SkipBroken",
     "SourceName",
     "check_pixels",
     "kb_crop",
+    "list_clip",
     "list_images",
     "make_sample",
     "read_depth",
@@ -151,11 +155,74 @@ def read_npy(path: Path | str) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
 
 
-def upright_rgb(image: Any) -> NDArray[np.uint8]:
-    """A Pillow image as (h, w, 3) uint8, turned as its EXIF orientation says: cameras store pictures lying down."""
+def to_rgb(image: Any, *, upright: bool = False, white_level: float | None = None) -> NDArray[np.uint8]:
+    """A Pillow image as (h, w, 3) uint8; upright and white_level as in `read_image`. ValueError for other values."""
     from PIL import ImageOps
 
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ())]
+    colours_of_16_bits = any(str(mode).startswith(("RGB", "LA")) and ";16" in mode for mode in modes)
+    low = _lower_bytes(image) if colours_of_16_bits and white_level is not None else None
+    whole_numbers = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if upright:
+        image, low = ImageOps.exif_transpose(image), low and ImageOps.exif_transpose(low)
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = np.array(image)
+        if whole_numbers and grey.dtype != np.uint16:  # before Pillow 11
+            grey = grey.astype(np.uint16)
+        return np.repeat(_to_bytes(grey, white_level)[..., None], 3, 2)
+    rgb = np.array(image.convert("RGB"))
+    if low is not None:
+        return _to_bytes(rgb.astype(np.uint16) << 8 | np.array(low.convert("RGB")), white_level)
+    if colours_of_16_bits and rgb.size and 0 < rgb.max() <= _DARK >> 8:
+        warnings.warn(_DARK_WARNING, stacklevel=3)
+    return rgb
+
+
+_DARK = 4095
+_DARK_WARNING = (
+    "a 16-bit image uses a sixteenth of its range or less: if its camera has fewer bits, state the white level, such "
+    "as 4095 for 12 bits"
+)
+
+
+def _to_bytes(values: NDArray[Any], white_level: float | None) -> NDArray[np.uint8]:
+    """Values of any type as uint8: 0 stays, `white_level` becomes 255; None is 65535 for uint16, 1 for floats."""
+    if not values.size:
+        return values.astype(np.uint8)
+    low, high = float(values.min()), float(values.max())  # NaN if there is one
+    white = {"u": 65535.0, "f": 1.0}.get(values.dtype.kind) if white_level is None else float(white_level)
+    if white is None or not (low >= 0 and high <= white):
+        expected = "16 bits, or a white level" if white is None else f"values in 0 .. {white:g}"
+        hint = "" if white_level is not None else "; the white level says which value is white"
+        raise ValueError(f"expected {expected}, got {values.dtype} in {low:g} .. {high:g}{hint}")
+    if white == 65535 and white_level is None and 0 < high <= _DARK:
+        warnings.warn(_DARK_WARNING, stacklevel=4)
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+def _lower_bytes(image: Any) -> Any:
+    """The lower bytes of a colour image of 16 bits, of which Pillow keeps the upper ones: decoded once more."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    other = _pillow().open(io.BytesIO(image.fp.read()))
+    image.fp.seek(place)
+    swapped = str.maketrans("BLN", "LB" + ("B" if sys.byteorder == "little" else "L"))
+
+    def turned(mode: str) -> str:
+        depth = mode.index(";16")
+        return mode[:depth] + mode[depth:].translate(swapped)
+
+    for n, tile in enumerate(other.tile):
+        given = tile[3]
+        changed = turned(given) if isinstance(given, str) else (turned(given[0]), *given[1:])
+        # A plain tuple before Pillow 11.
+        other.tile[n] = tile._replace(args=changed) if hasattr(tile, "_replace") else (*tile[:3], changed)
+    return other
+
+
+def upright_rgb(image: Any, white_level: float | None = None) -> NDArray[np.uint8]:
+    """A Pillow image as (h, w, 3) uint8, turned as its EXIF orientation says: cameras store pictures lying down."""
+    return to_rgb(image, upright=True, white_level=white_level)
 
 
 def upright_frame(frame: Any) -> NDArray[np.uint8]:
@@ -165,49 +232,79 @@ def upright_frame(frame: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def read_image(path: Path | str, *, upright: bool = False) -> NDArray[np.uint8]:
+def read_image(path: Path | str, *, upright: bool = False, white_level: float | None = None) -> NDArray[np.uint8]:
     """RGB image file as (h, w, 3) uint8. A missing, truncated or foreign file is a `DataError` naming it.
 
-    A `.npy` file holds (h, w, 3), uint8 or floating point in [0, 1]. upright: turn a photograph as its EXIF orientation
-    says; a data set's images are read as they are stored, as are their ground truth and intrinsics.
+    A `.npy` file holds (h, w, 3). Images of 16 bits are scaled by 65535; floating point is in [0, 1]. white_level: the
+    value in such a file that is white, such as 4095 for a camera of 12 bits; images of 8 bits are read as they are. A
+    value above it is a `DataError` that gives the range.
+    upright: turn a photograph as its EXIF orientation says; a data set's images are read as they are stored, as are
+    their ground truth and intrinsics.
     """
     if Path(path).suffix != ".npy":
         with open_image(path) as image:
-            return upright_rgb(image) if upright else np.array(image.convert("RGB"))
+            return to_rgb(image, upright=upright, white_level=white_level)
     pixels = read_npy(path)
-    if pixels.ndim == 3 and pixels.shape[2] == 3:
-        if pixels.dtype == np.uint8:
-            return pixels
-        # Not so where NaN.
-        if np.issubdtype(pixels.dtype, np.floating) and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
-            return np.rint(pixels * 255).astype(np.uint8)
-    raise DataError(f"{path}: expected (h, w, 3), uint8 or in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.kind not in "uf":
+        raise DataError(f"{path}: expected (h, w, 3), uint8 or in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
+    if pixels.dtype == np.uint8:
+        return pixels
+    try:
+        return _to_bytes(pixels, white_level)
+    except ValueError as error:
+        raise DataError(f"{path}: expected (h, w, 3), uint8 or in [0, 1]: {error}") from None
 
 
-def read_depth(path: Path | str, units_per_metre: float = 256.0) -> NDArray[np.float32]:
-    """Depth file as (h, w) float32 metres, 0 = none.
+DepthEncoding = Literal["metres", "sunrgbd", "uint8"]
+"""How whole numbers in a depth image stand for depth, see `read_depth`."""
+
+
+def read_depth(
+    path: Path | str,
+    units_per_metre: float = 256.0,
+    *,
+    encoding: DepthEncoding = "metres",
+    invalid_value: float | None = None,
+) -> NDArray[np.float32]:
+    """Depth file as (h, w) float32 metres, 0 = none; what is not finite or not positive is none.
 
     A 16-bit image holds metres * `units_per_metre` (KITTI 256, millimetres 1000); a `.npy` file or a floating-point
-    TIFF holds metres (h, w), where what is not finite or not positive is none. `DataError` for a file of
-    `inference.write_map` that says it holds something else, or of another scale; a warning if it says that the depth
-    has no unit.
+    TIFF holds metres (h, w). `DataError` for a file of `inference.write_map` that says it holds something else, or of
+    another scale; a warning if it says that the depth has no unit.
+
+    encoding: "sunrgbd" turns each 16-bit number back by three bits, as SUN RGB-D stores its millimetres; "uint8" takes
+    images of 8 bits, which are refused otherwise: most of them are pictures of depth. invalid_value: what the file
+    holds where there is no depth, besides 0, such as 65535; a warning if a 16-bit image has that value and nothing says
+    what it means.
     """
+    if encoding not in get_args(DepthEncoding):
+        raise ValueError(f"encoding: expected one of {get_args(DepthEncoding)}, got {encoding!r}")
     if Path(path).suffix == ".npy":
         values = read_npy(path)
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
             raise DataError(f"{path}: expected metres (h, w), floating point, got {values.dtype} of {values.shape}")
         _check_metadata(path, metadata_beside(path), units_per_metre)
-        return clean_depth(values)
+        return clean_depth(values, invalid_value)
     with open_image(path) as image:
-        pixels, text = np.array(image), metadata_inside(image)
+        pixels, text, mode = np.array(image), metadata_inside(image), image.mode
     _check_metadata(path, text, units_per_metre)
     if pixels.ndim == 2 and np.issubdtype(pixels.dtype, np.floating):
-        return clean_depth(pixels)
-    if pixels.ndim != 2 or pixels.dtype == np.uint8:
+        return clean_depth(pixels, invalid_value)
+    few = pixels.dtype in (np.uint8, np.bool_)
+    if pixels.ndim != 2 or mode == "P" or (few and (encoding != "uint8" or mode == "1")):
+        hint = '; encoding "uint8" takes 8 bits as depth' if few and pixels.ndim == 2 and mode == "L" else ""
         raise DataError(
-            f"{path}: expected a 16-bit single-channel depth image, got {pixels.dtype} of shape {pixels.shape}"
+            f"{path}: expected a 16-bit single-channel depth image, got {pixels.dtype} of shape {pixels.shape}{hint}"
         )
-    return pixels.astype(np.float32) / np.float32(units_per_metre)
+    if encoding == "sunrgbd":
+        bits = pixels.astype(np.uint32) & 0xFFFF
+        pixels = (bits >> 3 | bits << 13) & 0xFFFF
+    elif invalid_value is None and text is None and pixels.size and pixels.max() == 65535:
+        warnings.warn(
+            "a depth image holds 65535, which counts as depth; if it means that there is none, say invalid_value 65535",
+            stacklevel=2,
+        )
+    return clean_depth(pixels, invalid_value, units_per_metre)
 
 
 def sidecar(path: Path | str) -> Path:
@@ -248,10 +345,15 @@ def _check_metadata(path: Path | str, text: str | None, units_per_metre: float) 
         warnings.warn(f"a file of depth is read as metres, but holds {words}", stacklevel=3)
 
 
-def clean_depth(values: NDArray[Any]) -> NDArray[np.float32]:
-    """float32, 0 where `values` are not finite or not positive."""
-    depth = values.astype(np.float32)
-    depth[~(np.isfinite(depth) & (depth > 0))] = 0
+def clean_depth(
+    values: NDArray[Any], invalid_value: float | None = None, units_per_metre: float = 1.0
+) -> NDArray[np.float32]:
+    """`values` / units_per_metre in float32, 0 where `values` are not finite, not positive, or `invalid_value`."""
+    depth = values.astype(np.float32) / np.float32(units_per_metre)
+    none = ~(np.isfinite(depth) & (depth > 0))
+    if invalid_value is not None:
+        none |= values.astype(np.float32) == np.float32(invalid_value)
+    depth[none] = 0
     return depth
 
 
@@ -370,6 +472,10 @@ class DepthDataset(Dataset[DepthSample]):
         """Image (h, w, 3) and depth (h, w) in metres, 0 = none, as the files hold them. `DataError` names the file."""
         raise NotImplementedError
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files of a sample, by which a cache tells whether they are still the same."""
+        return ()
+
     def where(self, index: int) -> str:
         """What an error calls a sample."""
         return self.names[index]
@@ -472,6 +578,19 @@ def list_images(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"{folder}: cannot list the folder ({error.strerror})") from error
     return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def list_clip(folder: Path) -> list[Path]:
+    """The frames of a clip in natural order: image files without those hidden by a dot. `DataError` if there is none,
+    or if two files differ in their suffix only: a frame would be its own neighbour."""
+    frames = [path for path in list_images(folder) if not path.name.startswith(".")]
+    if not frames:
+        raise DataError(f"{folder}: expected image files, got none")
+    by_stem: dict[str, Path] = {}
+    for path in frames:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise DataError(f"{folder}: expected one file for each frame, got {other.name} and {path.name}")
+    return frames
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -53,7 +53,7 @@ class Triplets(Dataset[Sample]):
         if isinstance(split, (str, Path)):
             where = str(split)
             try:
-                lines = Path(split).read_text().splitlines()
+                lines = Path(split).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{split}: cannot be read as a split ({error})") from error
         else:

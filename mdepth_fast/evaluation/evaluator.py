@@ -47,6 +47,9 @@ class Evaluator:
         self._sums: list[list[float]] = []
         self._ratios: list[float] = []
         self._pixels: list[tuple[Tensor, Tensor]] = []  # where one scale is for all
+        self._clamped = 0
+        self.ground_truth = ""
+        """what the table says of the ground truth: protocols do not tell LiDAR from annotated depth"""
 
     def update(
         self,
@@ -59,8 +62,9 @@ class Evaluator:
         """Add one image and return its metrics.
 
         prediction: depth, (h,w), (1,h,w) or (1,1,h,w); ground_truth: depth in metres, the same ranks at any size,
-        0 or non-finite = none. `name` stands in the error raised for a non-finite prediction, or one that is not
-        positive where it has to be inverted. inverse: the prediction is inverse depth. Under the alignment
+        0 or non-finite = none. `name` stands in the error raised for a non-finite prediction, or a negative one where
+        it has to be inverted; there 0 is clamped to the end of the protocol's range, and counted. inverse: the
+        prediction is inverse depth. Under the alignment
         "lsq_disparity" any will do, as it is fitted to the inverse of the ground truth itself; under others it must be
         positive. Under "median_set" the metrics are not known before all images are, and {} is returned; the pixels
         with ground truth are kept until then (8 bytes each in float32).
@@ -69,6 +73,7 @@ class Evaluator:
         found = compare(self.protocol, prediction, ground_truth, name, inverse)
         if found.ratio is not None:
             self._ratios.append(found.ratio)
+        self._clamped += found.clamped
         if self.protocol.alignment == "median_set":
             values, truth = found.pixels()
             self._pixels.append((1 / values if found.inverse else values, truth))
@@ -82,6 +87,7 @@ class Evaluator:
             raise ValueError(
                 f"other: expected an evaluator of {self.protocol.describe()}, got one of {other.protocol.describe()}"
             )
+        self._clamped += other._clamped
         self._sums += other._sums
         self._ratios += other._ratios
         self._pixels += other._pixels
@@ -93,11 +99,13 @@ class Evaluator:
         """
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self
-        own = (self._sums, self._ratios, [(values.cpu(), truth.cpu()) for values, truth in self._pixels])
+        own = (self._sums, self._ratios, [(values.cpu(), truth.cpu()) for values, truth in self._pixels], self._clamped)
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
         whole = Evaluator(self.protocol)
-        for sums, ratios, pixels in parts:
+        whole.ground_truth = self.ground_truth
+        for sums, ratios, pixels, clamped in parts:
+            whole._clamped += clamped
             whole._sums += sums
             whole._ratios += ratios
             whole._pixels += pixels
@@ -109,7 +117,7 @@ class Evaluator:
         Keys: `METRICS`; "rmse_of_mse", the root of the mean of the images' mean squared errors; "si_log", SILog / 100;
         "images", those averaged; "without_ground_truth", those left out; for median alignment also
         "scale_median", the median of the per-image ratios, and "scale_std", the standard deviation of
-        ratio / scale_median.
+        ratio / scale_median; "clamped" where predictions of 0 had to be, their number.
         """
         median = self.protocol.alignment in ("median", "median_set")
         middle = float(np.median(self._ratios)) if self._ratios else math.nan
@@ -125,6 +133,8 @@ class Evaluator:
         )
         summary["images"] = len(valid)
         summary["without_ground_truth"] = len(images) - len(valid)
+        if self._clamped:
+            summary["clamped"] = self._clamped
         if median:
             summary["scale_median"] = middle
             summary["scale_std"] = float(np.std(np.array(self._ratios) / middle)) if self._ratios else math.nan
@@ -142,8 +152,12 @@ class Evaluator:
             " ".join(f"{summary[key]:9.3f}" for key in self.protocol.columns),
             counts,
         ]
+        if self._clamped:
+            lines.append(f"{self._clamped} pixels were predicted as exactly 0 and clamped to the protocol's range")
         if "scale_median" in summary:
             lines.append(f"scale: median {summary['scale_median']:.3f}, std/median {summary['scale_std']:.3f}")
+        if self.ground_truth:
+            lines.append(f"ground truth: {self.ground_truth}")
         return "\n".join(lines)
 
 
@@ -175,6 +189,7 @@ class Comparison(NamedTuple):
     scale: float
     shift: float = 0.0
     ratio: float | None = None  # of the medians; None where they play no part, or nothing counts
+    clamped: int = 0  # predictions of 0
 
     def sums(self) -> list[float]:
         """`ops.DEPTH_SUMS` under the protocol."""
@@ -216,8 +231,15 @@ def compare(
         raise ValueError(f"prediction of {name}: expected finite depths, got {count} non-finite of {values.numel()}")
     in_disparity = protocol.alignment == "lsq_disparity"
     affine = inverse and in_disparity  # its zero is not known yet: it cannot be inverted
+    clamped = 0
     if not low > 0 and not affine and (inverse or in_disparity or protocol.resize == "disparity"):
-        raise ValueError(f"prediction of {name}: expected positive depths, got {low:g}")
+        if low < 0 or not high > 0:
+            raise ValueError(f"prediction of {name}: expected positive depths, got {low:g}")
+        # Published code clips depth after its inversion; a ReLU gives exact zeros.
+        clamped = int((values == 0).sum())
+        values = values.clamp_min(
+            1 / protocol.max_depth or torch.finfo(values.dtype).tiny if inverse else protocol.min_depth
+        )
 
     if values.shape != truth.shape:
         if protocol.resize != "nearest" and inverse != (protocol.resize == "disparity"):
@@ -230,7 +252,9 @@ def compare(
         values = _resize(values, truth.shape, "nearest-exact" if protocol.resize == "nearest" else "bilinear")
     if inverse if protocol.alignment == "lsq_depth" else in_disparity and not inverse:
         values, inverse = 1 / values, not inverse
-    found = Comparison(protocol, values, truth, inverse, 1 / protocol.scale if inverse else protocol.scale)
+    found = Comparison(
+        protocol, values, truth, inverse, 1 / protocol.scale if inverse else protocol.scale, clamped=clamped
+    )
     return found if protocol.alignment == "none" else _align(found)
 
 
@@ -271,6 +295,8 @@ def _as_map(values: Tensor | ArrayLike, argument: str, name: str) -> Tensor:
 
 
 def _resize(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
-    return F.interpolate(
-        values[None, None], tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
-    )[0, 0]
+    # In double: PyTorch computes the positions in the type of the values, which costs four digits in float32.
+    resized = F.interpolate(
+        values[None, None].double(), tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None
+    )
+    return resized[0, 0].to(values.dtype)

@@ -122,10 +122,10 @@ class Source(ABC):
 class ImageFiles(Source):
     """Image files of any sizes; each gives its name to its outputs."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], *, white_level: float | None = None) -> None:
+        self.paths, self._white_level = list(paths), white_level
         self.length = len(self.paths)
-        self.keys = {str(folder.resolve()): None for folder in {path.parent for path in self.paths}}
+        self.keys = {str(folder.resolve()): white_level for folder in {path.parent for path in self.paths}}
         self.title = str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
 
     def entries(self) -> Iterator[tuple[int, str, float]]:
@@ -142,7 +142,8 @@ class ImageFiles(Source):
             index, name, changed = entry
             path = self.paths[index]
             try:
-                yield Frame(index, name, read_image(path, upright=True), changed=changed)
+                image = read_image(path, upright=True, white_level=self._white_level)
+                yield Frame(index, name, image, changed=changed)
             except DataError as error:
                 yield Unreadable(index, str(path), str(error))
 
@@ -156,9 +157,10 @@ class Shards(Source):
     names: of the shards, which are those of the folders of their outputs.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self.keys = {str(path.resolve()): _changed(path) for path in self.paths}
+    def __init__(self, paths: Sequence[Path], *, white_level: float | None = None) -> None:
+        self.paths, self._white_level = list(paths), white_level
+        level = [] if white_level is None else [white_level]
+        self.keys = {str(path.resolve()): [*_changed(path), *level] for path in self.paths}
         self.title = str(self.paths[0])
         self.names = [SHARD_SUFFIX.sub("", path.name) for path in self.paths]
 
@@ -201,7 +203,7 @@ class Shards(Source):
         try:
             with pillow.open(io.BytesIO(file.read())) as image:
                 check_pixels(where, *image.size)
-                return Frame(index, name, upright_rgb(image))
+                return Frame(index, name, upright_rgb(image, self._white_level))
         except DataError as error:
             return Unreadable(index, where, str(error))
         except (SyntaxError, ValueError, pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
@@ -363,11 +365,12 @@ class Camera(Source):
         return _opened(file, f"{self.title} ({file})", kind)
 
 
-def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Source]:
+def open_sources(inputs: Sequence[str], *, limit: int | None = None, white_level: float | None = None) -> list[Source]:
     """The sources that the inputs of a command name: all image files as one, all shards as one, each video and camera.
 
     An input is an image, a folder of images, a video, a shard (.tar, .tar.gz), the number of a camera, or a pattern
     such as `"clips/*.mp4"` for files of these kinds. limit: only the first so many frames of each source.
+    white_level: of images and shards, see `data.samples.read_image`.
 
     Raises:
         FileNotFoundError: there is no such input, or no image in the folder.
@@ -402,8 +405,8 @@ def open_sources(inputs: Sequence[str], *, limit: int | None = None) -> list[Sou
     counts = Counter(path.stem for path in images)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"input: expected images of different names, got {twice[0]} twice")
-    sources: list[Source] = [ImageFiles(images[:limit])] if images else []
-    sources += [_limited(Shards(shards), limit)] if shards else []
+    sources: list[Source] = [ImageFiles(images[:limit], white_level=white_level)] if images else []
+    sources += [_limited(Shards(shards, white_level=white_level), limit)] if shards else []
     names = [name for source in sources if isinstance(source, Shards) for name in source.names]
     names += [source.name for source in others]
     if len(set(names)) < len(names):

@@ -1,6 +1,6 @@
 """Trained networks: reading them back, and measuring them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mdepth_fast.inference.writers import DepthMap
@@ -22,6 +23,7 @@ from mdepth_fast.weights import create_converted
 from mdepth_fast.weights.checkpoint import create_published
 from mdepth_fast.weights.download import Progress
 from mdepth_fast.weights.hub import WEIGHTS, is_on_hub
+from mdepth_fast.weights.match import peeled
 from mdepth_fast.weights.registry import fetch, find, is_published
 
 __all__ = ["Trained", "evaluate", "evaluate_sample", "load_system", "load_trained", "predict_image", "predict_sample"]
@@ -170,7 +172,7 @@ def read_run(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return Config.from_dict(saved["config"]), saved, values["state_dict"]
 
 
-def _layers(encoder: dict[str, Any]) -> int:
+def _layers(encoder: Mapping[str, Any]) -> int:
     """Of a published ResNet: told by its kind of block and their number in the third stage."""
     bottleneck = "encoder.layer1.0.conv3.weight" in encoder
     blocks = sum(f"encoder.layer3.{number}.conv1.weight" in encoder for number in range(40))
@@ -179,23 +181,43 @@ def _layers(encoder: dict[str, Any]) -> int:
     )
 
 
+def _scales(depth: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a published depth decoder, as an option where it has not all four: told by the channels of its heads."""
+    heads = [depth.get(f"decoder.{number}.conv.weight") for number in range(10, 14)]
+    widths = [head.shape[1] for head in heads if isinstance(head, Tensor) and head.dim() == 4]
+    scales = tuple(_HEADS.index(width) for width in widths if width in _HEADS)
+    return {"scales": scales} if scales and scales != (0, 1, 2, 3) else {}
+
+
+_HEADS = (16, 32, 64, 128)  # input channels of the head of each scale
+
+
+def _published_content(path: Path) -> Mapping[str, Any]:
+    """A file of a published folder without what has been put around its tensors."""
+    content = list(peeled(read_checkpoint(path)))
+    return next((one for one in content if _FIRST.keys() & one.keys()), content[0])
+
+
+_FIRST = dict.fromkeys(("encoder.conv1.weight", "decoder.0.conv.conv.weight", "pose_conv.weight", "net.0.weight"))
+
+
 def _load_published(folder: Path, device: str | torch.device) -> Trained:
-    encoder = read_checkpoint(folder / "encoder.pth")
+    encoder, depth = (_published_content(folder / f"{name}.pth") for name in ("encoder", "depth"))
     stereo = bool(encoder.get("use_stereo", False))
     low, high = (limit * (STEREO_UNIT if stereo else 1.0) for limit in PUBLISHED_RANGE)
     name = f"monodepth2_resnet{_layers(encoder)}"
-    net = create_model(name, min_depth=low, max_depth=high, unit="m" if stereo else None)
+    net = create_model(name, min_depth=low, max_depth=high, unit="m" if stereo else None, **_scales(depth))
     load_checkpoint(net, folder)
     return Trained(net.to(device).eval(), None)
 
 
 def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
     """Monodepth2 with the published depth and pose networks of a folder."""
-    depth_encoder = read_checkpoint(folder / "encoder.pth")
+    depth_encoder = _published_content(folder / "encoder.pth")
     depth = f"monodepth2_resnet{_layers(depth_encoder)}"
-    pose = read_checkpoint(folder / "pose.pth")
+    pose = _published_content(folder / "pose.pth")
     if (folder / "pose_encoder.pth").is_file():
-        encoder = read_checkpoint(folder / "pose_encoder.pth")
+        encoder = _published_content(folder / "pose_encoder.pth")
         name, images = f"posenet_resnet{_layers(encoder)}", encoder.get("encoder.conv1.weight")
         frames = 2 if images is None else images.shape[1] // 3
     elif "pose_conv.weight" in pose:
@@ -208,6 +230,8 @@ def _published_system(folder: Path) -> SelfSupervisedSystem[Any]:
     sections["pose"]["input"] = "pairs" if frames == 2 else "all"
     for section in sections.values():
         section["weights"] = str(folder)
+    for name, value in _scales(_published_content(folder / "depth.pth")).items():
+        sections["model"][name] = list(value)
     size = {key: int(depth_encoder[key]) for key in ("height", "width") if key in depth_encoder}
     config = Config.from_dict({"system": "monodepth2", "data": size, **sections})
     system: SelfSupervisedSystem[Any] = system_of(config).create(config, SimpleNamespace(sources=(-1, 1)))

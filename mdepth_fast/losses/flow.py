@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mdepth_fast.ops import _checks, flow_photometric_loss, flow_smoothness_loss
 from mdepth_fast.ops.flow_smoothness_loss import Form
 
+from ._inputs import look_once
+
 __all__ = ["FlowLoss", "FlowLossParts", "local_response_norm"]
 
 
@@ -102,6 +104,7 @@ class FlowLoss(nn.Module):
         _checks.tensor(second, "second", tuple(first.shape), "(B, 3, H, W)")
         batch, _, height, width = first.shape
         _checks.tensor(flow, "flow", (batch, 2, height, width), "(B, 2, H, W)")
+        look_once(self, first=first, second=second)
         if self.normalize:
             first, second = (local_response_norm(images, self.mean) for images in (first, second))
         mask = border_mask(flow, self.border) if self.border else None

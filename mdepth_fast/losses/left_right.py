@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mdepth_fast.losses.monodepth import image_pyramid
 from mdepth_fast.ops import _checks, edge_aware_smoothness, flow_warp, photometric_loss
 
+from ._inputs import look_once
+
 __all__ = ["GargLoss", "LeftRightLoss", "LeftRightParts"]
 
 
@@ -72,6 +74,7 @@ class LeftRightLoss(nn.Module):
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
         maps, lefts, rights = _at_every_scale(disparities, left, right, 2)
+        look_once(self, left=left, right=right)
         appearance, smoothness, consistency = [], [], []
         with torch.autocast(left.device.type, enabled=False):
             for both, one, other in zip(maps, lefts, rights):
@@ -132,6 +135,7 @@ class GargLoss(nn.Module):
             TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
         """
         maps, lefts, rights = _at_every_scale(disparities, left, right, 1)
+        look_once(self, left=left, right=right)
         photometric, smoothness = [], []
         with torch.autocast(left.device.type, enabled=False):
             for disparity, target, source in zip(maps, lefts, rights):

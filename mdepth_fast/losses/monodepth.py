@@ -20,6 +20,8 @@ from mdepth_fast.ops import (
 )
 from mdepth_fast.ops.inverse_warp import MIN_Z
 
+from ._inputs import look_once
+
 __all__ = ["EdgeAwareSmoothness", "MinReprojectionLoss", "MonodepthLoss", "MonodepthParts", "PhotometricLoss"]
 
 _MASK_WEIGHT = 0.2  # of the cross-entropy that keeps a predicted mask from vanishing
@@ -35,6 +37,7 @@ class PhotometricLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Takes two images (B, C, H, W) in [0, 1] and returns a scalar."""
+        look_once(self, target=target)
         return photometric_loss(prediction, target, ssim_weight=self.ssim_weight).mean()
 
 
@@ -67,6 +70,7 @@ class MinReprojectionLoss(nn.Module):
         identity_noise: Tensor | None = None,
     ) -> MinReprojection:
         """See `ops.min_reprojection`."""
+        look_once(self, K, target=target)
         return min_reprojection(
             target,
             sources,
@@ -236,6 +240,7 @@ class MonodepthLoss(nn.Module):
                 f"disparities: expected {len(self.scales)}, one for each of scales, got {len(disparities)}"
             )
         self._check_masks(masks, disparities, sources)
+        look_once(self, K, target=target, sources=sources)
         with torch.autocast(target.device.type, enabled=False):
             maps = [one if one.dtype == torch.float64 else one.float() for one in disparities]
             if pyramid is None:

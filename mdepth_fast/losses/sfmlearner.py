@@ -12,6 +12,8 @@ from mdepth_fast.geometry import scale_intrinsics
 from mdepth_fast.losses.monodepth import image_pyramid
 from mdepth_fast.ops import _checks, disparity_to_depth, view_synthesis_loss
 
+from ._inputs import look_once
+
 __all__ = ["SfMLearnerLoss", "SfMLearnerParts", "second_order_smoothness"]
 
 
@@ -166,6 +168,8 @@ class SfMLearnerLoss(nn.Module):
             expected = [(batch, count, *one.shape[2:]) for one in disparities]
             if (shapes := [tuple(one.shape) for one in explainability]) != expected:
                 raise ValueError(f"explainability: expected logits of shapes {expected}, got {shapes}")
+
+        look_once(self, K, target=target, sources=sources)
 
         def each(part: Tensor) -> Tensor:
             """(B, ...) to (B * S, ...), once for every source."""

@@ -10,6 +10,8 @@ from mdepth_fast.geometry import backproject, invert_pose, pose_matrix_from_vect
 from mdepth_fast.losses.monodepth import image_pyramid
 from mdepth_fast.ops import _checks, disparity_to_depth, edge_aware_smoothness, icp_align, view_synthesis_loss
 
+from ._inputs import look_once
+
 __all__ = ["Icp3DLoss", "Vid2DepthLoss", "Vid2DepthParts", "adjacent_pairs", "pair_transforms"]
 
 
@@ -155,6 +157,7 @@ class Vid2DepthLoss(nn.Module):
         for s, one in enumerate(disparities):
             if one.dim() != 5 or one.shape[:3] != (batch, frames, 1):
                 raise ValueError(f"disparities[{s}]: expected ({batch}, {frames}, 1, h, w), got {tuple(one.shape)}")
+        look_once(self, K, images=images)
         K = (K[:, None] if K.dim() == 3 else K).expand(batch, frames, 3, 3)
         # As `adjacent_pairs` has them, made on the device: a list would be copied to it in every step.
         k = torch.arange(frames - 1, device=images.device)

@@ -194,6 +194,12 @@ class Model(Pretrained):
         """
         return content
 
+    @classmethod
+    def options_of(cls, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options for the constructor that the names and shapes of a published file tell, those that differ from the
+        defaults; None for another file."""
+        return None
+
 
 # Of a network that does not say more.
 _KIND_BY_UNIT: dict[str | None, Kind] = {"m": "metric", "px": "disparity", None: "relative"}
@@ -262,11 +268,14 @@ class DepthModel(Model):
         if images.numel() and (images.amin() < -1e-3 or images.amax() > 1 + 1e-3):
             low, high = images.amin().item(), images.amax().item()
             raise ValueError(f"images: expected values in [0, 1], got {low:.4g} to {high:.4g}")
-        images = images.to(next(self.parameters()))
+        parameter = next(self.parameters())
+        # Resized in float32 at least: half precision has no antialiased resizing.
+        images = images.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
         shape = (images.shape[-2], images.shape[-1])
         height, width = size or self.network_size(*shape)
         if (height, width) != shape:
             images = self.resize(images, (height, width))
+        images = images.to(parameter.dtype)
 
         with eval_mode(self):
             if flip:
@@ -274,6 +283,7 @@ class DepthModel(Model):
                 values = _blend_flipped(plain, mirrored.flip(-1))
             else:
                 values = self.infer(images)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         values = F.interpolate(values, shape, mode=self.interpolation, align_corners=self.align_corners)
         return DepthPrediction(self.to_depth(values), self.kind, self.unit)
 

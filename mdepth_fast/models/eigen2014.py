@@ -67,10 +67,14 @@ class _Coarse(nn.Module):
         self.dropout = _Dropout()
         self.full2 = nn.Linear(hidden, output_size[0] * output_size[1])
 
+    def _normed(self, x: Tensor) -> Tensor:
+        # bfloat16 has no such pooling on a CPU.
+        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         """Colours - 128 (B, 3, H, W) to standardised log depth (B, 1, h, w)."""
-        x = self.norm(_pool(self.conv1(x)))
-        x = self.norm(_pool(self.conv2(x)))
+        x = self._normed(_pool(self.conv1(x)))
+        x = self._normed(_pool(self.conv2(x)))
         x = self.conv3(x).relu_()
         x = self.conv4(x).relu_()
         x = 0.01 * _pool(self.conv5(x))

@@ -173,7 +173,9 @@ class FastDepth(DepthModel):
         self.decoder = nn.Sequential(OrderedDict((f"conv{k}", stage) for k, stage in enumerate(stages, 1)))
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                fan = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+                # As published: the fan of a transposed convolution is that of its inputs.
+                channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.in_channels
+                fan = layer.kernel_size[0] * layer.kernel_size[1] * channels
                 nn.init.normal_(layer.weight, 0.0, (2 / fan) ** 0.5)
         if encoder_weights is not None:
             load_encoder_weights(self.encoder, encoder_weights, "model.")
@@ -195,19 +197,51 @@ class FastDepth(DepthModel):
         return depth
 
     def translate(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """From the names of the published networks: with skips `conv{i}`, `decode_conv{k}`, without `mobilenet.{i}`."""
-        if self.skip == "none":
-            names = [(r"mobilenet\.(\d+)\.", r"encoder.\1.")]
-        else:
-            names = [(r"conv(\d+)\.", r"encoder.\1."), (r"decode_conv(\d)\.", r"decoder.conv\1.")]
-        if not any(re.match(names[0][0], key) for key in content):
+        """From the names of the published networks: with skips `conv{i}`, `decode_conv{k}`, without `mobilenet.{i}`
+        and those of each decoder."""
+        if not _published(content) or ("mobilenet.0.0.weight" in content) != (self.skip == "none"):
             return content
-        renamed = {}
-        for key, value in content.items():
-            for pattern, replacement in names:
-                key = re.sub("^" + pattern, replacement, key)
-            renamed[key] = value
-        return renamed
+        return _renamed(content)
+
+    @classmethod
+    def options_of(cls, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Decoder, skips and channels. "blconv" has the shapes of "nnconv", which is taken."""
+        if not _published(content):
+            return None
+        state = {key: tuple(getattr(value, "shape", ())) for key, value in _renamed(content).items()}
+
+        def shape(*names: str) -> tuple[int, ...]:
+            return next((state[f"{name}.weight"] for name in names if len(state.get(f"{name}.weight", ())) == 4), ())
+
+        first = "decoder.conv1"
+        transposed = any(key.startswith("decoder.convt") for key in content)
+        try:
+            encoder = tuple(shape(f"encoder.{k}.{3 if k else 0}")[0] for k in range(len(CHANNELS)))
+            widths: tuple[int, ...] | None
+            if shape(f"{first}.0.long.0.0"):
+                decoder, widths = "upproj", tuple(shape(f"decoder.conv{k}.0.short.0")[0] for k in range(1, 6))
+            elif "decoder.conv6.0.weight" not in state:
+                dense = shape(f"{first}.1")
+                decoder, widths = f"shuffle{dense[-1]}" if dense else f"shuffle{shape(f'{first}.1.0')[-1]}dw", None
+            elif shape(f"{first}.1"):
+                decoder, widths = "upconv", tuple(shape(f"decoder.conv{k}.1")[0] for k in range(1, 6))
+            elif dense := shape(f"{first}.0"):
+                decoder = f"{'deconv' if transposed else 'nnconv'}{dense[-1]}"
+                widths = tuple(shape(f"decoder.conv{k}.0")[int(transposed)] for k in range(1, 6))
+            else:
+                decoder = f"{'deconv' if transposed else 'nnconv'}{shape(f'{first}.0.0')[-1]}dw"
+                widths = tuple(shape(f"decoder.conv{k}.1.0")[0] for k in range(1, 6))
+            skip = "none"
+            if "mobilenet.0.0.weight" not in content and widths is not None:
+                skip = "concat" if shape("decoder.conv3.0.0")[0] > widths[1] else "add"
+        except IndexError:
+            return None
+        found = {"decoder": decoder, "skip": skip, "encoder_channels": encoder, "decoder_channels": widths}
+        usual = {"decoder": "nnconv5dw", "skip": "add", "encoder_channels": CHANNELS, "decoder_channels": _WIDTHS}
+        if (skip, encoder, widths) == ("add", PRUNED_ENCODER, PRUNED_DECODER):
+            return None  # a model of its own
+        different = {name: value for name, value in found.items() if value is not None and value != usual[name]}
+        return different or None
 
     def _native_copy(self) -> Model:
         """With the decoders nnconv3dw and nnconv5dw, and without concatenated skips, one call of `ops.conv_stack`."""
@@ -252,6 +286,41 @@ class _Fused(DepthModel):
     def infer(self, images: Tensor) -> Tensor:
         depth: Tensor = self(images)
         return depth
+
+
+def _published(content: Mapping[str, Any]) -> bool:
+    return "mobilenet.0.0.weight" in content or "conv0.0.weight" in content
+
+
+_NAMES = (
+    (r"mobilenet\.(\d+)\.", r"encoder.\1."),
+    (r"conv(\d+)\.", r"encoder.\1."),
+    (r"decode_conv(\d)\.", r"decoder.conv\1."),
+    (r"decoder\.(?:convt|upconv)(\d)\.", r"decoder.conv\1."),
+    (r"decoder\.convf\.", "decoder.conv6."),
+    (r"decoder\.upproj(\d)\.branch1\.([01])\.", r"decoder.conv\1.0.long.0.\2."),
+    (r"decoder\.upproj(\d)\.branch1\.3\.", r"decoder.conv\1.0.long.1.0."),
+    (r"decoder\.upproj(\d)\.branch1\.4\.", r"decoder.conv\1.0.long.1.1."),
+    (r"decoder\.upproj(\d)\.branch2\.", r"decoder.conv\1.0.short."),
+)
+
+
+def _renamed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A published state dict under the names of ours."""
+    # The published decoders that shuffle call a function for it, ours has a layer before the convolutions.
+    shuffled = "mobilenet.0.0.weight" in content and not any(
+        key.startswith(("decoder.conv6.", "decoder.convf.")) for key in content
+    )
+    renamed = {}
+    for key, value in content.items():
+        for pattern, replacement in _NAMES:
+            key, changed = re.subn("^" + pattern, replacement, key)
+            if changed:
+                break
+        if shuffled:
+            key = re.sub(r"^(decoder\.conv\d)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) + 1}.", key)
+        renamed[key] = value
+    return renamed
 
 
 def _shuffle_stages(decoder: str, skip: str, inputs: int, decoder_channels: Sequence[int] | None) -> list[nn.Module]:

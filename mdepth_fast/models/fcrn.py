@@ -172,7 +172,7 @@ class FCRN(DepthModel):
         if released_padding and upsampling == "deconv":
             raise ValueError('released_padding: expected False for upsampling="deconv", which has no such convolution')
         self.upsampling, self.released_padding = upsampling, released_padding
-        self.encoder = ResNetEncoder(layers, caffe=True, mean=0.0, std=1 / 255)
+        self.encoder = ResNetEncoder(layers, caffe="same" if released_padding else True, mean=0.0, std=1 / 255)
         width = self.encoder.channels[-1] // 2
         self.transit = nn.Conv2d(2 * width, width, 1)
         self.transit_norm = nn.BatchNorm2d(width)

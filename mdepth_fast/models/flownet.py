@@ -57,7 +57,7 @@ class FlowModel(Model):
         Runs in eval mode and leaves every module in the mode it had. TypeError if the images are no floating-point
         tensors, ValueError for another shape, for images of different sizes, or for values outside [0, 1].
         """
-        images = []
+        images, parameter = [], next(self.parameters())
         for name, image in (("first", first), ("second", second)):
             image = image.unsqueeze(0) if isinstance(image, Tensor) and image.dim() == 3 else image
             check_images(image, name)
@@ -65,7 +65,8 @@ class FlowModel(Model):
             if image.numel() and not (image.amin() >= -1e-3 and image.amax() <= 1 + 1e-3):
                 low, high = image.amin().item(), image.amax().item()
                 raise ValueError(f"{name}: expected values in [0, 1], got {low:.4g} to {high:.4g}")
-            images.append(image.to(next(self.parameters())))
+            # Resized in float32 at least: half precision has no antialiased resizing.
+            images.append(image.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)))
         stack_pair(images[0], images[1])
         shape = (images[0].shape[-2], images[0].shape[-1])
         height, width = size or self.network_size(*shape)
@@ -77,7 +78,8 @@ class FlowModel(Model):
                 for image in images
             ]
         with eval_mode(self):
-            flow = self.infer(*images)
+            flow = self.infer(*(image.to(parameter.dtype) for image in images))
+        flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
         if (height, width) != shape:
             flow = F.interpolate(flow, shape, mode="bilinear", align_corners=False)
             flow = flow * flow.new_tensor([shape[1] / width, shape[0] / height]).view(1, 2, 1, 1)

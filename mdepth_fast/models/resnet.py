@@ -4,7 +4,7 @@ Activations and weights are channels_last: oneDNN and cuDNN convolve fastest the
 replaces one per layer. Operations after a batch norm work in place: its backward needs its input, not its output.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +83,18 @@ class ResNetEncoder(nn.Module):
 
     Args:
         caffe: the layout of the authors' Caffe release: a bias in conv1, a max-pool that pads only at the bottom and
-            the right, and in bottlenecks the stride on the first 1x1 convolution; with torchvision's names
+            the right, and in bottlenecks the stride on the first 1x1 convolution; with torchvision's names. "same": the
+            same, but the max-pool pads as TensorFlow's, which differs where the length is odd
     """
 
     def __init__(
-        self, layers: int = 18, in_channels: int = 3, *, caffe: bool = False, mean: float = 0.45, std: float = 0.225
+        self,
+        layers: int = 18,
+        in_channels: int = 3,
+        *,
+        caffe: bool | Literal["same"] = False,
+        mean: float = 0.45,
+        std: float = 0.225,
     ) -> None:
         super().__init__()
         if layers not in VARIANTS:
@@ -96,7 +103,7 @@ class ResNetEncoder(nn.Module):
         self.channels = (64, *(64 * 2**n * block.expansion for n in range(4)))
         self.caffe, self.mean, self.std = caffe, mean, std
         options = {"stride_first": True} if caffe and block is Bottleneck else {}
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=caffe)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=bool(caffe))
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             stage(block, self.channels[n], 64 * 2**n, count, stride=2 if n else 1, **options)
@@ -120,7 +127,11 @@ class ResNetEncoder(nn.Module):
         return self.bn1(self.conv1(x))
 
     def _pool(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 3, 2, padding=0 if self.caffe else 1, ceil_mode=self.caffe)
+        if self.caffe == "same":
+            # An odd length is padded at both ends, an even one behind only.
+            x = F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1), value=float("-inf"))
+            return F.max_pool2d(x, 3, 2)
+        return F.max_pool2d(x, 3, 2, padding=0 if self.caffe else 1, ceil_mode=bool(self.caffe))
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         features = []

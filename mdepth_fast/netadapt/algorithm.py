@@ -139,7 +139,7 @@ def netadapt(
             step = Step(graph.groups[number].name, size, count, new_cost, new_score)
             merit = new_score
             if criterion == "ratio":
-                merit = -(last_score - new_score + 1e-6) / ((now - new_cost) / initial + 1e-5)
+                merit = -(last_score - new_score + 1e-6) / (now - new_cost + 1e-5)
             if best is None or merit > best[0]:
                 best = merit, step, candidate
         if best is None:

@@ -144,7 +144,7 @@ def ordinal_bins(logits: Tensor) -> int:
     return logits.shape[1] // 2
 
 
-def _readable(value: Tensor) -> bool:
+def readable(value: Tensor) -> bool:
     """Whether looking at the values costs nothing: not on a GPU, and not while a compiler or torch.func traces."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -152,13 +152,13 @@ def _readable(value: Tensor) -> bool:
 
 
 def increasing(value: Tensor, name: str) -> None:
-    if _readable(value) and not bool((value.diff() > 0).all()):
+    if readable(value) and not bool((value.diff() > 0).all()):
         raise ValueError(f"{name}: expected increasing numbers, got {value.tolist()}")
 
 
 def shares(value: Tensor, name: str) -> None:
     """Values from 0 to 1."""
-    if _readable(value) and not bool(((value >= 0) & (value <= 1)).all()):
+    if readable(value) and not bool(((value >= 0) & (value <= 1)).all()):
         raise ValueError(f"{name}: expected values from 0 to 1, got others")
 
 

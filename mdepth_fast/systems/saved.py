@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mdepth_fast.weights.read import read_torch
 
 __all__ = ["first_not_finite", "read_checkpoint"]

@@ -91,6 +91,11 @@ class SupervisedDataConfig:
         repeat: number of times to show every sample per epoch.
         workers: number of processes that decode images; 0 decodes in the training process.
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
+        encoding: depth_list and rgbd_folder: of whole numbers in depth images: metres (times `units_per_metre`),
+            sunrgbd, or uint8 for those of 8 bits.
+        invalid_value: depth_list and rgbd_folder: what depth images hold where there is none, besides 0, such as 65535.
+        white_level: depth_list and rgbd_folder: value that is white in images of more than 8 bits, such as 4095; null
+            for their type's.
     """
 
     name: Literal["nyu_labelled", "depth_list", "kitti_depth", "fastdepth_h5", "rgbd_folder", "webdataset"] = (
@@ -112,6 +117,9 @@ class SupervisedDataConfig:
     repeat: int = 1
     workers: int = 0
     skip_bad: bool = False
+    encoding: Literal["metres", "sunrgbd", "uint8"] = "metres"
+    invalid_value: float | None = None
+    white_level: float | None = None
 
 
 @dataclass
@@ -229,12 +237,18 @@ def _measured_data(data: SupervisedDataConfig, *, training: bool) -> Any:
         return KittiDepth(root, depth_root, str(split), crop=crop, skip_missing=data.skip_bad)
     if data.name == "webdataset":
         return ShardedDepth(root if training else str(split), crop=crop)
+    reading: dict[str, Any] = {
+        "units_per_metre": data.units_per_metre,
+        "encoding": data.encoding,
+        "invalid_value": data.invalid_value,
+        "white_level": data.white_level,
+    }
     if data.name == "rgbd_folder":
         root = Path(split) if split and not training else root
-        return RgbdFolder(root / data.images, root / data.depth, units_per_metre=data.units_per_metre, crop=crop)
+        return RgbdFolder(root / data.images, root / data.depth, crop=crop, **reading)
     if not split:
         raise ValueError("data.split: expected the list of frames of depth_list, got none; give --data.split=FILE")
-    return DepthList(split, root, depth_root, units_per_metre=data.units_per_metre, crop=crop)
+    return DepthList(split, root, depth_root, crop=crop, skip_missing=data.skip_bad, **reading)
 
 
 def cache_size(data: SupervisedDataConfig) -> tuple[int, int] | None:

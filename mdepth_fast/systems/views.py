@@ -95,6 +95,13 @@ class DataConfig:
         skip_bad: leave out and count unreadable samples; by default they stop the run with an error.
         nominal_K: kitti, kitti_odometry: the published intrinsics 0.58, 1.92, 0.5, 0.5 (of width and height) for all
             drives in place of the calibrated ones.
+        aspect_tolerance: kitti: share by which width / height of resized images may differ from the calibrated one.
+        intrinsics_size: folder: [height, width] of the images that the camera matrix is for, or null for those of the
+            frames; it is scaled to resized ones.
+        intrinsics_normalized: folder: the camera matrix is in fractions of width and height.
+        encoding: folder: of whole numbers in depth images: metres (times 1000), sunrgbd, or uint8 for those of 8 bits.
+        invalid_value: folder: what depth images hold where there is none, besides 0, such as 65535.
+        white_level: folder: value that is white in images of more than 8 bits, such as 4095; null for their type's.
     """
 
     name: Literal["motorcycle", "synthetic", "kitti", "kitti_odometry", "folder", "triplets", "webdataset"] = (
@@ -119,6 +126,12 @@ class DataConfig:
     skip_bad: bool = False
     nominal_K: bool = False
     poses: str | None = None
+    aspect_tolerance: float = 0.02
+    intrinsics_size: list[int] | None = None
+    intrinsics_normalized: bool = False
+    encoding: Literal["metres", "sunrgbd", "uint8"] = "metres"
+    invalid_value: float | None = None
+    white_level: float | None = None
 
 
 @dataclass
@@ -156,14 +169,20 @@ def training_views(data: DataConfig, seed: int) -> Any:
         return SyntheticScenes(data.length, **size, **given, seed=2 * seed, motion=data.motion, keep=data.keep)
     if data.name == "folder":
         clips = _clips(data)
-        return FrameFolder(clips, _intrinsics(data, clips), **size, **given, poses=data.poses, split=data.split)
+        options = _folder_reading(data)
+        return FrameFolder(
+            clips, _intrinsics(data, clips), **size, **given, poses=data.poses, split=data.split, **options
+        )
     root = root_folder(data)
     if data.name in ("kitti", "kitti_odometry"):
         sources = given.get("sources", (-1, 1))
         offsets = tuple(source for source in sources if isinstance(source, int))
         list_all, kind = (list_frames, KittiRaw) if data.name == "kitti" else (list_odometry_frames, KittiOdometry)
         split = data.split or list_all(root, offsets=offsets, stereo="stereo" in sources)  # type: ignore[operator]
-        return kind(root, split, **size, sources=sources, nominal_K=data.nominal_K, skip_missing=data.skip_bad)
+        options = {"nominal_K": data.nominal_K, "skip_missing": data.skip_bad}
+        if data.name == "kitti":
+            options["aspect_tolerance"] = data.aspect_tolerance
+        return kind(root, split, **size, sources=sources, **options)
     if data.name == "webdataset":
         return ShardedViews(root, **size, **given)
     if data.name == "triplets":
@@ -188,6 +207,7 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             ground_truth=data.ground_truth,
             annotated_root=data.annotated_root,
             skip_missing=data.skip_bad,
+            aspect_tolerance=data.aspect_tolerance,
         )
     if data.name == "webdataset" and data.val_split:
         return ShardedViews(data.val_split, **size, evaluation=True)
@@ -203,8 +223,19 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
             depth=depth,
             evaluation=True,
             split=data.val_split,
+            encoding=data.encoding,
+            invalid_value=data.invalid_value,
+            **_folder_reading(data),
         )
     return None
+
+
+def _folder_reading(data: DataConfig) -> dict[str, Any]:
+    size = data.intrinsics_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"data.intrinsics_size: expected [height, width], got {size}")
+    known = None if size is None else (size[0], size[1])
+    return {"normalized": data.intrinsics_normalized, "K_size": known, "white_level": data.white_level}
 
 
 def _size(data: DataConfig) -> dict[str, Any]:

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mdepth_fast.models.base import DepthModel, Model
 from mdepth_fast.models.registry import create_model as new_model
-from mdepth_fast.models.registry import get_factory
+from mdepth_fast.models.registry import get_factory, list_models
 from mdepth_fast.models.resize import resize_to
 from mdepth_fast.weights.converted import converted_model, is_resized
 from mdepth_fast.weights.download import Progress
 from mdepth_fast.weights.hub import WEIGHTS, is_on_hub, local_file
 from mdepth_fast.weights.identify import fitting_models, likely, skeleton
-from mdepth_fast.weights.match import CLASSIFIER, METADATA, matched, unwrapped
+from mdepth_fast.weights.match import CLASSIFIER, METADATA, best_fit, matched, peeled
 from mdepth_fast.weights.read import read_content
 from mdepth_fast.weights.registry import Entry, fetch, find, find_for, is_published
 
@@ -77,10 +78,9 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     A folder is a run, of which last.ckpt is read, one of `save_pretrained`, or a published one: encoder.pth and
     depth.pth for a depth net, pose_encoder.pth and pose.pth for a pose net; the training size that encoder.pth holds
     becomes `model.input_size`. A file is what is published of the system (see `translate` of the model), a state dict
-    of the model, bare or under "model" or "state_dict" and with or without the prefix of data-parallel training, a
-    Lightning checkpoint of this package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the
-    Hugging Face Hub, see `weights.hub`. A name of published weights that fit this model stands for their file, see
-    `registry.fetch`.
+    of the model, bare or under "model" or "state_dict" and with or without prefixes such as "module.", a Lightning
+    checkpoint of this package, or what `mdepth-fast convert` wrote. `hub:user/repo` is a repository of the Hugging Face
+    Hub, see `weights.hub`. A name of published weights that fit this model stands for their file, see `registry.fetch`.
 
     FileNotFoundError names a missing file; ValueError names the file that cannot be read, or whose keys or shapes do
     not fit, the first of these, and the model that they would fit. Warns where the constructor was told otherwise than
@@ -93,10 +93,11 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
     size = None
     if path.is_dir():
         for name, keys in model.published_files().items():
-            content = dict(model.translate_file(name, read_content(path / name)))
+            expected = {key: own[to] for key, to in keys.items()}
+            translate = functools.partial(model.translate_file, name)
+            content = dict(best_fit(read_content(path / name), expected, translate=translate)[0])
             size = (content["height"], content["width"]) if content.keys() >= METADATA else size
             content = {key: value for key, value in content.items() if key not in METADATA | CLASSIFIER}
-            expected = {key: own[to] for key, to in keys.items()}
             found = matched(content, expected, path / name, functools.partial(likely, content))
             state |= {keys[key]: value for key, value in found.items()}
     else:
@@ -117,12 +118,23 @@ def load_checkpoint(model: Model, path: str | os.PathLike[str]) -> None:
 
 
 def convert_content(
-    content: Mapping[str, Any], path: Path, name: str | None = None
+    content: Mapping[str, Any], path: Path, name: str | None = None, options: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """The content of a file as (name of a model, options for `create_model`, state dict of that model).
 
-    `name` None: the only registered model that takes the content. ValueError where none or several do.
+    `name` None: the only registered model that takes the content, or one with other options that can be read off the
+    shapes (see `Model.options_of`). ValueError where none or several do. options: more options for the model.
     """
+    given = dict(options or {})
+    if name is None or given:
+        for candidate in [name] if name else list_models():
+            read_off = _read_off(candidate, content, given)
+            if read_off is not None:
+                return candidate, *_filled(candidate, read_off, content, path)
+    if given and name is None:
+        raise ValueError(f"{path}: options of a model go with its name, got {', '.join(given)} without one")
+    if given and name is not None:
+        return name, *_filled(name, given, content, path)
     if name is None:
         fits = fitting_models(content)
         if len(fits) > 1:
@@ -131,8 +143,26 @@ def convert_content(
             raise ValueError(f"{path}: no registered model takes it exactly; {likely(content)}")
         name = fits[0]
     model = skeleton(name)
-    state, options = _translated(model, model.state_dict(), content, path)
-    return name, options, state
+    state, published = _translated(model, model.state_dict(), content, path)
+    return name, published, state
+
+
+def _read_off(name: str, content: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Options of the model that the shapes tell, and those given; None where the model is another, or needs none."""
+    factory = get_factory(name)
+    if not (isinstance(factory, type) and issubclass(factory, Model)):
+        return None
+    found = next(filter(None, map(factory.options_of, peeled(content, factory.checkpoint_prefix))), None)
+    return None if found is None else found | dict(given)
+
+
+def _filled(
+    name: str, options: dict[str, Any], content: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with torch.device("meta"):
+        model = new_model(name, **options)
+    state, published = _translated(model, model.state_dict(), content, path)
+    return published | options, state
 
 
 def create_converted(path: Path) -> Model:
@@ -152,9 +182,8 @@ def _translated(
     model: Model, own: Mapping[str, Tensor], content: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of `model` in `content`, and the options that the model must be created with."""
-    inner = unwrapped(content, model.checkpoint_prefix)
-    translated = model.translate(inner)
-    options = {} if translated is inner else dict(model.published_options)
+    translated, changed = best_fit(content, own, model.checkpoint_prefix, model.translate)
+    options = dict(model.published_options) if changed else {}
     note = ""
     if isinstance(content.get("state_dict"), Mapping):
         start = model.checkpoint_prefix

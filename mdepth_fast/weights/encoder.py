@@ -1,11 +1,13 @@
 """Encoders filled from the weights of an ImageNet classifier."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from mdepth_fast.weights.hub import local_file
-from mdepth_fast.weights.match import CLASSIFIER, matched, unwrapped
+from mdepth_fast.weights.match import CLASSIFIER, METADATA, best_fit, matched
 from mdepth_fast.weights.read import read_content
 
 __all__ = ["load_encoder_weights"]
@@ -20,11 +22,15 @@ def load_encoder_weights(encoder: nn.Module, path: str | os.PathLike[str], prefi
     of one. Errors as in `load_checkpoint`.
     """
     path = local_file(path)
-    content = {key: value for key, value in unwrapped(read_content(path), None).items() if key not in CLASSIFIER}
-    content = {key.removeprefix(prefix): value for key, value in content.items()}
-    if translate := getattr(encoder, "translate", None):
-        content = dict(translate(content))
     own = encoder.state_dict()
+    special = getattr(encoder, "translate", lambda content: content)
+
+    def translate(content: Mapping[str, Any]) -> Mapping[str, Any]:
+        kept = {key: value for key, value in content.items() if key not in CLASSIFIER | METADATA}
+        translated: Mapping[str, Any] = special({key.removeprefix(prefix): value for key, value in kept.items()})
+        return translated
+
+    content = dict(best_fit(read_content(path), own, translate=translate)[0])
     stem = content.get("conv1.weight")
     if isinstance(stem, Tensor) and stem.dim() == 4 and stem.shape[1] == 3:
         images = own["conv1.weight"].shape[1] // 3

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdepth_fast.models.base import Model
 from mdepth_fast.models.registry import get_factory, list_models
-from mdepth_fast.weights.match import CLASSIFIER, COUNTER, METADATA, unwrapped
+from mdepth_fast.weights.match import CLASSIFIER, METADATA, overlap, peeled
 
 __all__ = ["fitting_models", "likely", "skeleton"]
 
@@ -35,7 +35,7 @@ def _scores(content: Mapping[str, Any]) -> dict[str, float]:
     scores = {}
     for name in list_models():
         try:
-            scores[name] = max(_overlap(given, own) for given, own in _candidates(name, on_meta))
+            scores[name] = max(overlap(given, own) for given, own in _candidates(name, on_meta))
         except Exception:  # content of another system is no error of the guess: such a model is no candidate
             continue
     return scores
@@ -45,21 +45,15 @@ def _candidates(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Mapping
     """What `content` gives to the model, and what the model takes: as one file, or as each file of a folder."""
     model = skeleton(name)
     own = model.state_dict()
-    inner = unwrapped(content, model.checkpoint_prefix)
-    yield model.translate(inner), own
-    if type(model).published_files is not Model.published_files:
-        inner = {key: value for key, value in inner.items() if key not in METADATA | CLASSIFIER}
-        for keys in model.published_files().values():
-            yield inner, {key: own[to] for key, to in keys.items()}
-
-
-def _overlap(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> float:
-    shapes, others = (
-        {key: tuple(getattr(value, "shape", ())) for key, value in side.items() if not key.endswith(COUNTER)}
-        for side in (given, own)
-    )
-    common = sum(key in others and others[key] == shape for key, shape in shapes.items())
-    return 2 * common / max(1, len(shapes) + len(others))
+    for inner in peeled(content, model.checkpoint_prefix):
+        try:
+            yield model.translate(inner), own
+        except Exception:  # of another system; it may fit with less around it
+            continue
+        if type(model).published_files is not Model.published_files:
+            inner = {key: value for key, value in inner.items() if key not in METADATA | CLASSIFIER}
+            for keys in model.published_files().values():
+                yield inner, {key: own[to] for key, to in keys.items()}
 
 
 def _to_meta(value: Any) -> Any:
@@ -77,4 +71,7 @@ def skeleton(name: str) -> Model:
 def _skeleton_of(factory: Callable[..., Model]) -> Model:
     with torch.device("meta"):
         model = factory()
-        return factory(**model.published_options) if model.published_options else model
+        try:
+            return factory(**model.published_options) if model.published_options else model
+        except ValueError:  # a variant that was never published
+            return model

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from tiny_run import TinyDepth
 
+from mdepth_fast.cli import eval as eval_command
 from mdepth_fast.cli import main
 from mdepth_fast.data import DataError
 from mdepth_fast.data.kitti import read_ground_truth
-from mdepth_fast.evaluation import Evaluator
+from mdepth_fast.evaluation import Evaluator, get_protocol
 from mdepth_fast.models import create_model
 from mdepth_fast.weights import write_converted
 
@@ -157,6 +159,7 @@ def test_disparities_of_others_are_evaluated(tmp_path: Path, capsys: pytest.Capt
         evaluator = Evaluator(protocol)
         for disparity, truth in zip(disparities, truths, strict=True):
             evaluator.update(disparity / scale, truth, inverse=True)
+        evaluator.ground_truth = str(tmp_path / "gt.npz")
         assert lines[2:] == evaluator.table().splitlines()[2:]
         assert ("prediction times 5.4" in lines[0]) == (scale != 1)
     np.save(tmp_path / "two.npy", disparities[:2])
@@ -262,3 +265,16 @@ def test_what_goes_with_depth_is_refused_for_flow(tmp_path: Path, capsys: pytest
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     submission = [f"--submission={tmp_path / 'out'}", f"--images={tmp_path}"]
     assert fails(capsys, *words[:2], *submission).startswith("--submission: expected a network that predicts depth")
+
+
+def test_ground_truth_is_named_and_a_benchmark_on_raw_lidar_warns() -> None:
+    def told(kind: str, protocol: str) -> str:
+        config = SimpleNamespace(run="a run", data=SimpleNamespace(name="kitti", ground_truth=kind))
+        return eval_command._ground_truth(config, SimpleNamespace(missing=3), get_protocol(protocol))
+
+    assert told("lidar_x", "kitti_eigen") == (
+        "raw LiDAR, its forward coordinate, as published for kitti_eigen (lidar_x), 3 frames of missing files left out"
+    )
+    with pytest.warns(UserWarning, match="kitti_eigen_benchmark is for annotated depth, the ground truth is raw LiDAR"):
+        told("lidar", "kitti_eigen_benchmark")
+    assert "annotated depth" in told("annotated", "kitti_eigen_benchmark")

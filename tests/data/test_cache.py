@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import time
@@ -202,6 +203,29 @@ def test_a_foreign_cache_is_refused(tmp_path: Path, other: Any, options: dict[st
     with pytest.raises(ValueError, match=message):
         Cached(other, tmp_path / "cache", **options)
     assert Cached(Counting(), tmp_path / "cache", (8, 12)).size == (8, 12)  # the size said or found is the same
+
+
+def test_a_cache_of_other_files_is_refused(tmp_path: Path) -> None:
+    def folder(name: str) -> RgbdFolder:
+        root = tmp_path / name
+        for part in ("rgb", "depth"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), len(name), np.uint8)).save(root / "rgb" / "0.png")
+        Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(root / "depth" / "0.png")
+        return RgbdFolder(root / "rgb", root / "depth")
+
+    one = folder("one")
+    assert Cached(one, tmp_path / "cache")[0]["target"].unique().tolist() == [3]
+    Cached(one, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"holds the cache of another data set: \{'files'"):
+        Cached(folder("other"), tmp_path / "cache")
+    os.utime(tmp_path / "one" / "rgb" / "0.png", ns=(0, 0))
+    with pytest.raises(ValueError, match=r"holds the cache of another data set: \{'files'"):
+        Cached(one, tmp_path / "cache")
+    meta = tmp_path / "cache" / "meta.json"
+    meta.write_text(json.dumps({key: value for key, value in json.loads(meta.read_text()).items() if key != "files"}))
+    with pytest.warns(UserWarning, match="does not say from which files it was made"):
+        Cached(one, tmp_path / "cache")
 
 
 def test_bad_folders_and_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from mdepth_fast.cli import main
 from mdepth_fast.data import DataError
 from mdepth_fast.data.check import check_folder, image_motion, thumbnail
 
@@ -114,3 +115,13 @@ def test_real_frames(real_data: Path) -> None:
     assert report.problems == [] and report.static == 0 and report.suggested_sources == [-1, 1]
     drive = real_data / "kitti_raw/2011_09_26/2011_09_26_drive_0052_sync/image_02/data"
     assert check_folder(drive).suggested_sources == [-1, 1]  # as published
+
+
+def test_what_measured_depth_holds(scenery: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "frames", scenery, [10, 13])
+    (tmp_path / "depth").mkdir()
+    for number, values in enumerate(([[0, 1000], [3000, 65535]], [[2000, 2000], [2000, 65535]])):
+        Image.fromarray(np.array(values, np.uint16)).save(tmp_path / "depth" / f"{number}.png")
+    arguments = ["data", "check", str(folder), "--depth", str(tmp_path / "depth"), "--invalid-value", "65535"]
+    assert main(arguments) == 0
+    assert "depth: 2 maps, 1 to 3 m, median 2 m, 62.5% of the pixels measured" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,19 @@ class TestDepthList:
         assert sample["target"][:, -1, -1].tolist() == [(1226 - 6) % 256, 369 % 256, 1]
         assert torch.equal(sample["depth"][0, 3], torch.arange(6.0, 1222.0))
 
+    def test_missing_files_are_found_at_once_and_another_suffix_is_taken(self, tree: Path) -> None:
+        path = tree / "list.txt"
+        text = path.read_text()
+        # Of a tree that was converted to PNG, and with a byte-order mark.
+        path.write_text("\ufeff" + text.replace("kitchen/rgb_00002.png", "kitchen/rgb_00002.jpg"), encoding="utf-8")
+        assert values(DepthList(path, tree)) == [(2, 3), (0, 1), (1, 2)]
+        (tree / "kitchen/rgb_00000.png").unlink()
+        with pytest.raises(DataError, match=r"list\.txt, line 3: .*kitchen/rgb_00000\.png: no such file"):
+            DepthList(path, tree)
+        with pytest.warns(UserWarning, match=r"left out 1 lines of missing files, first .*line 3"):
+            dataset = DepthList(path, tree, skip_missing=True)
+        assert values(dataset) == [(2, 3), (1, 2)] and dataset.missing == 1
+
     def test_errors_name_file_and_line(self, tree: Path) -> None:
         path = tree / "list.txt"
         good = DepthList(path, tree)
@@ -193,6 +207,21 @@ class TestKittiDepth:
         assert values(KittiDepth(tree / "raw", tree / "annotated", lines)) == [(4, 5), (2, 3)]
         (tree / "split.txt").write_text("\n".join(lines))
         assert values(KittiDepth(tree / "raw", tree / "annotated", tree / "split.txt")) == [(4, 5), (2, 3)]
+
+    def test_every_layout_of_the_annotation(self, tree: Path, tmp_path: Path) -> None:
+        drive = "2011_09_26_drive_0001_sync"
+        line = [f"2011_09_26/{drive} 5 l"]
+        official = KittiDepth(tree / "raw", tree / "annotated", line)
+        merged, inside = tmp_path / "merged", tmp_path / "inside"
+        shutil.copytree(tree / "annotated" / "train" / drive, merged / drive)
+        shutil.copytree(tree / "annotated" / "train" / drive, inside / "2011_09_26" / drive)
+        for root in (tree / "annotated" / "train", merged, inside):
+            assert values(KittiDepth(tree / "raw", root, line)) == values(official)
+        assert len(KittiDepth(tree / "raw", tree / "annotated" / "val", "val")) == 1
+        (merged / drive / "proj_depth/groundtruth/image_03/0000000005.png").unlink()
+        looked = "train/.* or .*val/.* or .*merged/2011_09_26_drive.* or .*merged/2011_09_26/2011"
+        with pytest.raises(DataError, match=looked):
+            KittiDepth(tree / "raw", merged, [f"2011_09_26/{drive} 5 r"])
 
     def test_jpeg(self, tree: Path) -> None:
         path = tree / "raw/2011_10_03/2011_10_03_drive_0047_sync/image_02/data/0000000007.png"

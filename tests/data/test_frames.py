@@ -42,20 +42,57 @@ def test_intrinsics_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "K.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
     fractions = (30 / 32, 31 / 24, 0.5, 0.5)
     expected = torch.tensor([[60.0, 0, 31.5], [0, 31.0, 11.5], [0, 0, 1]])
-    for given, normalized in ((K, False), (matrix, False), (tmp_path / "K.txt", False), (fractions, True)):
+    forms = {
+        "nine.txt": "\ufeff30 0 15.5 0 31 11.5 0 0 1",  # with a byte-order mark
+        "four.txt": "# fx fy cx cy\n30, 31, 15.5, 11.5\n",
+        "3x4.txt": "30 0 15.5 0\n0 31 11.5 0\n0 0 1 0\n",
+        "4x4.txt": "30 0 15.5 0\n0 31 11.5 0\n0 0 1 0\n0 0 0 1\n",
+    }
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = [(tmp_path / name, False) for name in ("K.txt", *forms)]
+    for given, normalized in ((K, False), (matrix, False), *files, (fractions, True)):
         sample = FrameFolder(clip, given, 24, 64, normalized=normalized)[0]
         assert torch.allclose(sample["K"], expected)
         assert torch.allclose(sample["source_K"], expected.expand(2, 3, 3))
         assert torch.equal(sample["T"], torch.eye(4).expand(2, 4, 4))
 
 
+def test_a_camera_matrix_belongs_to_a_size(tmp_path: Path) -> None:
+    small, large = make_clip(tmp_path / "small"), make_clip(tmp_path / "large", size=(48, 64))
+    other = make_clip(tmp_path / "other", size=(48, 48))
+    expected = torch.tensor([[30.0, 0, 15.5], [0, 31, 11.5], [0, 0, 1]])
+    camera = (30, 31, 15.5, 11.5)
+    for clips, options in (
+        ([small, large], {}),
+        ([large, small], {"K_size": (24, 32)}),
+        ([large, small], {"normalized": True}),
+    ):
+        given = (30 / 32, 31 / 24, 0.5, 0.5) if "normalized" in options else camera
+        dataset = FrameFolder(clips, given, 24, 32, **options)  # type: ignore[arg-type]
+        assert all(torch.allclose(sample["K"], expected) for sample in dataset)  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"other/frame9\.png: K is for images of 32x24 .* got 48x48"):
+        FrameFolder([small, other], camera, 24, 32)[2]
+    with pytest.raises(ValueError, match=r"K: expected pixels of 32x24 .* fractions .* normalized=True"):
+        FrameFolder(small, (0.58, 1.92, 0.5, 0.5), 24, 32)
+
+
+def test_copies_of_frames_are_refused_and_hidden_files_are_no_frames(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a")
+    (clip / "._frame9.png").write_bytes(b"\0\5\26\7")  # macOS keeps attributes in such files
+    assert [level(sample) for sample in FrameFolder(clip, K, 24, 32)] == [(1, 0, 2), (2, 1, 3)]  # type: ignore[attr-defined]
+    (clip / "frame9.jpg").write_bytes((clip / "frame9.png").read_bytes())
+    with pytest.raises(DataError, match=r"a: expected one file for each frame, got frame9\.jpg and frame9\.png"):
+        FrameFolder(clip, K)
+
+
 def test_bad_intrinsics(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "a")
     path = tmp_path / "K.txt"
     for text, message in (
-        ("30 0 15\n0 31 11\n", "expected 3 lines of 3 numbers, got 2"),
+        ("30 0 15\n0 31 11\n", "expected 3x3 numbers, nine in a line, .* got 2x3"),
         ("30 0 15\n0 31 x\n0 0 1\n", "line 2: expected finite numbers"),
-        ("30 0\n", "line 1: expected 3 numbers, got 2"),
+        ("30 0\n", "line 1: expected 3 or 4 or 9 numbers, got 2"),
         ("-30 0 15\n0 31 11\n0 0 1\n", "fx, fy > 0"),
         ("30 0 15\n0 31 11\n0 0 2\n", "fx, fy > 0"),
     ):
@@ -63,8 +100,8 @@ def test_bad_intrinsics(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as error:
             FrameFolder(clip, path)
         assert str(path) in str(error.value)
-    with pytest.raises(ValueError, match=r"K: expected .* got shape \(2, 2\)"):
-        FrameFolder(clip, np.eye(2))
+    with pytest.raises(ValueError, match=r"K: expected .* got 2x3"):
+        FrameFolder(clip, np.eye(2, 3))
     with pytest.raises(ValueError, match="K: expected"):
         FrameFolder(clip, (30, float("nan"), 15, 11))
 

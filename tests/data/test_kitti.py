@@ -85,6 +85,31 @@ def test_images_stored_smaller_keep_their_geometry(tree: Path) -> None:
     assert torch.allclose(K, torch.tensor([[40.0, 0, 23], [0, 40, 15], [0, 0, 1]]))
 
 
+def test_a_png_wins_over_a_jpeg_of_the_same_frame(tree: Path) -> None:
+    for name in ("0000000001.jpg", "0000000001.jpeg"):
+        Image.fromarray(np.full((*SIZE, 3), 99, np.uint8)).save(tree / DRIVE / "image_02" / "data" / name)
+    assert level(KittiRaw(tree, [f"{DRIVE} 1 l"], *SIZE, sources=())[0]["target"]) == 1
+
+
+def test_copies_resized_offline_and_a_stated_tolerance(tree: Path) -> None:
+    path = tree / DRIVE / "image_02" / "data" / "0000000001.png"
+    for height, width in ((320, 1024), (256, 512)):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+        sample = KittiRaw(tree, [f"{DRIVE} 1 l"], *SIZE, sources=())[0]
+        assert torch.allclose(sample["K"], torch.tensor([[40.0, 0, 23], [0, 40, 15], [0, 0, 1]]), atol=1e-5)
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(path)
+    with pytest.raises(DataError, match="is it cropped\\? aspect_tolerance"):
+        KittiRaw(tree, [f"{DRIVE} 1 l"], *SIZE, sources=())[0]
+    assert KittiRaw(tree, [f"{DRIVE} 1 l"], *SIZE, sources=(), aspect_tolerance=0.5)[0]["target"].shape == (3, *SIZE)
+
+
+def test_byte_order_marks(tree: Path) -> None:
+    split = split_file(tree, f"{DRIVE} 1 l", f"{DRIVE} 2 l")
+    for path in (split, tree / DATE / "calib_cam_to_cam.txt", tree / DATE / "calib_velo_to_cam.txt"):
+        path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert len(KittiRaw(tree, split, *SIZE)) == 2
+
+
 def test_cropped_images_are_refused(tree: Path) -> None:
     path = tree / DRIVE / "image_02" / "data" / "0000000001.png"
     Image.fromarray(np.zeros((20, 48, 3), np.uint8)).save(path)

@@ -203,3 +203,15 @@ def test_fastdepth_errors(fastdepth: Path, tmp_path: Path) -> None:
         file["depth"] = np.zeros((6, 8), np.uint16)
     with pytest.raises(DataError, match=rf"{re.escape(str(broken))}: expected 'depth' of \(any, any\), floating"):
         FastDepthH5(fastdepth)[1]
+
+
+def test_turned_axes_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "turned.mat", "w") as file:  # (frame, 3, height, width), as other tools write it
+        file["images"], file["depths"] = np.zeros((2, 3, 6, 8), np.uint8), np.ones((2, 6, 8), np.float32)
+    with pytest.raises(DataError, match=r"turned\.mat: expected MATLAB's axes, images \(frame, 3, width, height\)"):
+        NyuLabelled(tmp_path / "turned.mat", "all")
+    (tmp_path / "val").mkdir()
+    with h5py.File(tmp_path / "val" / "1.h5", "w") as file:
+        file["rgb"], file["depth"] = np.zeros((3, 8, 6), np.uint8), np.ones((8, 6), np.float32)
+    with pytest.raises(DataError, match=r"1\.h5: expected rgb \(3, height, width\) of a landscape frame"):
+        FastDepthH5(tmp_path, "val")[0]

@@ -1,11 +1,14 @@
 import pickle
 import re
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -45,6 +48,83 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
         assert np.array_equal(read_image(tmp_path / name), np.full((4, 5, 3), 7))
 
 
+def write_png_16(path: Path, values: NDArray[np.uint16]) -> None:
+    """A PNG of 16 bits per channel, which Pillow does not write in colour."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    kind = 0 if values.ndim == 2 else 2
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def test_images_of_more_than_8_bits(tmp_path: Path) -> None:
+    path = tmp_path / "deep"
+    values = np.array([[0, 255, 256, 30000], [4095, 40000, 65534, 65535]], np.uint16)
+
+    def read(white_level: float | None = None) -> list[int]:
+        image = read_image(path, white_level=white_level)
+        assert np.array_equal(image, read_image(path, white_level=white_level, upright=True))
+        assert (image[..., :1] == image).all()
+        return image[..., 0].flatten().tolist()
+
+    full = np.rint(values / 65535 * 255).astype(int).flatten().tolist()
+    write_png_16(path, values)
+    assert read() == full == [0, 1, 1, 117, 16, 156, 255, 255]
+    path.write_bytes(b"P5 4 2 65535\n" + values.astype(">u2").tobytes())
+    assert read() == full
+    Image.fromarray((values / 65535).astype(np.float32)).save(path, "TIFF")
+    assert read() == full
+    write_png_16(path, np.repeat(values[..., None], 3, 2))
+    assert np.abs(np.array(read()) - full).max() <= 1  # Pillow cuts the lower byte off
+
+    of_12_bits = np.array([[0, 8, 9, 2048, 4095]], np.uint16)
+    for shape in ((1, 5), (1, 5, 3)):
+        write_png_16(path, np.broadcast_to(of_12_bits.reshape(1, 5, *[1] * (len(shape) - 2)), shape))
+        assert read(4095) == [0, 0, 1, 128, 255]
+        with pytest.warns(UserWarning, match="a sixteenth of its range or less: .* such as 4095 for 12 bits"):
+            read()
+    with pytest.raises(DataError, match=r"deep: .*expected values in 0 \.\. 1000, got uint16 in 0 \.\. 4095"):
+        read(1000)
+
+    for array, message in (
+        (np.array([[0, 255.0]], np.float32), r"expected values in 0 \.\. 1, got float32 in 0 \.\. 255"),
+        (np.array([[0, np.nan]], np.float32), "got float32 in nan"),
+        (np.array([[-5, 70000]], np.int32), r"expected 16 bits, or a white level, got int32 in -5 \.\. 70000"),
+    ):
+        Image.fromarray(array).save(path, "TIFF")
+        with pytest.raises(DataError, match=f"deep: .*{message}"):
+            read()
+
+
+def test_markers_and_encodings_of_depth(tmp_path: Path) -> None:
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.array([[np.nan, np.inf, -1, 0, 2.5]], np.float32)).save(path)
+    assert read_depth(path).tolist() == [[0, 0, 0, 0, 2.5]]
+    Image.fromarray(np.array([[-1, 0, 2000]], np.int32)).save(path)
+    assert read_depth(path, 1000).tolist() == [[0, 0, 2]]
+    path = tmp_path / "depth.png"
+    Image.fromarray(np.array([[65535, 0, 2000]], np.uint16)).save(path)
+    assert read_depth(path, 1000, invalid_value=65535).tolist() == [[0, 0, 2]]
+    with pytest.warns(UserWarning, match="a depth image holds 65535, .* invalid_value 65535"):
+        assert read_depth(path, 1000)[0, 0] == np.float32(65.535)
+    # SUN RGB-D turns the bits of its millimetres to the left by three.
+    millimetres = np.array([[0, 8000, 8191, 65528]], np.uint32)
+    Image.fromarray((millimetres << 3 | millimetres >> 13).astype(np.uint16)).save(path)
+    assert np.array_equal(read_depth(path, 1000, encoding="sunrgbd"), millimetres.astype(np.float32) / 1000)
+    for array in (np.ones((2, 2), bool), np.full((2, 2), 7, np.uint8)):
+        Image.fromarray(array).save(path)
+        with pytest.raises(DataError, match=r"expected a 16-bit single-channel depth image, got (bool|uint8)"):
+            read_depth(path)
+    assert read_depth(path, 10, encoding="uint8").tolist() == [[np.float32(0.7)] * 2] * 2
+    with pytest.raises(ValueError, match=r"encoding: expected one of .*, got 'log'"):
+        read_depth(path, encoding="log")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:a depth image holds 65535")
 def test_depth_png(tmp_path: Path) -> None:
     stored = np.array([[0, 256, 65535], [1000, 1, 20480]], np.uint16)
     Image.fromarray(stored).save(tmp_path / "depth.png")

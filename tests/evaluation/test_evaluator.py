@@ -143,6 +143,15 @@ def test_predictions_that_make_no_sense_are_named() -> None:
         with pytest.raises(ValueError, match="prediction of frame 7: expected finite depths, got 1 non-finite of 2400"):
             Evaluator(PLAIN).update(prediction, truth, "frame 7")
     prediction = truth.copy()
+    prediction[3, 4] = 0  # as a ReLU gives it
+    clamping = Evaluator(PLAIN)
+    found = clamping.update(prediction, truth)
+    prediction[3, 4] = PLAIN.min_depth
+    assert found == Evaluator(PLAIN).update(prediction, truth) and clamping.compute()["clamped"] == 1
+    clamping.merge(clamping)
+    assert "2 pixels were predicted as exactly 0" in clamping.table()
+    with pytest.raises(ValueError, match="expected positive depths, got 0"):
+        Evaluator(PLAIN).update(np.zeros_like(truth), truth)
     prediction[3, 4] = -2
     evaluator = Evaluator(PLAIN)
     evaluator.update(truth, truth)
@@ -150,6 +159,19 @@ def test_predictions_that_make_no_sense_are_named() -> None:
         evaluator.update(prediction, truth)
     assert evaluator.compute()["images"] == 1  # the refused image left no trace
     assert Evaluator(replace(PLAIN, resize="depth")).update(prediction, truth)["abs_rel"] > 0  # clipped instead
+
+
+def test_predictions_are_resized_in_double() -> None:
+    truth, small = scene(0, (375, 1242)), scene(1, (192, 640)).astype(np.float32)
+    found = Evaluator(PLAIN).update(small, truth)
+    expected = Evaluator(PLAIN).update(small.astype(np.float64), truth)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_table_names_the_ground_truth() -> None:
+    evaluator = Evaluator("kitti_eigen")
+    evaluator.ground_truth = "raw LiDAR"
+    assert evaluator.table().splitlines()[-1] == "ground truth: raw LiDAR"
 
 
 def test_table() -> None:

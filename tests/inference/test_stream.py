@@ -292,6 +292,15 @@ def test_photographs_stand_upright(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "lying.png"), pixels), "a data set's as they are stored"
 
 
+def test_the_white_level_of_deep_images(tmp_path):
+    Image.fromarray(np.array([[0, 2048, 4095]], np.uint16)).save(tmp_path / "deep.png")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(tmp_path / "deep.png", "key.png")
+    for source in open_sources([str(tmp_path / "deep.png"), str(tmp_path / "shard.tar")], white_level=4095):
+        (frame,) = source.read(lambda *entry: True)
+        assert frame.image[0, :, 0].tolist() == [0, 128, 255]
+
+
 class TestBadInput:
     def fails(self, path: Path | str, match: str) -> None:
         with pytest.raises((DataError, FileNotFoundError), match=match) as caught:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,12 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from mdepth_fast.evaluation import Evaluator, Protocol
-from mdepth_fast.inference import evaluate
+from mdepth_fast.inference import evaluate, load_trained
 from mdepth_fast.kinds import KINDS, UNITS, Kind, describe, is_inverse
+from mdepth_fast.models import create_model
 from mdepth_fast.models.base import DepthModel
 from mdepth_fast.systems.depth import DepthSystem, Preview
+from mdepth_fast.weights import write_converted
 
 
 class Brightness(DepthModel):
@@ -106,3 +109,13 @@ def test_a_prescribed_size_is_reached_by_the_networks_own_hooks() -> None:
     evaluate(net, dataset(), evaluator)
     assert resized == [(12, 16)] * 3 and set(net.seen) == {(12, 16)}
     assert evaluator.compute()["images"] == 3 and evaluator.compute()["abs_rel"] == pytest.approx(0, abs=1e-6)
+
+
+def test_weights_of_a_diverged_run_are_refused(tmp_path: Path) -> None:
+    state = create_model("posecnn").state_dict()
+    state["pose_conv.bias"][2] = float("nan")
+    write_converted(tmp_path / "net.safetensors", "posecnn", {}, state, source="a run")
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors: expected finite weights, got NaN or infinity in pose_conv\.bias"
+    ):
+        load_trained(tmp_path / "net.safetensors")

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch import nn
 
 from mdepth_fast import use_backend
 from mdepth_fast.geometry import flip_geometry, scale_intrinsics
-from mdepth_fast.losses import EdgeAwareSmoothness, MinReprojectionLoss, MonodepthLoss, PhotometricLoss
+from mdepth_fast.losses import (
+    EdgeAwareSmoothness,
+    FlowLoss,
+    GargLoss,
+    LeftRightLoss,
+    MinReprojectionLoss,
+    MonodepthLoss,
+    PhotometricLoss,
+    SfMLearnerLoss,
+    Vid2DepthLoss,
+)
 from mdepth_fast.losses.monodepth import image_pyramid
 from mdepth_fast.ops import (
     disparity_to_depth,
@@ -319,3 +330,48 @@ def test_mirrored_images_and_intrinsics_give_the_same_loss():
         loss = module(disparities, target, sources, K, T, source_K=source_K)
         other = module(flipped, target.flip(-1), sources.flip(-1), mirrored_K, mirrored_T, source_K=others)
         torch.testing.assert_close(other, loss, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale", "K", "message"),
+    [
+        (MonodepthLoss(), 255, None, r"target: expected images in \[0, 1\], got values up to .*; divide by 255"),
+        (MinReprojectionLoss(), 255, None, "target: expected images"),
+        (MonodepthLoss(), 1, (0.58, 1.92, 0.5, 0.5), "K: expected pixels of 64x32 .*, got fractions: fx 0.58"),
+        (MonodepthLoss(), 1, (721, 721, 609, 172), "K: expected pixels of 64x32 .*, got those of another size"),
+    ],
+)
+def test_inputs_of_another_scale_are_noticed_once(loss, scale, K, message):
+    disparities, target, sources, camera, T, _ = inputs(width=64)
+    if K:
+        camera = torch.tensor([[K[0], 0, K[2]], [0, K[1], K[3]], [0, 0, 1.0]]).expand_as(camera)
+    maps = [1 / one.detach() for one in disparities[:1]] if isinstance(loss, MinReprojectionLoss) else disparities
+    with pytest.warns(UserWarning, match=message):
+        if isinstance(loss, MonodepthLoss):
+            loss(maps, target * scale, sources * scale, camera, T)
+        else:
+            loss(target * scale, sources * scale, maps, camera, T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MonodepthLoss()(disparities, target, sources, inputs(width=64)[3], T)
+
+
+def test_every_loss_of_images_notices_bytes():
+    image = torch.rand(1, 3, 32, 64)
+    K, T = torch.tensor([[[40.0, 0, 31], [0, 40, 15], [0, 0, 1]]]), torch.eye(4).expand(1, 1, 4, 4)
+    map, far = torch.full((1, 1, 32, 64), 0.1), torch.full((1, 2, 32, 64), 0.1)
+    pair = torch.stack([image, image], 1)
+    calls = (
+        (PhotometricLoss(), lambda loss, x: loss(x * image, x * image)),
+        (SfMLearnerLoss(explainability=0.0), lambda loss, x: loss([map], x * image, x * pair[:, :1], K, T)),
+        (
+            Vid2DepthLoss(),
+            lambda loss, x: loss([map[:, None].expand(1, 2, 1, 32, 64)], x * pair, K, T.expand(1, 2, 4, 4)),
+        ),
+        (LeftRightLoss(), lambda loss, x: loss([far], x * image, x * image)),
+        (GargLoss(), lambda loss, x: loss([map], x * image, x * image)),
+        (FlowLoss(), lambda loss, x: loss(far, x * image, x * image)),
+    )
+    for loss, call in calls:
+        with pytest.warns(UserWarning, match=r"expected images in \[0, 1\], got values up to 25\d"):
+            call(loss, 255)

@@ -1,6 +1,7 @@
 """FastDepth: published sizes and names, a plain formulation, every decoder, the copy for inference."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mdepth_fast import use_backend
 from mdepth_fast.models import FastDepth, create_model, load_checkpoint
 from mdepth_fast.models.fastdepth import PRUNED_DECODER, PRUNED_ENCODER
 from mdepth_fast.netadapt import ChannelGraph
+from mdepth_fast.weights import convert_content
 
 SMALL = {
     "encoder_channels": (8, 8, 16, 24, 16, 40, 24, 24, 24, 24, 24, 24, 32, 48),
@@ -336,3 +338,63 @@ def test_bad_images(bad, error, message):
     for net in (model, model.optimize_for_inference()):
         with pytest.raises(error, match=message):
             net(bad)
+
+
+def under_repository_names(state, decoder, skip):
+    """A state dict under the names of the published code, which has a class for each kind of decoder."""
+    stage = {"dec": "convt", "upc": "upconv", "upp": "upproj"}.get(decoder[:3], "conv")
+    parts = {"0.long.0.": "branch1.", "0.long.1.0.": "branch1.3.", "0.long.1.1.": "branch1.4.", "0.short.": "branch2."}
+    named = {}
+    for key, value in state.items():
+        part, rest = key.split(".", 1)
+        if part == "encoder":
+            key = f"mobilenet.{rest}" if skip == "none" else f"conv{rest}"
+        elif skip != "none":
+            key = f"decode_{rest}"
+        else:
+            name, rest = rest.split(".", 1)
+            if decoder.startswith("shuffle"):
+                first, rest = rest.split(".", 1)
+                rest = f"{int(first) - 1}.{rest}"
+            for ours, theirs in parts.items():
+                rest = theirs + rest.removeprefix(ours) if rest.startswith(ours) else rest
+            if stage != "conv":
+                name = "convf" if name == "conv6" else name.replace("conv", stage)
+            key = f"decoder.{name}.{rest}"
+        named[key] = value
+    return named
+
+
+KINDS = [("nnconv5", "none"), ("nnconv5dw", "none"), ("nnconv5dw", "add"), ("nnconv3dw", "concat"), ("deconv5", "none")]
+KINDS += [("deconv3dw", "none"), ("upconv", "none"), ("upproj", "none"), ("shuffle5", "none"), ("shuffle3dw", "none")]
+
+
+@pytest.mark.parametrize(("decoder", "skip"), KINDS)
+def test_every_kind_is_read_off_its_file(decoder, skip):
+    with torch.device("meta"):
+        model = FastDepth(decoder=decoder, skip=skip)
+    state = under_repository_names(model.state_dict(), decoder, skip)
+    name, options, found = convert_content({"model": state}, Path("net.pth"))
+    usual = {"decoder": "nnconv5dw", "skip": "add"}
+    stated = {key: value for key, value in {"decoder": decoder, "skip": skip}.items() if value != usual[key]}
+    assert name == "fastdepth" and options == stated
+    assert found.keys() == model.state_dict().keys()
+    assert all(found[key] is state[theirs] for key, theirs in zip(model.state_dict(), state))
+
+
+def test_the_pruned_kind_and_options_that_no_shape_tells():
+    with torch.device("meta"):
+        pruned, other = create_model("fastdepth_pruned"), FastDepth(decoder="blconv5dw", skip="none")
+    state = under_repository_names(pruned.state_dict(), "nnconv5dw", "add")
+    assert convert_content(state, Path("net.pth"))[:2] == ("fastdepth_pruned", {})
+    state = under_repository_names(other.state_dict(), "blconv5dw", "none")
+    found = convert_content(state, Path("net.pth"), "fastdepth", {"decoder": "blconv5dw"})
+    assert found[:2] == ("fastdepth", {"skip": "none", "decoder": "blconv5dw"})
+
+
+def test_dense_transposed_convolutions_start_by_the_fan_of_their_inputs():
+    torch.manual_seed(0)
+    model = FastDepth(
+        decoder="deconv5", skip="none", encoder_channels=(8,) * 13 + (256,), decoder_channels=(64, 8, 8, 8, 8)
+    )
+    assert model.decoder.conv1[0].weight.std().item() == pytest.approx((2 / (25 * 256)) ** 0.5, rel=0.01)

@@ -446,3 +446,16 @@ def test_weights_remember_their_padding(tiny, tmp_path):
     with pytest.raises(ValueError, match="create it with released_padding=False"):
         same.load_state_dict(other.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(9, 12), (8, 11), (7, 7)])
+def test_the_released_pooling_pads_as_tensorflow(size):
+    """SAME: ceil(n / 2) windows, and what these lack is padded, half of it (rounded down) in front."""
+    x = torch.randn(1, 2, *size, dtype=torch.float64)
+    expected = x
+    for dim, length in ((-2, size[0]), (-1, size[1])):
+        count = -(-length // 2)
+        front = max((count - 1) * 2 + 3 - length, 0) // 2
+        windows = [range(max(2 * k - front, 0), min(2 * k - front + 3, length)) for k in range(count)]
+        expected = torch.stack([expected.index_select(dim, torch.tensor([*w])).amax(dim) for w in windows], dim)
+    assert torch.equal(ResNetEncoder(18, caffe="same")._pool(x), expected)

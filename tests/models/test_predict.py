@@ -1,12 +1,15 @@
 """`predict`: sizes, modes, range, flip post-processing, errors. `to_metric`: closed forms, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mdepth_fast.kinds import KINDS, UNITS
-from mdepth_fast.models import DepthPrediction, DisparityModel, create_model
+from mdepth_fast.models import DepthModel, DepthPrediction, DisparityModel, create_model, list_models
 from mdepth_fast.ops import disparity_to_depth
+from mdepth_fast.weights.identify import skeleton
 
 
 class Brightness(DisparityModel):
@@ -270,3 +273,29 @@ def test_what_cannot_make_a_kind_metric_is_refused(kind):
 def test_bad_arguments_of_to_metric(arguments, error, message):
     with pytest.raises(error, match=message):
         prediction("relative").to_metric(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_model_predicts_in_half_precision(packaged_only, dtype):
+    """Resizing comes before the cast: half precision has no antialiased resizing on a CPU."""
+    for name in list_models():
+        net = copy.copy(skeleton(name))
+        if not isinstance(net, DepthModel):
+            continue
+        seen = []
+
+        def infer(images, seen=seen):
+            seen.append(images.dtype)
+            return images[:, :1] + 1
+
+        net.parameters = lambda: iter([torch.zeros((), dtype=dtype)])
+        net.infer = infer
+        depth = net.predict(torch.rand(3, 70, 101), flip=True).depth
+        assert seen == [dtype] and depth.dtype == torch.float32 and depth.isfinite().all(), name
+
+
+def test_a_network_in_bfloat16():
+    net = create_model("monodepth2_resnet18", input_size=(64, 64))
+    x = torch.rand(1, 3, 70, 101)
+    expected = net.predict(x).depth
+    assert (net.bfloat16().predict(x).depth / expected).log().abs().mean() < 0.02

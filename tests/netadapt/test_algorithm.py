@@ -208,3 +208,21 @@ def test_errors(options, message):
 def test_a_network_that_cannot_shrink():
     with pytest.raises(ValueError, match=r"^model: no channels of Conv2d may shrink"):
         netadapt(nn.Conv2d(3, 8, 1), EXAMPLE, budget=0.5, fine_tune=lambda m: None, score=lambda m: 0.0)
+
+
+def test_the_ratio_is_of_the_absolute_cost():
+    """In the authors' program 1e-5 is added to the cost; to its share it would favour small savings by 4e-5 here."""
+
+    def run(first, second):
+        net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
+
+        def score(model):
+            return -(first if model[0].out_channels < 32 else 0.0) - (second if model[2].out_channels < 64 else 0.0)
+
+        options = {"budget": 0.9, "cost": "weights", "reduction": 0.1, "criterion": "ratio"}
+        result = netadapt(net, EXAMPLE, fine_tune=lambda m: None, score=score, **options)
+        return result.steps[0].layer, result.initial - result.steps[0].cost
+
+    (_, large), (_, small) = run(0.0, 9.0), run(9.0, 0.0)
+    assert large > 1.5 * small
+    assert run(large, small * (1 + 2e-5))[0] == "0" and run(large * (1 + 2e-5), small)[0] == "2"

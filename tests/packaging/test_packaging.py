@@ -5,6 +5,7 @@ And what then runs in the root of a checkout, whose own mdepth_fast/ comes befor
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 import mdepth_fast
 from mdepth_fast import _source_tree
@@ -343,3 +345,31 @@ LAZY = set(mdepth_fast.__all__) - {"__version__", "load"}
 def test_what_the_package_does_not_have():
     with pytest.raises(AttributeError, match=r"^module 'mdepth_fast' has no attribute 'models_'$"):
         _ = mdepth_fast.models_
+
+
+def test_architectures_that_an_older_nvcc_does_not_know_are_left_out(tmp_path):
+    nvcc, script = tmp_path / "nvcc", tmp_path / "ask.cmake"
+    nvcc.write_text("#!/bin/sh\nprintf 'compute_50\\ncompute_80\\ncompute_90\\n'\n")  # as that of CUDA 12.4
+    nvcc.chmod(0o755)
+    lines = [f"include({ROOT}/csrc/cuda/architectures.cmake)"]
+    for archs in ("80-real;90-real;120", "80-real;90-real", "120", "all-major"):
+        lines += [f'mdepth_known_architectures({nvcc} "{archs}" kept)', 'message(STATUS "kept=${kept}.")']
+    script.write_text("\n".join(lines))
+    out = run("cmake", "-P", script)
+    assert re.findall(r"kept=(.*)\.", out) == ["80-real;90", "80-real;90-real", "", "all-major"]
+    assert f"GPU architecture 120 is left out: {nvcc} does not know it" in out
+
+
+def test_quoted_cmake_arguments_stay_whole(monkeypatch):
+    commands, classes = [], {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: classes.update(options["cmdclass"]))
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command))
+    monkeypatch.setenv("CMAKE_ARGS", "-DA=1 '-DCMAKE_CXX_FLAGS=-O2 -g'")
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    build = classes["build_ext"](setuptools.Distribution())
+    build.build_temp, build.build_lib, build.inplace = "build/none", "build/none", False
+    monkeypatch.setattr(build, "get_ext_fullpath", lambda name: "build/none/_C.so")
+    monkeypatch.setattr(Path, "mkdir", lambda *rest, **options: None)
+    build.build_extension(setuptools.Extension("mdepth_fast._C", []))
+    assert commands[0][-2:] == ["-DA=1", "-DCMAKE_CXX_FLAGS=-O2 -g"]

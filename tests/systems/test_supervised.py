@@ -1,5 +1,6 @@
 """The supervised step: stages, frozen norms, parameter groups, what a run leaves behind, what is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,9 @@ def test_a_cache_decodes_once(frames: Path, tmp_path: Path) -> None:
     for index in range(8):
         dataset[index]
     for path in (root / "images").iterdir():
-        path.write_bytes(b"")
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     result = train(config)
     assert result is not None and result.after is None
     assert result.panel.is_file()

@@ -1,6 +1,7 @@
 """Published folders, plain state dicts, Lightning checkpoints, and files that are broken."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from mdepth_fast.bench import plain_monodepth2
 from mdepth_fast.inference.trained import _layers as layers_of_published
+from mdepth_fast.inference.trained import load_trained
 from mdepth_fast.models import (
     DORN,
     Monodepth2,
@@ -19,10 +21,13 @@ from mdepth_fast.models import (
     ResNetEncoder,
     SharedPoseNet,
     create_model,
+    list_models,
     load_checkpoint,
     load_encoder_weights,
     registry,
 )
+from mdepth_fast.weights import convert_content
+from mdepth_fast.weights.identify import skeleton
 
 CLASSIFIER = {"encoder.fc.weight": torch.zeros(1000, 512), "encoder.fc.bias": torch.zeros(1000)}
 
@@ -430,3 +435,45 @@ def test_a_file_that_is_no_imagenet_weights_is_one_error(tmp_path, suffix, conte
     with pytest.raises(ValueError, match=rf"resnet\.{suffix}: damaged, truncated or not a checkpoint") as caught:
         load_encoder_weights(ResNetEncoder(18), path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "net.", "model.module._orig_mod."])
+def test_prefixes_are_taken_off_for_every_model(packaged_only, prefix):
+    for name in list_models():
+        state = skeleton(name).state_dict()
+        wrapped = {"epoch": 3, "state_dict": {"model": {prefix + key: value for key, value in state.items()}}}
+        found = convert_content(wrapped, Path("net.pth"), name)[2]
+        assert found.keys() == state.keys() and all(found[key] is state[key] for key in state), name
+
+
+def test_a_wrapped_folder_of_two_scales(published, tmp_path):
+    def wrap(content):
+        entries = {key: value for key, value in content.items() if not isinstance(value, torch.Tensor)}
+        return {"model": {f"module._orig_mod.{key}": content[key] for key in content.keys() - entries} | entries}
+
+    for file in published[0].iterdir():
+        content = torch.load(file, weights_only=True)
+        if file.name == "depth.pth":
+            content = {k: v for k, v in content.items() if not k.startswith(("decoder.12.", "decoder.13."))}
+        torch.save(wrap(content), tmp_path / file.name)
+    net = load_trained(tmp_path).net
+    assert net.scales == (0, 1) and net.input_size == (192, 640)
+    assert net.recipe()[:2] == ("monodepth2_resnet18", {"scales": (0, 1), "input_size": (192, 640)} | RANGE)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for y, z in zip(net(x), published[1](x)):
+            torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-6)
+
+
+RANGE = {"min_depth": 0.1, "max_depth": 100.0, "unit": None}
+
+
+def test_the_nearest_names_are_given(tmp_path):
+    state = PoseCNN().state_dict()
+    torch.save(
+        {key.replace("pose_conv", "pose_convolution"): value for key, value in state.items()}, tmp_path / "x.pth"
+    )
+    with pytest.raises(
+        ValueError, match=r"nearest: pose_convolution\.bias to pose_conv\.bias, pose_convolution\.weight to "
+    ):
+        load_checkpoint(PoseCNN(), tmp_path / "x.pth")
