@@ -61,7 +61,8 @@ class Step:
         mark()
         with reduced:
             pairs = [self.pose_net(sources[:, 0], target), self.pose_net(target, sources[:, 1])]
-        before, after = (pose_matrix(*(one.float() for one in pair), invert=n == 0) for n, pair in enumerate(pairs))
+        (turn, shift), (next_turn, next_shift) = ([one.float() for one in pair] for pair in pairs)
+        before, after = pose_matrix(turn, shift, invert=True), pose_matrix(next_turn, next_shift)
         mark()
         with use_backend(self.backend):
             maps = [one.float() for one in disparities]

@@ -80,8 +80,8 @@ class DepthList(_Pairs):
     Paths are relative to `image_root` and `depth_root` (by default the same), with or without a slash in front, or
     absolute and inside of them. An image may have another suffix than the list says. Depth that is not there is also
     looked for under `train/` and `val/` of its root, as the official KITTI tree has them, and in the folder of its
-    date, as Monodepth2 has it. A missing file is a `DataError` at once; `skip_missing` leaves the line out, counts it in
-    `missing` and warns once.
+    date, as Monodepth2 has it. A missing file is a `DataError` at once; `skip_missing` leaves the line out, counts it
+    in `missing` and warns once.
     A line whose depth is the word None is left out and counted in `without_depth`.
     units_per_metre: of 16-bit depth, 1000 for NYU, 256 for KITTI; a .npy holds metres. encoding, invalid_value: see
     `read_depth`; white_level: see `read_image`.

@@ -52,7 +52,8 @@ class Engine:
 
     def __init__(self, net: nn.Module, method: str, engine: str, dtype: str) -> None:
         self.net, self.method, self.engine, self.dtype = net, method, engine, dtype
-        self.name = (getattr(net, "created_as", None) and net.created_as[0]) or type(net).__name__
+        created: Any = getattr(net, "created_as", None)
+        self.name: str = created[0] if created else type(net).__name__
         self.fingerprint = _fingerprint(net, method)
         self._reset()
 

@@ -406,7 +406,7 @@ def transformers_names(keys: Iterable[str], modules: Mapping[str, str]) -> dict[
 
 def decoder_modules(prefix: str) -> dict[str, str]:
     """The modules of a `FusionDecoder` behind `prefix`, and what they are called in transformers."""
-    modules = {}
+    modules: dict[str, str] = {}
     for n in range(4):  # lists count from 0 there, and the fusion blocks from the coarsest
         refinenet, fusion = f"{prefix}refinenet{n + 1}", f"neck.fusion_stage.layers.{3 - n}"
         modules |= {f"{prefix}layer{n + 1}_rn": f"neck.convs.{n}", f"{refinenet}.out_conv": f"{fusion}.projection"}

@@ -208,7 +208,7 @@ class DINOv2(VisionTransformer):
     def transformers_keys(self) -> dict[str, tuple[str, ...]]:
         """Key of `state_dict()` to that in published files of transformers' Dinov2Model; to three where query, key and
         value are apart there: the rows of ours, in that order."""
-        keys = {}
+        keys: dict[str, tuple[str, ...]] = {}
         for key in self.state_dict():
             start, _, rest = key.partition(".")
             if start != "blocks":
