@@ -2,6 +2,8 @@
 
 import torch
 
+from mdepth_fast.engines.runtimes import bfloat16_reason
+
 __all__ = ["choose_precision"]
 
 
@@ -13,16 +15,10 @@ def choose_precision(precision: str, accelerator: str = "auto") -> tuple[str, st
     """
     if precision != "auto":
         return precision, "as configured"
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        # Every device of a run computes alike, so the first speaks for all.
-        name = torch.cuda.get_device_name(0)
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{name} has tensor cores for bfloat16"
-        return "32-true", f"{name} has no bfloat16"
-    if accelerator not in ("auto", "cpu"):
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if not gpu and accelerator not in ("auto", "cpu"):
         return "32-true", f"nothing is known of bfloat16 on {accelerator}"
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16-mixed", "this processor has AMX, which multiplies bfloat16"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16-mixed", "this processor has AVX512-BF16"
-    return "32-true", "this processor has no instructions that multiply bfloat16"
+    # Every device of a run computes alike, so the first speaks for all.
+    if reason := bfloat16_reason("cuda:0" if gpu else "cpu"):
+        return "32-true", reason.partition(";")[0]
+    return "bf16-mixed", f"this {'GPU' if gpu else 'CPU'} has units for bfloat16"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_run import tiny_config
 
+from mdepth_fast.engines import runtimes
 from mdepth_fast.training.checkpoint import read_checkpoint
 from mdepth_fast.training.precision import choose_precision
 from mdepth_fast.training.run import train
@@ -13,11 +14,11 @@ from mdepth_fast.training.run import train
 
 @pytest.fixture
 def hardware(monkeypatch):
-    def pretend(*, amx=False, avx512_bf16=False, gpu=None):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    def pretend(cpu="avx2", gpu=None):
+        monkeypatch.setattr(runtimes, "_instructions", lambda: cpu)
+        monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu or including_emulation)
 
     return pretend
@@ -26,13 +27,14 @@ def hardware(monkeypatch):
 @pytest.mark.parametrize(
     ("machine", "accelerator", "expected", "reason"),
     [
-        ({}, "auto", "32-true", "no instructions"),
-        ({"avx512_bf16": True}, "auto", "bf16-mixed", "AVX512-BF16"),
-        ({"amx": True, "avx512_bf16": True}, "cpu", "bf16-mixed", "AMX"),
-        ({"gpu": True}, "auto", "bf16-mixed", "Some GPU has tensor cores"),
-        ({"gpu": False, "amx": True}, "gpu", "32-true", "Some GPU has no bfloat16"),  # emulated, and slow
-        ({"gpu": True}, "cpu", "32-true", "no instructions"),
-        ({"amx": True}, "mps", "32-true", "mps"),
+        ({}, "auto", "32-true", "this CPU has no units for bfloat16"),
+        ({"cpu": "avx512f"}, "auto", "32-true", "this CPU has no units for bfloat16"),
+        ({"cpu": "avx512_bf16"}, "auto", "bf16-mixed", "this CPU has units"),
+        ({"cpu": "amx"}, "cpu", "bf16-mixed", "this CPU has units"),
+        ({"gpu": True}, "auto", "bf16-mixed", "this GPU has units"),
+        ({"gpu": False, "cpu": "amx"}, "gpu", "32-true", "Some GPU has no units for bfloat16"),  # emulated, and slow
+        ({"gpu": True}, "cpu", "32-true", "this CPU has no units"),
+        ({"cpu": "amx"}, "mps", "32-true", "mps"),
     ],
 )
 def test_auto_follows_the_hardware(hardware, machine, accelerator, expected, reason):
@@ -43,12 +45,12 @@ def test_auto_follows_the_hardware(hardware, machine, accelerator, expected, rea
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "64-true"])
 def test_what_is_configured_is_taken(hardware, precision):
-    hardware(amx=True, gpu=True)
+    hardware("amx", gpu=True)
     assert choose_precision(precision)[0] == precision
 
 
 def test_a_run_under_bfloat16_says_so_trains_and_goes_on_with_the_same_numbers(hardware, tmp_path: Path):
-    hardware(avx512_bf16=True)  # whatever this machine has: slow where it has none, and the same
+    hardware("avx512_bf16")  # whatever this machine has: slow where it has none, and the same
     lines = []
 
     def run(name, epochs, **options):
@@ -57,7 +59,7 @@ def test_a_run_under_bfloat16_says_so_trains_and_goes_on_with_the_same_numbers(h
 
     whole = run("whole", 2, say=lines.append)
     assert [line for line in lines if line.startswith("precision")] == [
-        "precision bf16-mixed: this processor has AVX512-BF16"
+        "precision bf16-mixed: this CPU has units for bfloat16"
     ]
     part = run("part", 1)
     start = read_checkpoint(part.checkpoint)["state_dict"]
