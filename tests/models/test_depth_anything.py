@@ -135,9 +135,10 @@ def test_parity_with_transformers(folder, max_depth):
     net = DepthAnythingV2(SMALL, max_depth=max_depth, position_offset=None).eval()
     load_checkpoint(net, folder / "model.safetensors")
     other.load_state_dict(DepthAnythingForDepthEstimation.from_pretrained(folder).state_dict())
-    if max_depth:  # in the middle of the sigmoid
+    if max_depth:  # in the middle of the sigmoid: at its lower end an absolute error becomes a relative one
         for layer in (other.head.conv3, net.depth_head.scratch.output_conv2[2]):
             layer.bias.zero_()
+            layer.weight.mul_(0.1)
     for size in ((518, 518), (126, 140), (252, 336), (70, 14)):
         x = torch.rand(1 if size[0] > 500 else 2, 3, *size)
         got, expected = net(x)[:, 0], other(normalised(x)).predicted_depth
