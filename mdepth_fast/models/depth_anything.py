@@ -103,6 +103,7 @@ class DepthAnythingV2(TokenDepthModel):
     std: Tensor
     multiple: ClassVar[int] = DINOv2.PATCH
     align_corners: ClassVar[bool] = True
+    least_filtered: ClassVar[int] = 128
 
     def __init__(
         self,

@@ -241,6 +241,7 @@ class TokenDepthModel(DepthModel):
 
     engine_method = "forward"
     target_size: tuple[int, int]  # (H, W) that `network_size` aims at
+    least_filtered: ClassVar[int] = 1  # channels of a convolution that minimal filtering makes faster
 
     @property
     def encoder(self) -> nn.Module:
@@ -279,7 +280,9 @@ class TokenDepthModel(DepthModel):
         net = copy.deepcopy(self).eval().requires_grad_(False)
         for name, module in list(net.decoder.named_modules()):
             # On the coarsest maps there are too few tiles to win anything.
-            if fits(module) and not name.startswith(("layer4", "refinenet4", "output_conv")):
+            if not fits(module) or name.startswith(("layer4", "refinenet4", "output_conv")):
+                continue
+            if min(module.in_channels, module.out_channels) >= self.least_filtered:
                 parent, _, child = name.rpartition(".")
                 setattr(net.decoder.get_submodule(parent), child, WinogradConv2d(module))
         return net

@@ -11,6 +11,7 @@ from mdepth_fast.cli import main
 from mdepth_fast.inference import load_trained
 from mdepth_fast.models import DepthAnythingV2, DPTGeometry, create_model, load_checkpoint
 from mdepth_fast.models.depth_anything import GEOMETRIES
+from mdepth_fast.models.winograd import WinogradConv2d
 
 # Reduced in depth and width; kinds of layers as published.
 SMALL = DPTGeometry(48, 4, 3, (0, 1, 2, 3), (12, 24, 36, 48), features=24)
@@ -297,6 +298,7 @@ def test_optimised_for_inference():
         before = {key: value.clone() for key, value in net.state_dict().items()}
         fast, x = net.optimize_for_inference(), torch.rand(2, 3, 70, 98)
         assert not fast.training and net.training and not any(p.requires_grad for p in fast.parameters())
+        assert not any(isinstance(module, WinogradConv2d) for module in fast.modules())  # slower with few channels
         assert not any("ls1" in key or "ls2" in key for key in fast.state_dict())
         assert difference(fast(x), net.eval()(x)) < 1e-4
         assert difference(fast.predict(x[:, :, :60]).depth, net.predict(x[:, :, :60]).depth) < 1e-4
