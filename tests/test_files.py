@@ -163,6 +163,9 @@ IN_PLACE = {
     "mdepth_fast/inference/clip.py": "a temporary file that is open from one frame to the next, renamed when whole",
     "benches/predict_video.py": "into a temporary folder",
     "mdepth_fast/training/folder.py": "a lock, which says who holds it",
+    "mdepth_fast/data/shards.py": "into memory, for a tar file under a temporary name",
+    "mdepth_fast/engines/onnx_file.py": "to the path of its caller, a temporary one",
+    "mdepth_fast/weights/download.py": "a part of a download, renamed when whole, and where it came from",
     "mdepth_fast/weights/unpickle.py": "into the temporary folder of its parent process",
 }
 FUNCTIONS = {"dump", "save_file", "savefig", "savez", "savetxt", "tofile", "to_csv"}

@@ -158,6 +158,9 @@ class TrainingModule(LightningModule):
             torch._foreach_copy_(self._statistics, self._statistics_before)
         return True
 
+    def _place(self) -> dict[str, int]:
+        return {"batches": self.batches_done, "epoch_batches": int(self.trainer.num_training_batches)}
+
     @property
     def batches_done(self) -> int:
         """Batches of the run whose steps are done: those of a step that gathers gradients count with its last one."""
@@ -254,8 +257,7 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()
         checkpoint["mdepth_fast"] = {
-            "batches": self.batches_done,
-            "epoch_batches": int(self.trainer.num_training_batches),
+            **({} if self._trainer is None else self._place()),
             "config": self.config.to_dict(),
             "epoch_loss": (float(self._epoch_loss), self._epoch_steps),
             **self.system.extra_state(),

@@ -157,7 +157,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert any(re.fullmatch(r"mdepth_fast/_C\.[^/]+\.(so|pyd)", name) for name in names)
     assert "mdepth_fast/kernels/__init__.py" in names and "mdepth_fast/py.typed" in names
     assert {"mdepth_fast/configs/motorcycle.yaml", "mdepth_fast/weights/published.yaml"} <= set(names)
-    assert not [name for name in names if "test" in Path(name).name or "bench_" in name]
+    assert not [name for name in names if re.match(r"test_|conftest|bench_", Path(name).name)]
     assert "License-Expression: Apache-2.0" in metadata
     required = set(re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.M))
     assert required == {"torch", "numpy"}

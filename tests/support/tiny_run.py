@@ -40,10 +40,9 @@ class TinyDepth(DisparityModel):
         unit: str | None = "m",
         input_size: Any = None,
         norm: bool = True,
+        scales: tuple[int, ...] = (0, 1, 2, 3),
     ) -> None:
-        super().__init__(
-            min_depth=min_depth, max_depth=max_depth, scales=(0, 1, 2, 3), unit=unit, input_size=input_size
-        )
+        super().__init__(min_depth=min_depth, max_depth=max_depth, scales=scales, unit=unit, input_size=input_size)
         widths = (8, 16, 32)
         self.down = nn.ModuleList(conv(i, o, 2, norm) for i, o in zip((3, *widths), widths, strict=False))
         self.up = nn.ModuleList(conv(i, o, 1, norm) for i, o in ((32, 16), (16, 8), (8, 8)))
@@ -59,7 +58,7 @@ class TinyDepth(DisparityModel):
             x = F.interpolate(layer(x), scale_factor=2.0)
             x = x + features[level] if level else x
             maps.append(self.heads[level](x).sigmoid())
-        return maps[::-1]
+        return [maps[3 - scale] for scale in self.scales]
 
 
 class TinyPose(PoseModel):

@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples() -> None
     net = TinyDepth()
     nn.init.constant_(net.heads[0].bias, float("nan"))
     module = TrainingModule(Monodepth2(tiny_config(), net, None, ("stereo",)))
-    with pytest.raises(ValueError, match=r"loss: expected a finite number at step 0, got nan; samples \['synthetic"):
+    with pytest.raises(ValueError, match=r"loss: expected a finite number at step 1, got nan; samples \['synthetic"):
         fit(module, SyntheticScenes(2, 32, 32, sources=("stereo",)), 1)
 
 
