@@ -227,10 +227,10 @@ def read_intrinsics(K: PathLike | Sequence[Any] | NDArray[Any] | None) -> NDArra
     matrix = read_matrices(K, (3, 4, 9)) if isinstance(K, (str, Path)) else np.array(K, dtype=np.float64)
     where, error = (str(K), DataError) if from_file else ("K", ValueError)
     shape = matrix.shape
-    if matrix.size == 4:
+    if shape in ((4,), (1, 4)):
         fx, fy, cx, cy = matrix.flatten()
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    elif matrix.size == 9:
+    elif shape in ((3, 3), (9,), (1, 9)):
         matrix = matrix.reshape(3, 3)
     elif (
         shape in ((3, 4), (4, 4)) and not matrix[:3, 3].any() and np.array_equal(matrix[3:], np.eye(4)[3 : len(matrix)])
