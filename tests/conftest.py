@@ -5,6 +5,7 @@ of them side by side keep two cores busier than one on two threads.
 """
 
 import collections
+import gc
 import os
 import random
 from pathlib import Path
@@ -144,6 +145,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.fast)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def pytest_collection_finish():
+    """What has been imported and collected by now stays: the garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report):
