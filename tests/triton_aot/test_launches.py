@@ -45,6 +45,5 @@ def compiled(monkeypatch, tmp_path):
 @pytest.mark.parametrize("case", triton_blocks.CASES, ids=lambda case: case.name)
 def test_sizes_that_are_1_or_that_16_divides(case, compiled):
     least = 1 if case.name not in ("photometric_loss", "min_reprojection", "edge_aware_smoothness") else 2
-    for height, width in ((least, least), (least, 16)):
-        gradients(case, "triton", case.inputs(batch=1, height=height, width=width))
+    gradients(case, "triton", case.inputs(batch=1, height=least, width=16))
     assert any(name.startswith(f"mdepth_fast.kernels.{case.name}.") for name in compiled)
