@@ -236,10 +236,11 @@ def compare(
         if low < 0 or not high > 0:
             raise ValueError(f"prediction of {name}: expected positive depths, got {low:g}")
         # Published code clips depth after its inversion; a ReLU gives exact zeros.
-        clamped = int((values == 0).sum())
-        values = values.clamp_min(
-            1 / protocol.max_depth or torch.finfo(values.dtype).tiny if inverse else protocol.min_depth
-        )
+        zeros = values == 0
+        clamped = int(zeros.sum())
+        end = 1 / protocol.max_depth or torch.finfo(values.dtype).tiny if inverse else protocol.min_depth
+        # Other pixels stay, and none is beyond a 0: before the alignment the range is not in the prediction's unit.
+        values = torch.where(zeros, min(end, float(values[~zeros].min())), values)
 
     if values.shape != truth.shape:
         if protocol.resize != "nearest" and inverse != (protocol.resize == "disparity"):

@@ -167,6 +167,7 @@ def _train_in(
     record = folder / "metrics.json"
     table = _Tables(best, guard, at_start=checkpoint is None, write=record if main else None, say=say)
     bar = sys.stdout.isatty()
+    images = config.data.batch_size * config.trainer.accumulate_grad_batches
     options, every = trainer_options(config, module.system)
 
     def sample() -> Any:
@@ -182,7 +183,7 @@ def _train_in(
             *([best] if best else []),
             *([_WriteConfig(folder / "config.yaml", config)] if main else []),
             table,
-            Bar() if bar else Lines(say if main else lambda line: None, config.data.batch_size),
+            Bar() if bar else Lines(say if main else lambda line: None, images),
             Panels(folder / "panel.png", sample),
             *callbacks,
             guard,

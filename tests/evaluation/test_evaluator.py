@@ -148,6 +148,13 @@ def test_predictions_that_make_no_sense_are_named() -> None:
     found = clamping.update(prediction, truth)
     prediction[3, 4] = PLAIN.min_depth
     assert found == Evaluator(PLAIN).update(prediction, truth) and clamping.compute()["clamped"] == 1
+    for inverse in (False, True):  # the others keep their values, in whatever unit they are
+        unit = 1e-5 * scene(2)
+        unit[3, 4] = 0
+        aligning = Evaluator(replace(PLAIN, alignment="median"))
+        found = aligning.update(unit, truth, inverse=inverse)
+        unit[3, 4] = unit[unit > 0].min()
+        assert found == aligning.update(unit, truth, inverse=inverse) and aligning.compute()["clamped"] == 1
     clamping.merge(clamping)
     assert "2 pixels were predicted as exactly 0" in clamping.table()
     with pytest.raises(ValueError, match="expected positive depths, got 0"):
