@@ -45,7 +45,8 @@ class FrameFolder(Dataset[Sample]):
     the attribute `sources` says "known". depth: a folder per clip of 16-bit PNGs named like the frames, value /
     `depth_units_per_metre` in metres, 0 = none; read with `evaluation=True`. split: a file with the names of the frames
     that are targets, one per line; None takes every frame. encoding, invalid_value: of the depth, see `read_depth`;
-    white_level: of the frames, see `read_image`.
+    white_level: of the frames, see `read_image`. check_sizes: look at the headers of all files at once, and refuse
+    a clip of frames of several sizes; without, reading a sample of them is the `DataError`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FrameFolder(Dataset[Sample]):
         invalid_value: float | None = None,
         white_level: float | None = None,
         K_size: tuple[int, int] | None = None,
+        check_sizes: bool = True,
     ) -> None:
         self._size = check_size(height, width)
         offsets = check_sources(sources, ())
@@ -88,7 +90,8 @@ class FrameFolder(Dataset[Sample]):
         pose_files = _per_clip(poses, len(clips), "poses")
         for clip, folder in enumerate(clips):
             frames = list_clip(folder)
-            _check_one_size(frames)
+            if check_sizes and self._offsets:  # a frame alone may have any size
+                _check_one_size(frames)
             self._frames.append(frames)
             if pose_files:
                 self._poses.append(_read_poses(pose_files[clip], len(frames)))

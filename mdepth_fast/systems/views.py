@@ -171,7 +171,14 @@ def training_views(data: DataConfig, seed: int) -> Any:
         clips = _clips(data)
         options = _folder_reading(data)
         return FrameFolder(
-            clips, _intrinsics(data, clips), **size, **given, poses=data.poses, split=data.split, **options
+            clips,
+            _intrinsics(data, clips),
+            **size,
+            **given,
+            poses=data.poses,
+            split=data.split,
+            check_sizes=not data.skip_bad,
+            **options,
         )
     root = root_folder(data)
     if data.name in ("kitti", "kitti_odometry"):
@@ -215,6 +222,11 @@ def evaluation_views(data: DataConfig, seed: int) -> Any:
         clips = _clips(data)
         # Of several clips each has its folder there.
         depth = [Path(data.depth) / clip.name for clip in clips] if len(clips) > 1 else data.depth
+        if len(clips) > 1 and len(set(depth)) < len(clips):
+            raise ValueError(
+                f"data.root: expected clips of different names, as each has a folder in {data.depth}, got "
+                f"{', '.join(map(str, clips))}"
+            )
         return FrameFolder(
             clips,
             _intrinsics(data, clips),
@@ -260,11 +272,11 @@ def _clips(data: DataConfig) -> list[Path]:
         else:
             roots = [root_folder(replace(data, root=name))]
         for root in roots:
-            inside = sorted(
-                (entry for entry in root.iterdir() if entry.is_dir()), key=lambda one: natural_key(one.name)
-            )
-            several = [] if list_images(root) else [folder for folder in inside if list_images(folder)]
-            clips += several or [root]
+            if list_images(root):
+                clips.append(root)
+                continue
+            inside = sorted(filter(Path.is_dir, root.iterdir()), key=lambda one: natural_key(one.name))
+            clips += [folder for folder in inside if list_images(folder)] or [root]
     if data.poses and len(clips) > 1:
         raise ValueError(f"data.poses: expected one clip, whose poses the file has, got {len(clips)}")
     return clips

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -82,21 +82,21 @@ def owning(folder: Path, *, new: bool) -> Iterator[None]:
 
 def _lock(path: Path) -> IO[str]:
     while True:
+        # Closing any handle of the file gives up this process's lock on it: that must not be the lock of another run.
+        if path in _owned:
+            raise _taken(path)
         file = path.open("a+")
         try:
             # Of the process, so that the children that load its data do not hold it after its death.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = path in _owned
+            taken = False
         except OSError as error:
             # A file system without locks: there the owner is who the file says, if that process lives.
             taken = isinstance(error, BlockingIOError | PermissionError) or _lives(path)
         if taken:
             owner = _owner(path)
             file.close()
-            who = "another process"
-            if owner:
-                who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
-            raise ValueError(f"{path.parent}: {who} trains in this folder already; wait for it or end it first")
+            raise _taken(path, owner)
         with suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 break
@@ -106,6 +106,13 @@ def _lock(path: Path) -> IO[str]:
     file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}) + "\n")
     file.flush()
     return file
+
+
+def _taken(path: Path, owner: Mapping[str, object] | None = None) -> ValueError:
+    who = "another process" if owner is not None else "another run of this process"
+    if owner:
+        who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
+    return ValueError(f"{path.parent}: {who} trains in this folder already; wait for it or end it first")
 
 
 def _owner(path: Path) -> dict[str, object]:

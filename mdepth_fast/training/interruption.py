@@ -103,9 +103,17 @@ class SaveFirst(Callback):
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
+            if self.signals.number is None:  # another process got it
+                self.signals.number = signal.SIGTERM
             raise _Stop
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._save(trainer, pl_module, exception)
+        if isinstance(exception, _Stop):
+            # All come here. Lightning kills the first process some seconds after the end of another one.
+            trainer.strategy.barrier()
+
+    def _save(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, Diverged) or not pl_module.roll_back():
             return
         if not trainer.is_global_zero or trainer.global_step <= self.started:

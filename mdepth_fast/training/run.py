@@ -229,16 +229,18 @@ def _train_in(
                     )
             trainer.save_checkpoint(folder / LAST)
     except BaseException as error:
-        where = _where_to_go_on(folder, started if files.step is None else files.step)
+        where = ""
+        if main:
+            where = f"; {_where_to_go_on(folder, started if files.step is None else files.step)}"
         if signals.number is not None:
             # Whatever came of it: a signal to all processes of a job ends those that load the data, too.
             name = signal.Signals(signals.number).name
-            raise Interrupted(signals.number, f"interrupted by {name} at step {trainer.global_step}; {where}") from None
+            raise Interrupted(signals.number, f"interrupted by {name} at step {trainer.global_step}{where}") from None
         if isinstance(error, KeyboardInterrupt | SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            raise Interrupted(signal.SIGINT, f"interrupted at step {trainer.global_step}; {where}") from None
+            raise Interrupted(signal.SIGINT, f"interrupted at step {trainer.global_step}{where}") from None
         if main:
             with suppress(OSError):  # nobody may be there to read it
-                say(f"stopped at step {trainer.global_step} by an error; {where}")
+                say(f"stopped at step {trainer.global_step} by an error{where}")
         raise
     if not main:
         return None

@@ -158,6 +158,12 @@ def test_broken_folders(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((24, 30, 3), np.uint8)).save(clip / "frame10.png")
     with pytest.raises(DataError, match=r"frame10.png: expected the size of the other frames .* got 30x24"):
         FrameFolder(clip, K)
+    # Who leaves out bad samples loses those of that frame alone, and a frame without sources has no other to fit.
+    frames = FrameFolder(clip, K, check_sizes=False)
+    with pytest.raises(DataError, match=r"frame9\.png: expected the size of frame10\.png"):
+        frames[len(frames) - 1]
+    assert len(frames) > 1 and frames[0]["sources"].shape[0] == 2
+    assert len(FrameFolder(clip, K, sources=())) == len(frames) + 2
 
 
 def test_depth_folder(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_several_clips_are_one_data_set_that_sources_never_leave(tmp_path: Path)
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             training_views(config(**change), 0)
+    write_clip(tmp_path / "more" / "a", 4, 50)
+    twice = config([every[0], str(tmp_path / "more" / "a")], depth=str(tmp_path / "depth"))
+    with pytest.raises(ValueError, match=r"data\.root: expected clips of different names"):
+        evaluation_views(twice, 0)
     (above / "K.txt").rename(above / "a" / "K.txt")
     (above / "b2" / "K.txt").write_text("50 0 24.5\n0 50 19.5\n0 0 1\n")
     with pytest.raises(ValueError, match=r"data\.intrinsics: expected one camera for all clips"):
@@ -69,3 +73,4 @@ def test_several_clips_are_one_data_set_that_sources_never_leave(tmp_path: Path)
         ValueError, match=r"a/0\.png: expected the size of the other frames of its clip, 50x40 .* 40x50"
     ):
         training_views(config(every[0]), 0)
+    assert len(training_views(config(every[0], skip_bad=True), 0)) == 2

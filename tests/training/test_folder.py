@@ -1,6 +1,8 @@
 """One owner of a run folder, and what is left in it."""
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -41,9 +43,16 @@ def test_a_run_folder_has_one_owner_and_a_killed_one_keeps_nobody_out(tmp_path: 
             owner.wait()
     assert lock.exists()
     with owning(tmp_path, new=False):
-        assert not left.exists() and json.loads(lock.read_text())["pid"] != 12345
+        assert not left.exists()
         with pytest.raises(ValueError, match="trains in this folder already"), owning(tmp_path, new=False):
             pass
+        # The refusal has left the folder locked, or the next process would say "held".
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as second:
+            try:
+                assert second.stdout is not None and not select.select([second.stdout], [], [], 0.7)[0]
+            finally:
+                second.kill()
+        assert json.loads(lock.read_text())["pid"] == os.getpid()  # last: closing the file ends the lock
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tiny_run import stop_as_killed, tiny_config, tiny_supervised, write_frames
 
 from mdepth_fast.cli import main
 from mdepth_fast.training.checkpoint import Diverged, first_not_finite, read_checkpoint
-from mdepth_fast.training.interruption import Interrupted, Signals
+from mdepth_fast.training.interruption import Interrupted, SaveFirst, Signals
 from mdepth_fast.training.run import train
 
 STEPS = 12  # three epochs of four
@@ -174,6 +175,22 @@ def test_a_second_signal_ends_at_once_and_ignored_ones_stay_ignored(monkeypatch:
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_to_another_process_of_a_run_ends_this_one_as_well(tmp_path: Path) -> None:
+    met: list[str] = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: True, barrier=lambda: met.append("barrier"))
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy)
+    module = SimpleNamespace(roll_back=lambda: False)
+    signals = Signals()
+    guard = SaveFirst(tmp_path, signals, 0)
+    with pytest.raises(BaseException) as stopped:
+        guard.look(trainer)
+    assert signals.number == signal.SIGTERM, "or the command would show a traceback"
+    guard.on_exception(trainer, module, OSError())
+    assert not met, "others need not have failed"
+    guard.on_exception(trainer, module, stopped.value)
+    assert met == ["barrier"], "or the first process would be killed while it saves"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
