@@ -162,7 +162,6 @@ def test_broken_folders(tmp_path: Path) -> None:
     frames = FrameFolder(clip, K, check_sizes=False)
     with pytest.raises(DataError, match=r"frame9\.png: expected the size of frame10\.png"):
         frames[len(frames) - 1]
-    assert len(frames) > 1 and frames[0]["sources"].shape[0] == 2
     assert len(FrameFolder(clip, K, sources=())) == len(frames) + 2
 
 
