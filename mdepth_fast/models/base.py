@@ -14,6 +14,7 @@ from ..alignment import affine_from_reference, camera_matrices, scale_from_groun
 from ..geometry import depth_from_disparity
 from ..kinds import Kind, check_kind
 from ..ops.disparity_to_depth import disparity_to_depth
+from .lanczos import resize_lanczos
 from .pretrained import Pretrained
 
 __all__ = [
@@ -265,7 +266,7 @@ class DepthModel(Model):
         if isinstance(images, Tensor) and images.dim() == 3:
             images = images.unsqueeze(0)
         check_images(images, "images")
-        if images.numel() and (images.amin() < -1e-3 or images.amax() > 1 + 1e-3):
+        if images.numel() and not (images.amin() >= -1e-3 and images.amax() <= 1 + 1e-3):  # not NaN either
             low, high = images.amin().item(), images.amax().item()
             raise ValueError(f"images: expected values in [0, 1], got {low:.4g} to {high:.4g}")
         parameter = next(self.parameters())
@@ -326,6 +327,10 @@ class DisparityModel(DepthModel):
 
     def to_depth(self, values: Tensor) -> Tensor:
         return disparity_to_depth(values, min_depth=self.min_depth, max_depth=self.max_depth)
+
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Lanczos, as the data sets of views resize the images of the training."""
+        return resize_lanczos(images, size)
 
 
 class PoseModel(Model):
