@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import json
 import shutil
+import ssl
 import stat
 import tarfile
 import time
@@ -31,7 +32,7 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 4
 _PAUSE = 1.0  # seconds before the second attempt; twice as long before each further one
 _TIMEOUT = 30.0  # seconds without a byte
-_UNPACKED = 8 << 30  # bytes, at most, of an archive's content: far more than any network
+_UNPACKED = 8 << 30  # bytes, at most, of a file or an archive's content: far more than any network
 
 
 def download(
@@ -64,7 +65,7 @@ def download(
             continue
         except ValueError:
             _forget(part)
-            if not resumed:
+            if not resumed or attempt == _ATTEMPTS - 1:
                 raise
             continue  # its beginning may be that of another file
         except OSError as error:
@@ -126,6 +127,8 @@ def _receive(url: str, part: Path, size: int | None, progress: Progress | None) 
                 while block := response.read(_CHUNK):
                     file.write(block)
                     done += len(block)
+                    if done > _UNPACKED:
+                        raise ValueError(f"{url}: the file has over {_UNPACKED} bytes, more than any network")
                     if progress is not None:
                         progress(done, total)
             if total is not None and done < total:
@@ -138,7 +141,7 @@ def _receive(url: str, part: Path, size: int | None, progress: Progress | None) 
         raise ConnectionError(f"{url}: the server answers {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise ConnectionError(f"{url}: cannot be reached ({error.reason})") from error
-    except (http.client.HTTPException, TimeoutError, ConnectionResetError) as error:
+    except (http.client.HTTPException, TimeoutError, ConnectionResetError, ssl.SSLError) as error:
         raise _BrokenOff(f"the connection broke ({str(error) or type(error).__name__})") from error
 
 
@@ -227,8 +230,11 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
-        members = [member for member in opened if not member.isdir()]
-        _bounded(archive, sum(member.size for member in members))
+        members, size = [], 0
+        for member in opened:
+            # While reading on: what is skipped is unpacked, too.
+            _bounded(archive, size := size + member.size)
+            members += [] if member.isdir() else [member]
         for member in members:
             target = _inside(archive, folder, member.name, member.isreg())
             source = opened.extractfile(member)

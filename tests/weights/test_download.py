@@ -81,6 +81,13 @@ def test_another_file_at_the_same_address_is_not_appended(server, tmp_path):
     assert server.asked[4][1] and part.read_bytes() == CONTENT[::-1][: part.stat().st_size]
 
 
+def test_a_wrong_file_at_the_last_attempt_is_an_error(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    with pytest.raises(ValueError, match="expected the sha256 00ff, got"):
+        download(server.url("broken_once"), tmp_path / "w.pt", checksums=[("sha256", "00ff")])
+    assert left(tmp_path) == []
+
+
 def test_no_network(tmp_path):
     with pytest.raises(ConnectionError, match="cannot be reached"):
         download("http://127.0.0.1:9/w.pt", tmp_path / "w.pt")
@@ -143,8 +150,12 @@ def test_archives(kind, tmp_path):
     assert left(tmp_path) == ["files", "packed"]
 
 
-def test_a_content_out_of_all_proportion(tmp_path, monkeypatch):
+def test_a_content_out_of_all_proportion(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_UNPACKED", 6)
-    (tmp_path / "w.zip").write_bytes(archive("zip", "w.pt"))
-    with pytest.raises(ValueError, match="its content has 7 bytes"):
-        unpack(tmp_path / "w.zip", tmp_path / "files")
+    for kind in ("zip", "tar"):
+        (tmp_path / "w").write_bytes(archive(kind, "w.pt"))
+        with pytest.raises(ValueError, match="its content has 7 bytes"):
+            unpack(tmp_path / "w", tmp_path / "files")
+    with pytest.raises(ValueError, match="the file has over 6 bytes"):
+        download(server.url("file"), tmp_path / "more")
+    assert left(tmp_path) == ["w"]
