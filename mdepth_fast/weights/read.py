@@ -41,6 +41,8 @@ __all__ = [
 CHECKSUM = "mdepth_fast.checksum"
 """Of the metadata of a .safetensors file: the `checksum` of all the rest."""
 
+MAX_ENTRIES, MAX_DEPTH = 10**5, 50  # of dictionaries in one another
+
 MAX_EXPANSION, FREE_EXPANSION = 100, 2**28
 """A file may unpack to so many times its size, or to so many bytes: weights and depth hardly shrink, bombs do."""
 
@@ -132,7 +134,21 @@ _TRUST = "`mdepth-fast convert --trust-pickle` takes the tensors out of a pickle
 def _load_torch(path: Path, map_location: Any = "cpu") -> Any:
     if _is_archive(path):
         check_archive(path)
-    return torch.load(path, map_location=map_location, weights_only=True)
+    content = torch.load(path, map_location=map_location, weights_only=True)
+    _check_nesting(content)
+    return content
+
+
+def _check_nesting(content: Any) -> None:
+    """ValueError for dictionaries that lie in themselves, or in one another so often that reading them never ends."""
+    left, pending = MAX_ENTRIES, [(content, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, Mapping):
+            left -= len(value)
+            if left < 0 or depth > MAX_DEPTH:
+                raise ValueError("refused: dictionaries in dictionaries without end")
+            pending += [(one, depth + 1) for one in value.values()]
 
 
 def _is_archive(path: Path) -> bool:

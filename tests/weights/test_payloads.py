@@ -120,3 +120,23 @@ def test_one_wording_wherever_weights_are_read(hostile, container, tmp_path, cap
     for words in (["predict", str(path), str(picture)], ["convert", str(path), str(tmp_path / "out.safetensors")]):
         assert main(words) == 1
         assert f"{path}: refused: it holds Python objects, such as posix.system; " in capsys.readouterr().err
+
+
+def _in_itself():
+    content = {"a": torch.zeros(2)}
+    content["model"] = content
+    return content
+
+
+def _in_one_another(times, depth):
+    content = {"a": torch.zeros(2)}
+    for _ in range(depth):
+        content = {str(n): content for n in range(times)}
+    return content
+
+
+@pytest.mark.parametrize("content", [_in_itself(), _in_one_another(2, 40), _in_one_another(1, 100)])
+def test_dictionaries_without_end_are_refused(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: .*dictionaries in dictionaries without end"):
+        load_checkpoint(create_model("posecnn"), tmp_path / "w.pth")
