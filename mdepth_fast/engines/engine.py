@@ -6,6 +6,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ class Engine:
                 self._write(path, inputs)
                 session, problem = self._opened(path, shapes, inputs, want)
             if problem:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
                 raise ValueError(f"engine: {self.engine} {problem}; take native or torch for {self.name}")
             assert session is not None
             self._sessions[key] = session, spec
@@ -121,7 +123,8 @@ class Engine:
         except Exception as error:  # of a runtime, each has its own
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return None, f"cannot take {self.name}: {lines[0]}"
-        os.utime(path)  # used now
+        with suppress(OSError):  # a cache that others fill, or a file that another process has removed
+            os.utime(path)  # used now
         if [value.shape for value in got] != [value.shape for value in want]:
             shapes_got, shapes_want = ([tuple(value.shape) for value in values] for values in (got, want))
             return session, f"gives shapes {shapes_got} for {self.name}, PyTorch {shapes_want}"

@@ -4,6 +4,7 @@ A session computes on as many threads as PyTorch does. Its threads wait without 
 the rest of the process.
 """
 
+import importlib
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -78,9 +79,16 @@ def machine_kind() -> str:
 
 def versions(engines: Sequence[str] = OF_ONNX) -> dict[str, str]:
     """Of those that are installed."""
-    from importlib.metadata import version
+    return {name: _version(name) for name in engines if missing((name,)) is None}
 
-    return {name: version(name) for name in engines if missing((name,)) is None}
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:  # the module of another package, such as onnxruntime-gpu
+        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
 
 
 def onnxruntime_session(path: Path) -> Any:

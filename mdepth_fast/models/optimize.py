@@ -35,7 +35,7 @@ def optimized(model: "Model", engine: str, dtype: str) -> Any:
     if own != "float32" and (dtype != "auto" or engine in OF_ONNX):
         raise ValueError(f"dtype: expected a network in float32, got {kind} in {own}; `.float()` converts it")
     wanted = "float32" if dtype == "auto" else dtype
-    if engine == "auto":
+    if auto := engine == "auto":
         engine = "native"
         if own == "float32" and one.device.type == "cpu" and not getattr(model, "reads_features", False):
             possible = {other: why_not(other, wanted) is None for other in ENGINES}
@@ -44,7 +44,9 @@ def optimized(model: "Model", engine: str, dtype: str) -> Any:
         raise ValueError(f"engine: {reason}" if engine in OF_ONNX else f"dtype: {reason}")
     if engine in OF_ONNX and getattr(model, "reads_features", False):
         raise ValueError(f"engine: {engine} cannot take {name}, which reads the features of a depth net; take native")
-    made = model._native_copy() if engine == "native" else copy.deepcopy(model).eval().requires_grad_(False)
+    made = model._native_copy() if engine == "native" else _copy(model)
+    if wanted == "bfloat16" and made.float32_only and auto:
+        engine, made = "torch", _copy(model)
     if wanted == "bfloat16" and made.float32_only:
         raise ValueError(f"dtype: the native kernels of {name} compute in float32; take openvino or torch for bfloat16")
     if engine in OF_ONNX:
@@ -53,6 +55,10 @@ def optimized(model: "Model", engine: str, dtype: str) -> Any:
         setattr(made, made.engine_method, Autocast(made, made.engine_method))
     made.runs_on = (engine, wanted if own == "float32" else own)
     return made
+
+
+def _copy(model: M) -> M:
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 class _Uses(TorchDispatchMode):

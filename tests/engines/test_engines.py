@@ -1,6 +1,7 @@
 """Engines: the numbers of PyTorch, one file for a size, what is refused, and which one `auto` takes."""
 
 import copy
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -91,6 +92,25 @@ def test_a_damaged_file_is_written_again_and_other_numbers_are_an_error(net, cac
     path.write_bytes(kept)
 
 
+def test_a_cache_that_others_fill(net, monkeypatch):
+    images = torch.rand(1, 3, 32, 64)
+    net.optimize_for_inference(engine="onnxruntime").predict(images)
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(engine.os, "utime", refuse)
+    net.optimize_for_inference(engine="onnxruntime").predict(images)
+
+
+def test_a_runtime_may_be_installed_under_another_name(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert runtimes.versions(["onnxruntime"])["onnxruntime"][0].isdigit()
+
+
 def test_bfloat16_of_pytorch(net, monkeypatch):
     monkeypatch.setattr(runtimes, "_instructions", lambda: "amx")  # any CPU can, if slowly
     images = torch.rand(1, 3, 32, 64)
@@ -129,6 +149,7 @@ def test_what_else_is_refused(net, monkeypatch):
     monkeypatch.setattr(runtimes, "_instructions", lambda: "amx")
     with pytest.raises(ValueError, match="dtype: the native kernels of fastdepth compute in float32; take openvino"):
         net.optimize_for_inference(dtype="bfloat16")
+    assert net.optimize_for_inference(engine="auto", dtype="bfloat16").runs_on == ("torch", "bfloat16")
     with pytest.raises(ValueError, match="dtype: expected a network in float32, got FastDepth in float64"):
         copy.deepcopy(net).double().optimize_for_inference(engine="onnxruntime")
     with pytest.raises(ValueError, match="engine: onnxruntime cannot take posenet_shared, which reads the features"):
