@@ -75,16 +75,17 @@ def run(arguments: argparse.Namespace) -> None:
     from mdepth_fast.cli._common import pick_device
     from mdepth_fast.files import replacing
     from mdepth_fast.models import list_models
+    from mdepth_fast.weights.registry import is_published
 
     names, models = arguments.cases or list(CASES), list_models()
     kernels = bool(arguments.variants) or arguments.size.count("x") > 1
     networks = [name for name in arguments.cases if name not in (*CASES, _STEP) or (name in models and not kernels)]
     names = [name for name in names if name not in networks and name != _STEP]
     for name in networks:
-        if name not in models and not name.startswith("hub:") and not Path(name).exists():
+        if not (name in models or name.startswith("hub:") or Path(name).exists() or is_published(name)):
             raise ValueError(
-                f"cases: expected some of {', '.join(CASES)}, or networks: {', '.join(models)}, or files, or step, "
-                f"got {name!r}"
+                f"cases: expected some of {', '.join(CASES)}, or networks: {', '.join(models)}, or files or published "
+                f"weights, or step, got {name!r}"
             )
     if arguments.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, got {arguments.rounds}")

@@ -110,9 +110,10 @@ def _read(arguments: argparse.Namespace) -> _Source:
         read_pickled_module,
     )
     from mdepth_fast.weights.hub import is_on_hub
+    from mdepth_fast.weights.registry import is_published
 
     name, source = arguments.model, Path(arguments.input)
-    whole = is_on_hub(arguments.input) or source.is_dir()
+    whole = is_on_hub(arguments.input) or source.is_dir() or is_published(arguments.input)
     if arguments.checkpoint and (name or not source.is_dir()):
         raise ValueError(f"--checkpoint: expected a run folder, and no --model, got {arguments.input}")
     given = _model_options(arguments.model_args)

@@ -92,14 +92,16 @@ def _network(arguments: argparse.Namespace, device: Any) -> tuple[Any, str, str]
         return net, model, "random"
     from mdepth_fast.inference import load_trained
     from mdepth_fast.models import list_models
+    from mdepth_fast.weights.hub import is_on_hub
+    from mdepth_fast.weights.registry import is_published
 
     path = Path(model)
-    if not path.exists():
+    if not (path.exists() or is_on_hub(model) or is_published(model)):
         if model in list_models():
             raise ValueError(
                 f"model: {model} is the name of a network, expected its weights (run folder, checkpoint or file); "
                 "--random-weights exports it untrained"
             )
         raise FileNotFoundError(f"{model}: no such checkpoint, run folder or file")
-    net = load_trained(path, device, checkpoint=arguments.checkpoint).net
+    net = load_trained(model, device, checkpoint=arguments.checkpoint).net
     return net, path.resolve().name if path.is_dir() else path.stem, path.name

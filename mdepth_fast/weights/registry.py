@@ -143,8 +143,12 @@ def cached(entry: Entry) -> Path | None:
     """The file in the cache, None if it is not there. One on the Hugging Face Hub is there once it has been used."""
     folder = _folder(entry)
     if entry.source and is_on_hub(entry.source):
-        pinned = folder / f"{entry.file}.sha256"
-        return pinned if pinned.is_file() else None
+        if not _record(folder, entry.file).is_file():
+            return None
+        try:
+            return _file(entry, folder, offline=True, progress=None)
+        except (FileNotFoundError, ImportError):
+            return None
     return folder / entry.file if (folder / entry.file).is_file() else None
 
 

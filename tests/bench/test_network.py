@@ -174,7 +174,8 @@ class TestCommand:
         [
             (
                 ["fastdept"],
-                "cases: expected some of inverse_warp, .*, or networks: .*, or files, or step, got 'fastdept'",
+                "cases: expected some of inverse_warp, .*, or networks: .*, or files or published weights, or step, "
+                "got 'fastdept'",
             ),
             (["tiny_depth", "--size=1x2x3"], "--size: expected height x width like 192x640 for a network"),
             (["tiny_depth", "--size=0x64"], "--size: expected height x width like 192x640 for a network, got '0x64'"),

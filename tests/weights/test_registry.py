@@ -204,3 +204,22 @@ def test_predict_takes_a_name(words, server, tmp_path, capsys):
         line = ["--output", str(out), *words, str(tmp_path / "a.png")]
     assert main(["predict", *line]) == 0
     assert any(out.glob("a*.png")) and find("own").licence == "mit"
+
+
+def test_every_command_that_reads_weights_takes_a_name(server, tmp_path, capsys):
+    """Told by its refusal of the licence, before anything is read. `demo` and `view` ask for their packages first."""
+    Image.new("RGB", (96, 64), (90, 60, 30)).save(tmp_path / "a.png")
+    (tmp_path / "K.txt").write_text("50 0 48\n0 50 32\n0 0 1\n")
+    image, out = str(tmp_path / "a.png"), str(tmp_path / "out")
+    for words in (
+        ["predict", "bound", image, "--output", out],
+        ["bench", "bound"],
+        ["convert", "bound", f"{out}.safetensors"],
+        ["export", "bound", "--to", "onnx", "--output", f"{out}.onnx"],
+        ["eval", "bound"],
+        ["probe", "bound", image],
+        ["odometry", "bound", "--frames", str(tmp_path)],
+    ):
+        assert main(words) == 1, words
+        assert "bound: its licence, cc-by-nc-4.0, does not allow any use" in capsys.readouterr().err, words
+    assert not server.asked
