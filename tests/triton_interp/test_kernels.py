@@ -40,7 +40,7 @@ def assert_equal_in_double(case, inputs):
 
 
 @per_op
-@pytest.mark.parametrize("size", [(2, 2), (7, 13), (33, 65)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", [(2, 2), (33, 65)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_equals_reference_in_double(case, size):
     batch = 1 if size[0] > 30 else 2
     assert_equal_in_double(case, case.inputs(batch=batch, height=size[0], width=size[1], dtype=torch.float64))
