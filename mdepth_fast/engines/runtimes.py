@@ -4,7 +4,6 @@ A session computes on as many threads as PyTorch does. Its threads wait without 
 the rest of the process.
 """
 
-import importlib
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -83,12 +82,13 @@ def versions(engines: Sequence[str] = OF_ONNX) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
     try:
         return version(name)
     except PackageNotFoundError:  # the module of another package, such as onnxruntime-gpu
-        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
+        others = packages_distributions().get(name)
+        return version(others[0]) if others else "unknown"
 
 
 def onnxruntime_session(path: Path) -> Any:

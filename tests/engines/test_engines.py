@@ -105,10 +105,13 @@ def test_a_cache_that_others_fill(net, monkeypatch):
 
 def test_a_runtime_may_be_installed_under_another_name(monkeypatch):
     def version(name):
-        raise importlib.metadata.PackageNotFoundError(name)
+        if name != "onnxruntime-gpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2"
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert runtimes.versions(["onnxruntime"])["onnxruntime"][0].isdigit()
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert runtimes.versions(["onnxruntime", "onnx"]) == {"onnxruntime": "1.2", "onnx": "unknown"}
 
 
 def test_bfloat16_of_pytorch(net, monkeypatch):
