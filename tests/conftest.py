@@ -62,6 +62,8 @@ LONGEST = (
     "ops/test_contract.py",
     "ops/test_contract_autograd.py",
     "ops/test_vectorised.py",
+    "training/test_resume.py",
+    "training/test_distributed.py",
     "systems/test_presets.py",
 )
 
