@@ -360,10 +360,11 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 
     bfloat16 has eight binary digits: a disparity of 30 pixels would move in steps of an eighth of a pixel.
     """
-    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+    weight = next(layer.parameters())  # and not x, of which torch.fx knows nothing
+    if weight.device.type == "meta" or not torch.is_autocast_enabled(weight.device.type):
         return layer(x)  # type: ignore[no-any-return]
-    with torch.autocast(x.device.type, enabled=False):
-        return layer(x.to(next(layer.parameters()).dtype))  # type: ignore[no-any-return]
+    with torch.autocast(weight.device.type, enabled=False):
+        return layer(x.to(weight.dtype))  # type: ignore[no-any-return]
 
 
 def check_images(images: Tensor, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from .base import Kind, check_images
+from .base import Kind, check_images, in_float32
 from .doubled_conv import doubled_conv
 from .dpt import (
     DPTGeometry,
@@ -55,7 +55,8 @@ class _Decoder(FusionDecoder):
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         x = doubled_conv(self.fused(maps), self.output_conv1)
-        return self.output_conv2(F.interpolate(x, size, mode="bilinear", align_corners=True))
+        first, relu, last = self.output_conv2
+        return in_float32(last, relu(first(F.interpolate(x, size, mode="bilinear", align_corners=True))))
 
 
 class _Head(nn.Module):

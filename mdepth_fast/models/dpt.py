@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from .base import DepthModel, Kind, check_images
+from .base import DepthModel, Kind, check_images, in_float32
 from .doubled_conv import doubled_conv
 from .registry import register_model
 from .resnetv2 import ResNetV2
@@ -230,7 +230,8 @@ class _Decoder(FusionDecoder):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         head: Any = self.output_conv
-        return head[3:](doubled_conv(doubled_conv(self.fused(maps), head[0]), head[2]))
+        features = head[3](doubled_conv(doubled_conv(self.fused(maps), head[0]), head[2]))
+        return head[5](in_float32(head[4], features))  # type: ignore[no-any-return]
 
 
 class TokenDepthModel(DepthModel):

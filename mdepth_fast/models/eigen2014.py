@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DepthModel, check_images
+from .base import DepthModel, check_images, in_float32
 from .registry import register_model
 
 __all__ = ["Eigen2014"]
@@ -79,7 +79,7 @@ class _Coarse(nn.Module):
         x = self.conv4(x).relu_()
         x = 0.01 * _pool(self.conv5(x))
         x = self.dropout(self.full1(x.flatten(1)).relu_())
-        return self.full2(x).unflatten(1, (1, *self.output_size))
+        return in_float32(self.full2, x).unflatten(1, (1, *self.output_size))
 
 
 class _Fine(nn.Module):
@@ -92,7 +92,7 @@ class _Fine(nn.Module):
     def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
         """Normalised colours (B, 3, H, W) and the coarse map (B, 1, h, w) to standardised log depth (B, 1, h, w)."""
         x = torch.cat([coarse, _pool(self.conv1(x))], 1)
-        return self.conv3(self.conv2(x).relu_())
+        return in_float32(self.conv3, self.conv2(x).relu_())
 
 
 class Eigen2014(DepthModel):

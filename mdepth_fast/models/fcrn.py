@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mdepth_fast.weights.encoder import load_encoder_weights
 
-from .base import DepthModel, check_images
+from .base import DepthModel, check_images, in_float32
 from .registry import register_model
 from .resnet import ResNetEncoder
 
@@ -218,7 +218,7 @@ class FCRN(DepthModel):
     def forward(self, images: Tensor) -> Tensor:
         _check(images)
         x = self.transit_norm(self.transit(self.encoder.last(images)))
-        return self.head(self.dropout(self.levels(x))).relu_()
+        return in_float32(self.head, self.dropout(self.levels(x))).relu_()
 
     def infer(self, images: Tensor) -> Tensor:
         return self(images)

@@ -1,12 +1,24 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import mdepth_fast.models
-from mdepth_fast.models import DepthModel, FlowModel, PoseModel, create_model, list_models, register_model, registry
+from mdepth_fast.models import (
+    DPT,
+    DepthAnythingV2,
+    DepthModel,
+    DPTGeometry,
+    FlowModel,
+    PoseModel,
+    create_model,
+    list_models,
+    register_model,
+    registry,
+)
 
 # What people use: none of these may go.
 NAMES = [
@@ -97,20 +109,33 @@ def test_the_names_that_read_files_are_there_on_demand():
             module.nothing  # noqa: B018
 
 
-SMALL = {
-    "flownet_s": {"width": 8},
-    "monodepth_resnet50": {"base": 8},
-    "monodepth_vgg": {"base": 8},
-    **{name: {"width_multiplier": 0.125} for name in ("sfmlearner", "sfmlearner_pose", "vid2depth", "vid2depth_pose")},
+def small(name, **options):
+    return partial(create_model, name, **options)
+
+
+NETS = {
+    "depth_anything": partial(
+        DepthAnythingV2, DPTGeometry(24, 4, 2, (0, 1, 2, 3), (8, 8, 8, 8), features=8), max_depth=20.0
+    ),
+    "dpt": partial(DPT, DPTGeometry(48, 4, 3, (0, 1, 2, 3), (12, 24, 36, 48), features=24)),
+    "eigen2014_nyu": small("eigen2014_nyu", hidden=16),
+    "flownet_s": small("flownet_s", width=8),
+    "monodepth_resnet50": small("monodepth_resnet50", base=8),
+    "monodepth_vgg": small("monodepth_vgg", base=8),
+    **{name: small(name, width_multiplier=0.125) for name in ("sfmlearner", "vid2depth")},
+    **{name: small(name, width_multiplier=0.125) for name in ("sfmlearner_pose", "vid2depth_pose")},
+    **{name: small(name) for name in ("fcrn_resnet50_upproj", "lite_mono_tiny", "monodepth2_resnet18")},
+    **{name: small(name) for name in ("posecnn", "posenet_resnet18")},
 }
 
 
-@pytest.mark.parametrize("name", ["monodepth2_resnet18", "lite_mono_tiny", "posenet_resnet18", "posecnn", *SMALL])
-def test_disparity_flow_and_motion_are_float32_under_autocast(name):
+@pytest.mark.parametrize("name", NETS)
+def test_depth_flow_and_motion_are_float32_under_autocast(name):
     """Features are bfloat16 there; its eight digits are too few for numbers of which pixels are computed."""
     torch.manual_seed(0)
-    model = create_model(name, **SMALL.get(name, {})).eval()
-    inputs = [torch.rand(2, 3, 128, 128) for _ in range(1 + isinstance(model, (PoseModel, FlowModel)))]
+    model = NETS[name]().eval()
+    size = {"depth_anything": (126, 126), "eigen2014_nyu": (228, 304)}.get(name, (128, 128))
+    inputs = [torch.rand(2, 3, *size) for _ in range(1 + isinstance(model, (PoseModel, FlowModel)))]
     if name.endswith("_pose"):
         inputs = [torch.rand(2, 3, 3, 64, 64)]
 
