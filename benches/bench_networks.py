@@ -59,35 +59,18 @@ def test_depth_anything(in_turn, device, full):
     In float32 they agree within 1e-5 of each value on a CPU. --full runs small, base and large at 518x518, 518x686 and
     252x336, and small in bfloat16; the default is small at 252x336.
     """
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
+    from plain_depth_anything import randomise, theirs
+
     sizes = [(518, 518), (518, 686), (252, 336)]
     cases = [(name, size, torch.float32) for name in ("small", "base", "large") for size in sizes]
     cases += [("small", (518, 518), torch.bfloat16)]
     for name, size, dtype in cases if full else [("small", (252, 336), torch.float32)]:
         torch.manual_seed(0)
         ours = DepthAnythingV2(name, position_offset=None).eval()
-        for key, value in ours.named_parameters():
-            if value.dim() > 1:
-                value.normal_(0, value[0].numel() ** -0.5)
-            elif "norm" not in key and "gamma" not in key:
-                value.normal_(0, 0.1)
+        randomise(ours)
         ours.depth_head.scratch.output_conv2[2].bias.fill_(6)
-        geometry = ours.geometry
-        backbone = transformers.Dinov2Config(
-            image_size=518,
-            hidden_size=geometry.dim,
-            num_hidden_layers=geometry.depth,
-            num_attention_heads=geometry.heads,
-            out_indices=[tap + 1 for tap in geometry.taps],
-            reshape_hidden_states=False,
-        )
-        config = transformers.DepthAnythingConfig(
-            backbone_config=backbone,
-            reassemble_hidden_size=geometry.dim,
-            neck_hidden_sizes=list(geometry.widths),
-            fusion_hidden_size=geometry.features,
-        )
-        plain = transformers.DepthAnythingForDepthEstimation(config).eval()
+        plain = theirs(ours.geometry)
         ours.load_state_dict(ours.translate(plain_state(plain, ours)))
         ours, plain = ours.to(device), plain.to(device)
         x = torch.rand(1, 3, *size, device=device)

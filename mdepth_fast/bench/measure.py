@@ -280,17 +280,7 @@ def in_turn(
     steps: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | str = "cpu"
 ) -> list[Measurement]:
     """Times functions in turn, each once to warm up, when its kernels are recorded too, and then `rounds` times."""
-    device, results = torch.device(device), []
-    for name, step in steps.items():
-        with _dispatch.record() as calls:
-            seconds(step, device)
-        results.append(Measurement(name, forward=list(dict.fromkeys(calls))))
-    for _ in range(rounds):
-        for one, step in zip(results, steps.values(), strict=True):
-            one.seconds_each.append(seconds(step, device))
-    for one in results:
-        one.seconds = statistics.median(one.seconds_each)
-    return results
+    return _rounds(steps, rounds, torch.device(device), seconds)
 
 
 def in_blocks(
@@ -301,22 +291,35 @@ def in_blocks(
 
     In a block, one run warms up; those after it are timed, and `seconds_each` gets their median.
     """
-    device, results = torch.device(device), []
+    return _rounds(steps, rounds, torch.device(device), _block_seconds)
+
+
+def _rounds(
+    steps: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    measured: Callable[[Callable[[], Any], torch.device], float],
+) -> list[Measurement]:
+    results = []
     for name, step in steps.items():
         with _dispatch.record() as calls:
             seconds(step, device)
         results.append(Measurement(name, forward=list(dict.fromkeys(calls))))
     for _ in range(rounds):
         for one, step in zip(results, steps.values(), strict=True):
-            time.sleep(PAUSE)
-            seconds(step, device)
-            block = [seconds(step, device)]
-            while len(block) < 2 or sum(block) < BLOCK:
-                block.append(seconds(step, device))
-            one.seconds_each.append(statistics.median(block))
+            one.seconds_each.append(measured(step, device))
     for one in results:
         one.seconds = statistics.median(one.seconds_each)
     return results
+
+
+def _block_seconds(step: Callable[[], Any], device: torch.device) -> float:
+    time.sleep(PAUSE)
+    seconds(step, device)
+    block = [seconds(step, device)]
+    while len(block) < 2 or sum(block) < BLOCK:
+        block.append(seconds(step, device))
+    return statistics.median(block)
 
 
 def gradient_errors(

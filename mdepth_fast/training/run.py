@@ -110,8 +110,8 @@ def train(
         OSError: a file cannot be read or written.
     """
     signals = Signals()
-    with signals.caught():
-        return _train(config, resume, allow_changed, callbacks, say, signals)
+    with signals.caught(), ExitStack() as owned:
+        return _train(config, resume, allow_changed, callbacks, say, signals, owned)
 
 
 def _train(
@@ -121,7 +121,9 @@ def _train(
     callbacks: Iterable[Callback],
     say: Callable[[str], None],
     signals: Signals,
+    owned: ExitStack,
 ) -> TrainResult | None:
+    """`owned` keeps the run's folder for this process until the run has ended, however it does."""
     quieten()
     seed_everything(config.seed, verbose=False)
     main = (getattr(rank_zero_only, "rank", None) or 0) == 0
@@ -137,30 +139,10 @@ def _train(
         dataset = SkipBroken(dataset)
     held_out = kind.evaluation_data(config)
     module = build_module(config, dataset)
-    with ExitStack() as stack:
-        folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
-        if main:
-            stack.enter_context(owning(folder, new=checkpoint is None))
-        return _train_in(
-            folder, config, module, dataset, held_out, monitor, checkpoint, resumed, main, callbacks, say, signals
-        )
+    folder = checkpoint.parent if checkpoint else new_run_folder(config) if main else Path(config.output)
+    if main:
+        owned.enter_context(owning(folder, new=checkpoint is None))
 
-
-def _train_in(
-    folder: Path,
-    config: Any,
-    module: TrainingModule,
-    dataset: Any,
-    held_out: Any,
-    monitor: str | None,
-    checkpoint: Path | None,
-    resumed: dict[str, Any] | None,
-    main: bool,
-    callbacks: Iterable[Callback],
-    say: Callable[[str], None],
-    signals: Signals,
-) -> TrainResult | None:
-    """Trains in a folder that is this process's own."""
     started = resumed["global_step"] if resumed else 0
     guard, files = SaveFirst(folder, signals, started), AtomicCheckpointIO()
     best = KeepBest(folder, monitor, config.trainer.monitor_mode) if monitor and held_out is not None else None
@@ -218,9 +200,8 @@ def _train_in(
             trainer.fit(module, loader, held_out_loader, ckpt_path=checkpoint)
             if resumed is not None and trainer.global_step == started:
                 table.after = earlier.get("after")
-                if (
-                    table.after is None and trainer.world_size == 1
-                ):  # a signal came in the middle of the last evaluation
+                # Missing where a signal came in the middle of the last evaluation.
+                if table.after is None and trainer.world_size == 1:
                     table.on_train_end(trainer, module)
                 if main:
                     say(

@@ -171,18 +171,10 @@ def _room(path: Path, needed: int | None) -> None:
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
     """The checksum of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, algorithm).hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _hashed(file, algorithm)
-        )
-
-
-def _hashed(file: Any, algorithm: str) -> str:  # before Python 3.11
     made = hashlib.new(algorithm, usedforsecurity=False)
-    while block := file.read(_CHUNK):
-        made.update(block)
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            made.update(block)
     return made.hexdigest()
 
 

@@ -176,7 +176,8 @@ def fetch(
         PermissionError: a licence that has not been accepted.
         FileNotFoundError: not in the cache, and not to be downloaded.
     """
-    entry, folder = find(name), _folder(find(name))
+    entry = find(name)
+    folder = _folder(entry)
     if offline is None:
         offline = any(os.environ.get(key, "0").lower() not in ("", "0", "false") for key in _OFFLINE)
     _accept(entry, folder, accept_licence)

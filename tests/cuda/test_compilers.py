@@ -14,7 +14,7 @@ from mdepth_fast.kernels import nvrtc
 
 SOURCES = nvrtc.source_folder() / "cuda"
 OPS = ops()
-ARCHITECTURES = ("80", "120")  # the build compiles for 90
+ARCHITECTURES = ("80", "90", "120")
 SHARED_MEMORY = 48 * 1024  # what every device gives a block without asking
 
 
